@@ -1,0 +1,253 @@
+"""CORE: how an agent or a client opens a session, keeps it, and opens the next one.
+
+Owns: HELLO and WELCOME, RENEW and GRANT, silence, back-off. Must not know: what travels in the
+session, sockets, clocks, random (both are arguments).
+
+Invariant: a session lives on exactly one socket. Whenever a session ends, whoever ended it, the
+next one begins with Redial, that is on a fresh socket; so nothing queued for an old master or in
+an old connection can reach a new session.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from posthouse import codec, limits
+from posthouse.codec import NO_SESSION
+from posthouse.errors import BadFrame
+from posthouse.link import Link
+from posthouse.messages import (
+    KIND_OF,
+    Goodbye,
+    Grant,
+    Hello,
+    Message,
+    Refused,
+    Renew,
+    Unsupported,
+    Welcome,
+)
+
+__all__ = [
+    "Delivered",
+    "DialEffect",
+    "Dialler",
+    "Granted",
+    "Lost",
+    "Opened",
+    "Redial",
+    "Rejected",
+    "Transmit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Redial:
+    """Close the socket, if any, with all that is queued in it; open and connect a fresh one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Put this frame on the socket of the last Redial; keep it only as long as that socket."""
+
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    welcome: Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The session is over; everything that was sent in it and not answered is unknown."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The master refused the HELLO. Dialling goes on; a client may tell its caller."""
+
+    refused: Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease runs to `stamp_s + lease_s` on our own clock (lease_s 0: no deadline)."""
+
+    stamp_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    message: Message
+
+
+DialEffect = Redial | Transmit | Opened | Lost | Rejected | Granted | Delivered
+
+
+class _State(Enum):
+    IDLE = "idle"
+    GREETING = "greeting"
+    OPEN = "open"
+
+
+class Dialler:
+    """The active end of sessions. `hello` makes a HELLO around a nonce; `entropy(n)` gives bytes."""
+
+    def __init__(
+        self,
+        hello: Callable[[bytes], Hello],
+        entropy: Callable[[int], bytes],
+        digest: Callable[[], bytes] = bytes,
+    ) -> None:
+        self._hello = hello
+        self._entropy = entropy
+        self._digest = digest
+        self._state = _State.IDLE
+        self._nonce = b""
+        self._attempts = 0
+        self._wake_s = 0.0
+        self._deadline_s = 0.0  # greeting: give up; open: silence
+        self._renew_s = limits.renew_s
+        self._silence_s = limits.silence_s
+        self._stamps: OrderedDict[int, None] = OrderedDict()
+        self._granted = 0
+        self.link: Link | None = None
+        self.welcome: Welcome | None = None
+
+    @property
+    def open(self) -> bool:
+        return self._state is _State.OPEN
+
+    @property
+    def wake_s(self) -> float:
+        """When `tick` has to be called at the latest."""
+        link_wake = self.link.wake_s if self.link else None
+        return self._wake_s if link_wake is None else min(self._wake_s, link_wake)
+
+    def tick(self, now_s: float) -> list[DialEffect]:
+        """Let time pass. The first call dials."""
+        match self._state:
+            case _State.IDLE:
+                return self._dial(now_s) if now_s >= self._wake_s else []
+            case _State.GREETING:
+                if now_s < self._deadline_s:
+                    return []
+                return self._pause(now_s)
+            case _State.OPEN:
+                if now_s >= self._deadline_s:
+                    return self._lose("silence", now_s)
+                assert self.link is not None
+                effects: list[DialEffect] = [Transmit(frame) for frame in self.link.due(now_s)]
+                if now_s >= self._wake_s:
+                    effects.append(self._renew(now_s))
+                return effects
+
+    def send(self, message: Message, now_s: float) -> Transmit:
+        """A sequenced message in the open session. Raises LinkFull."""
+        assert self.link is not None
+        return Transmit(self.link.send(message, now_s))
+
+    def hang_up(self, reason: str, now_s: float) -> list[DialEffect]:
+        """Say goodbye, if there is someone to say it to, and do not dial again by itself."""
+        effects: list[DialEffect] = []
+        if self.link is not None and self.link.room > 0:
+            effects.append(self.send(Goodbye(reason=reason), now_s))
+        self._state, self.link, self._wake_s = _State.IDLE, None, float("inf")
+        return effects
+
+    def receive(self, frame: bytes, now_s: float) -> list[DialEffect]:
+        """A frame came from the socket. A bad one ends the session."""
+        try:
+            envelope = codec.decode(frame)
+            if self._state is _State.GREETING:
+                return self._greeted(envelope, now_s)
+            if self._state is not _State.OPEN or self.link is None:
+                return []
+            if envelope.session != self.link.session or envelope.epoch != self.link.epoch:
+                return []  # of an older session: void
+            message = self.link.receive(envelope, now_s)
+        except BadFrame as error:
+            return self._lose(f"bad frame from the master: {error}", now_s) if self.open else []
+        return self._opened_message(message, now_s) if message is not None else []
+
+    def broken(self, reason: str, now_s: float) -> list[DialEffect]:
+        """The socket's connection broke (a monitor or an error said so)."""
+        return self._lose(reason, now_s) if self._state is _State.OPEN else []
+
+    def _opened_message(self, message: Message, now_s: float) -> list[DialEffect]:
+        match message:
+            case Grant():
+                return self._grant(message, now_s)
+            case Refused():
+                return self._lose(f"{message.code}: {message.message}", now_s)
+            case Goodbye():
+                return self._lose(f"the master said goodbye: {message.reason}", now_s)
+            case Unsupported():
+                return []
+            case _:
+                return [Delivered(message)]
+
+    def _greeted(self, envelope: codec.Envelope, now_s: float) -> list[DialEffect]:
+        body = envelope.body
+        if isinstance(body, Refused) and body.nonce in (b"", self._nonce):
+            pause = self._pause(now_s, body.retry_after_s)
+            return [Rejected(body), *pause]
+        if not isinstance(body, Welcome) or body.nonce != self._nonce:
+            return []
+        self._state, self._attempts = _State.OPEN, 0
+        self.welcome = body
+        self.link = Link(body.session, body.epoch, now_s)
+        self._renew_s = min(max(body.renew_s, 0.05), 60.0)
+        self._silence_s = max(body.silence_s, 2 * self._renew_s)
+        self._deadline_s = now_s + self._silence_s
+        self._stamps.clear()
+        self._granted = 0
+        return [Opened(body), self._renew(now_s)]
+
+    def _renew(self, now_s: float) -> Transmit:
+        assert self.link is not None
+        stamp = int(now_s * 1e6)
+        self._stamps[stamp] = None
+        while len(self._stamps) > limits.renewals_remembered:
+            self._stamps.popitem(last=False)
+        self._wake_s = now_s + self._renew_s
+        renew = Renew(stamp=stamp, granted=self._granted, digest=self._digest())
+        return Transmit(self.link.loose(renew))
+
+    def _grant(self, grant: Grant, now_s: float) -> list[DialEffect]:
+        # Only a stamp we remember sending extends anything: not a forged one from the future.
+        if grant.stamp not in self._stamps:
+            return []
+        while self._stamps and next(iter(self._stamps)) <= grant.stamp:
+            self._stamps.popitem(last=False)
+        self._granted = grant.stamp
+        self._deadline_s = now_s + self._silence_s
+        return [Granted(grant.stamp / 1e6, grant.lease_s)]
+
+    def _dial(self, now_s: float) -> list[DialEffect]:
+        self._state = _State.GREETING
+        self._attempts += 1
+        self._nonce = self._entropy(16)
+        self._deadline_s = self._wake_s = now_s + limits.silence_s
+        hello = self._hello(self._nonce)
+        body = codec.encode_body(hello)
+        frame = codec.frame(KIND_OF[Hello], NO_SESSION, 0, 0, 0, body)
+        return [Redial(), Transmit(frame)]
+
+    def _pause(self, now_s: float, at_least_s: float = 0.0) -> list[DialEffect]:
+        self._state, self.link = _State.IDLE, None
+        backoff = limits.dial_backoff_s_min * 2 ** min(self._attempts, 10)
+        backoff = min(backoff, limits.dial_backoff_s_max)
+        jitter = 0.5 + self._entropy(1)[0] / 256  # 0.5 to 1.5: a fleet does not return in lockstep
+        self._wake_s = now_s + max(backoff * jitter, min(at_least_s, 60.0))
+        return []
+
+    def _lose(self, reason: str, now_s: float) -> list[DialEffect]:
+        self._attempts = 0
+        self._pause(now_s)
+        return [Lost(reason)]

@@ -1,0 +1,180 @@
+"""The error tree: whose fault it was, a stable code, a hint, and the command line's exit status.
+
+Owns: every error that crosses posthouse's public boundary. Must not know: transport, processes.
+Invariant: a code is never reused for another meaning; `from_wire` gives back the class it names.
+
+>>> error = NoSuchWorker("no worker is named 'ingset'", hint="did you mean 'ingest'?")
+>>> error.code, error.exit_status
+('no_such_worker', 3)
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+__all__ = [
+    "AlreadyRegistered",
+    "BadFrame",
+    "ConfigError",
+    "InternalError",
+    "InvalidField",
+    "NoFreeSlot",
+    "NoSuchWorker",
+    "NotPermitted",
+    "NotRunning",
+    "PosthouseError",
+    "RefusedError",
+    "RemoteError",
+    "RequestConflict",
+    "ShuttingDown",
+    "StoreError",
+    "TimedOut",
+    "UnknownHost",
+    "Unreachable",
+    "UsageError",
+    "from_wire",
+]
+
+
+class PosthouseError(Exception):
+    """Base of all. `detail` holds what a program may want: limit, value, handle, holders."""
+
+    code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "", **detail: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.detail: dict[str, Any] = detail
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+class UsageError(PosthouseError):
+    """The caller asked for something that has no meaning."""
+
+    code = "usage"
+    exit_status = 2
+
+
+class InvalidField(UsageError):
+    """A field of a record is out of its rule. `detail`: field, value (as text), rule."""
+
+    code = "invalid_field"
+    exit_status = 1
+
+
+class ConfigError(UsageError):
+    """A configuration file is wrong; the message begins with file:line."""
+
+    code = "config"
+
+
+class RefusedError(PosthouseError):
+    """Understood, and refused by a rule of the cluster."""
+
+    code = "refused"
+
+
+class AlreadyRegistered(RefusedError):
+    """A live registration has this name. `detail["handle"]` is its identity."""
+
+    code = "already_registered"
+
+
+class NoFreeSlot(RefusedError):
+    """max_worker_processes is reached. `detail`: limit, value, holders."""
+
+    code = "no_free_slot"
+
+
+class UnknownHost(RefusedError):
+    """No host of that name has ever joined. `detail["hosts"]` lists those that have."""
+
+    code = "unknown_host"
+
+
+class NotPermitted(RefusedError):
+    """The principal's role does not allow it."""
+
+    code = "not_permitted"
+
+
+class ShuttingDown(RefusedError):
+    """The cluster is in a shutdown and takes no new work."""
+
+    code = "shutting_down"
+
+
+class RequestConflict(RefusedError):
+    """A request id came again with another body."""
+
+    code = "request_conflict"
+
+
+class NoSuchWorker(RefusedError):
+    """No registration by that name or handle."""
+
+    code = "no_such_worker"
+    exit_status = 3
+
+
+class NotRunning(RefusedError):
+    """The worker has no process now."""
+
+    code = "not_running"
+    exit_status = 3
+
+
+class RemoteError(PosthouseError):
+    """The other side broke the protocol or speaks another version."""
+
+    code = "protocol"
+
+
+class BadFrame(RemoteError):
+    """Bytes that are no message of the catalogue. Costs the sender its session."""
+
+    code = "bad_frame"
+
+
+class Unreachable(PosthouseError):
+    """No master answered."""
+
+    code = "unreachable"
+    exit_status = 4
+
+
+class TimedOut(PosthouseError):
+    """The wait ended first. The outcome is unknown; asking again settles it."""
+
+    code = "timed_out"
+    exit_status = 5
+
+
+class StoreError(PosthouseError):
+    """The registry cannot be read or written."""
+
+    code = "store"
+
+
+class InternalError(PosthouseError):
+    """A defect of posthouse."""
+
+    code = "internal"
+
+
+def _tree(cls: type[PosthouseError]) -> dict[str, type[PosthouseError]]:
+    found = {cls.code: cls} if "code" in vars(cls) else {}
+    for child in cls.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+def from_wire(
+    code: str, message: str, hint: str = "", detail: Mapping[str, Any] | None = None
+) -> PosthouseError:
+    """The error that an ERROR message stands for; an unknown code becomes RefusedError."""
+    cls = _tree(PosthouseError).get(code, RefusedError)
+    return cls(message, hint=hint, **dict(detail or {}))

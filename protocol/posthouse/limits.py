@@ -1,0 +1,83 @@
+"""Every bound of the system, in one place, each with its reason.
+
+Owns: the numbers. Must not know: who enforces them.
+Invariant: no queue, frame, name, table or retry elsewhere has a literal bound of its own.
+"""
+
+from typing import Final
+
+# --- names and values of a registration (PostgreSQL's own where it has one) ---
+name_bytes_max: Final = 96  # BGW_MAXLEN (F1)
+type_bytes_max: Final = 96  # as the name (F2)
+library_bytes_max: Final = 1024  # MAXPGPATH (F12)
+function_bytes_max: Final = 96  # BGW_MAXLEN (F13)
+main_arg_bytes_max: Final = 65_536  # a Datum is 8 bytes; U14 asks for real payloads (F14)
+extra_bytes_max: Final = 65_536  # BGW_EXTRALEN is 128; same complaint (F15)
+value_depth_max: Final = 14  # nesting of main_arg; the frame's own nesting adds 2 to make 16
+array_items_max: Final = 4096  # 1 MiB of empty arrays decodes to 72 MiB without it
+map_items_max: Final = 256  # same, for maps
+restart_time_s_max: Final = 86_400_000  # 1000 days, PostgreSQL's own (F10)
+stop_grace_s_max: Final = 3600.0  # a stop that takes longer than an hour is not a stop
+label_bytes_max: Final = 64  # shown in tables
+labels_max: Final = 32  # a host or worker with more is a database
+env_items_max: Final = 128  # execve's own limit is far higher; this keeps START in one frame
+env_bytes_max: Final = 32_768  # all names and values together
+path_bytes_max: Final = 1024  # MAXPGPATH
+rlimits_max: Final = 16  # Linux has 16 resources
+wide_text_bytes_max: Final = 4096  # hints, reasons and other sentences on the wire
+argv_items_max: Final = 1024  # posthouse.exec
+
+# --- frames ---
+agent_frame_bytes_max: Final = 262_144  # START with full main_arg, extra and env fits in it
+client_frame_bytes_max: Final = 262_144  # REGISTER carries the same record as START
+frame_depth_max: Final = 16  # depth 500 decodes in msgpack; nothing of ours nests deeper
+page_bytes_max: Final = 65_536  # inventory, lists and events travel in pages of this size
+page_items_max: Final = 256  # and never more entries than this
+session_bytes: Final = 16  # 128 random bits
+request_id_bytes: Final = 16  # 128 random bits, chosen by the client
+int_max: Final = 2**63 - 1  # int64 is what every language and SQLite have
+
+# --- link ---
+outbox_messages_max: Final = 1024  # unacknowledged messages a link holds before it is full
+outbox_bytes_max: Final = 8 * 1024 * 1024  # and their bytes
+resend_s: Final = 1.0  # an unacknowledged message is sent again after this; a round trip is < 1 ms
+ack_delay_s: Final = 0.05  # a pure ACK waits this long for a message to ride on
+renew_s: Final = 1.0  # pace of RENEW; host loss is to be seen within 3 s
+silence_s: Final = 3.0  # without a GRANT for this long the dialler starts a new session
+dial_backoff_s_min: Final = 0.1  # first redial
+dial_backoff_s_max: Final = 2.0  # later ones; jittered, so a fleet does not return in lockstep
+peers_max: Final = 8192  # sessions the master holds; one descriptor each
+renewals_remembered: Final = 64  # stamps a dialler remembers having sent; others extend nothing
+subscriptions_per_session_max: Final = 1024  # a client with more wants cluster.events()
+credit_max: Final = 4096  # events a watcher may ask for ahead
+requests_in_flight_max: Final = 1024  # per client session
+waiting_calls_max: Final = 4096  # calls of one client that wait for an answer
+
+# --- registry ---
+workers_per_cluster_max: Final = 100_000  # default of max_worker_processes, cluster
+workers_per_host_max: Final = 1_000  # default of max_worker_processes, per host
+hosts_max: Final = 1_024  # twice the 500 hosts of the mission
+retired_max: Final = 10_000  # retired registrations that stay listed
+events_per_registration_max: Final = 256  # a storm trims only its own history
+events_total_max: Final = 2_000_000  # backstop over all registrations
+requests_kept_max: Final = 100_000  # remembered request results
+requests_kept_s: Final = 86_400.0  # a retry a day later is a new request
+start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
+
+# --- host ---
+exit_tail_bytes_max: Final = 4_096  # last output in an exit record: a traceback's worth
+exit_tail_lines_max: Final = 40  # and never more lines
+traceback_bytes_max: Final = 16_384  # the traceback of an uncaught error
+warden_frame_bytes_max: Final = 262_144  # agent <-> warden, one SEQPACKET message
+channel_frame_bytes_max: Final = (
+    131_072  # worker <-> agent; a registration with a full main_arg fits
+)
+exit_records_max: Final = 100_000  # unconfirmed exits a warden keeps; it refuses starts beyond
+log_read_bytes_max: Final = 65_536  # one page of a worker's log
+log_bytes_max: Final = 16 * 1024 * 1024  # default size of one worker's kept output
+exit_callbacks_max: Final = 20  # MAX_ON_EXITS, of each kind (W6)
+postmaster_grace_s: Final = 5.0  # QUIT to KILL in immediate shutdown and crash (PostgreSQL's own)
+
+# --- daemons ---
+drain_messages_max: Final = 512  # inputs handled before one commit; bounds the latency of a batch
+config_bytes_max: Final = 1024 * 1024

@@ -1,0 +1,559 @@
+"""The message catalogue, version 0: one frozen record a message, one number table.
+
+Owns: what may be said on the wire between master, agents and clients. Must not know: bytes
+(codec), sessions (link), sockets. Invariant: a kind number is never reused; the fields of a
+message are only ever added, with a default. docs/reference/protocol.md is generated from here.
+"""
+
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from posthouse import limits
+from posthouse.records import (
+    Event,
+    ExitFacts,
+    Finite,
+    HandleRef,
+    HostInfo,
+    Int,
+    Name,
+    Pid,
+    Record,
+    Status,
+    Text,
+    WorkerInfo,
+)
+from posthouse.states import ShutdownMode, StopReason
+
+PROTOCOL_MIN = 0
+PROTOCOL_MAX = 0
+
+Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Word = Annotated[str, Meta(max_length=128)]
+Hex32 = Annotated[str, Meta(min_length=32, max_length=32)]
+Spec = Annotated[dict[str, Any], Meta(max_length=64)]
+Ref = Annotated[str, Meta(min_length=1, max_length=160)]
+Items = Meta(max_length=limits.page_items_max)
+
+
+class Message(Record, frozen=True, kw_only=True):
+    """Base of all messages."""
+
+
+# --- sessions: unsequenced, both endpoints -----------------------------------------------------
+
+
+class WardenRef(Record, frozen=True, kw_only=True):
+    """One warden of a host: its kind ("fenced", "kept" or "tree") and which process it is."""
+
+    kind: Word
+    instance: Hex32
+    protocol: Int = 0
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """Opens a session. Sent on a fresh socket, with the zero session, until WELCOME or REFUSED.
+
+    `nonce` comes back in WELCOME: an answer to another HELLO is ignored. `role` is "agent" or
+    "client". `host` counts only where no key names the peer. `registry` and `epoch` are the last
+    ones this process knew (empty and 0 if none). An agent also tells who it is (`machine_id`,
+    `boot_id`, `agent_instance`), its `wardens`, what it offers, and how much inventory follows.
+    """
+
+    nonce: Bytes16
+    role: Word
+    protocol_min: Int = PROTOCOL_MIN
+    protocol_max: Int = PROTOCOL_MAX
+    version: Word = ""
+    registry: Word = ""
+    epoch: Int = 0
+    host: Word = ""
+    machine_id: Word = ""
+    boot_id: Word = ""
+    agent_instance: Word = ""
+    wardens: Annotated[list[WardenRef], Meta(max_length=3)] = []
+    labels: Annotated[list[Word], Meta(max_length=limits.labels_max)] = []
+    runtimes: Annotated[list[Word], Meta(max_length=64)] = []
+    modules: Annotated[list[Text], Meta(max_length=256)] = []
+    allow_exec: bool = False
+    users: Annotated[list[Word], Meta(max_length=64)] = []
+    fences: Annotated[list[Word], Meta(max_length=4)] = []
+    slots: Int = 0
+    running: Int = 0
+    exits: Int = 0
+    digest: Annotated[bytes, Meta(max_length=32)] = b""
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """The session is open. All later messages carry `session` and `epoch`.
+
+    `principal` is who the master takes the peer for. `lease_s` is 0 where leases have no deadline.
+    `renew_s` is the pace of RENEW; after `silence_s` without a GRANT the peer starts a new session.
+    """
+
+    nonce: Bytes16
+    session: Bytes16
+    epoch: Int
+    timeline: Int
+    registry: Hex32
+    protocol: Int
+    principal: Word
+    version: Word = ""
+    lease_s: Finite = 0.0
+    renew_s: Finite = limits.renew_s
+    silence_s: Finite = limits.silence_s
+    spread_s: Finite = 0.0
+
+
+class Refused(Message, frozen=True, kw_only=True):
+    """No session, or no longer: `code` says why; "stale_session" asks for a new HELLO at once.
+
+    Otherwise the peer waits `retry_after_s`; 0 means that trying again is of no use.
+    """
+
+    code: Word
+    message: Text = ""
+    hint: Text = ""
+    retry_after_s: Finite = 0.0
+    nonce: Annotated[bytes, Meta(max_length=16)] = b""
+
+
+class Renew(Message, frozen=True, kw_only=True):
+    """The only heartbeat, sent by the thread that does the work. `stamp`: the sender's own
+    CLOCK_BOOTTIME in microseconds; `granted`: the stamp of the last GRANT it received."""
+
+    stamp: Int
+    granted: Int = 0
+    digest: Annotated[bytes, Meta(max_length=32)] = b""
+
+
+class Grant(Message, frozen=True, kw_only=True):
+    """Answers RENEW with its stamp: the lease runs `lease_s` from that stamp on the sender's clock
+    (0: no deadline). To a client it says that the master is alive."""
+
+    stamp: Int
+    lease_s: Finite = 0.0
+
+
+class Ack(Message, frozen=True, kw_only=True):
+    """Carries nothing but the envelope's cumulative acknowledgement."""
+
+
+class Unsupported(Message, frozen=True, kw_only=True):
+    """The peer sent a kind that this side does not know; it was acknowledged and ignored."""
+
+    kind: Int
+
+
+# --- sequenced, both endpoints -----------------------------------------------------------------
+
+
+class Goodbye(Message, frozen=True, kw_only=True):
+    """The sender ends the session on purpose."""
+
+    reason: Text = ""
+
+
+# --- agent -> master ---------------------------------------------------------------------------
+
+
+class Running(Record, frozen=True, kw_only=True):
+    """One live worker process of an inventory."""
+
+    registry: Hex32
+    slot: Int
+    generation: Int
+    incarnation: Int
+    token: Int
+    revision: Int
+    pid: Pid
+    pid_start: Int
+    started_unix_s: Finite
+    ready: bool = False
+    stopping: StopReason | None = None
+    warden: Word = "fenced"
+
+
+class Exit(Record, frozen=True, kw_only=True):
+    """One ended worker process whose end the master has not confirmed yet."""
+
+    registry: Hex32
+    slot: Int
+    generation: Int
+    incarnation: Int
+    token: Int
+    facts: ExitFacts
+    ready: bool = False
+    stop: StopReason | None = None
+
+
+class Inventory(Message, frozen=True, kw_only=True):
+    """A page of what a host runs and of exits to be confirmed; the first sequenced messages of an
+    agent's session. No START, STOP or GRANT before the page with `last`."""
+
+    page: Int
+    last: bool
+    running: Annotated[list[Running], Items] = []
+    exits: Annotated[list[Exit], Items] = []
+    highest_token: Int = 0
+
+
+class Started(Message, frozen=True, kw_only=True):
+    """The process of a START exists."""
+
+    worker: Running
+
+
+class StartFailed(Message, frozen=True, kw_only=True):
+    """A START led to no process. `retry` is false where trying again on this host cannot help."""
+
+    slot: Int
+    generation: Int
+    incarnation: Int
+    token: Int
+    reason: Text
+    code: Word = "fork_failed"
+    retry: bool = True
+
+
+class Ready(Message, frozen=True, kw_only=True):
+    """The worker said that it is ready."""
+
+    slot: Int
+    generation: Int
+    incarnation: Int
+    token: Int
+
+
+class Exited(Message, frozen=True, kw_only=True):
+    """The process is gone and reaped. The acknowledgement of this message confirms the exit."""
+
+    worker: Exit
+
+
+class StopDone(Message, frozen=True, kw_only=True):
+    """STOP named a token that has no process here, and none will ever start under it."""
+
+    slot: Int
+    generation: Int
+    token: Int
+
+
+class LogChunk(Message, frozen=True, kw_only=True):
+    """Answers READ_LOG. `offset` is that of the first byte in `data`; `size` the file's end;
+    `lost` counts bytes before `offset` that are no longer kept."""
+
+    read: Int
+    offset: Int
+    data: Annotated[bytes, Meta(max_length=limits.log_read_bytes_max)] = b""
+    size: Int = 0
+    lost: Int = 0
+    error: Text = ""
+
+
+# --- master -> agent ---------------------------------------------------------------------------
+
+
+class Start(Message, frozen=True, kw_only=True):
+    """Start a process for this registration. Legal under the current session and epoch, if `token`
+    is higher than any this host has seen for the slot."""
+
+    registry: Hex32
+    slot: Int
+    generation: Int
+    incarnation: Int
+    token: Int
+    revision: Int
+    spec: Spec
+    warden: Word = "fenced"
+
+
+class Stop(Message, frozen=True, kw_only=True):
+    """End the process of this token: `signal` (0: KILL at once), then KILL after `grace_s`.
+    Answered by EXITED, or by STOP_DONE if there is no such process."""
+
+    registry: Hex32
+    slot: Int
+    generation: Int
+    token: Int
+    reason: StopReason
+    signal: Annotated[int, Meta(ge=0, le=64)]
+    grace_s: Finite
+
+
+class Signal(Message, frozen=True, kw_only=True):
+    """Send a signal to the process of this token."""
+
+    slot: Int
+    generation: Int
+    token: Int
+    signal: Annotated[int, Meta(ge=1, le=64)]
+
+
+class SetLatch(Message, frozen=True, kw_only=True):
+    """Set the latch of the process of this token."""
+
+    slot: Int
+    generation: Int
+    token: Int
+
+
+class ReadLog(Message, frozen=True, kw_only=True):
+    """Read a page of a registration's output. `offset` -1: the last `limit` bytes."""
+
+    read: Int
+    slot: Int
+    generation: Int
+    offset: Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+    limit: Annotated[int, Meta(ge=0, le=limits.log_read_bytes_max)]
+
+
+# --- client -> master --------------------------------------------------------------------------
+
+
+class Request(Message, frozen=True, kw_only=True):
+    """Base of requests: `request` is a random id; the same id again gets the same answer and has
+    one effect."""
+
+    request: Bytes16
+
+
+class Register(Request, frozen=True, kw_only=True):
+    """Register a worker. Answered by REGISTERED."""
+
+    spec: Spec
+    source: Word = ""
+
+
+class Terminate(Request, frozen=True, kw_only=True):
+    """End the worker and forget it. Answered by DONE once it is recorded, before the worker is
+    gone. `ref` is a name or a handle's text."""
+
+    ref: Ref
+
+
+class SignalWorker(Request, frozen=True, kw_only=True):
+    """Send a signal to the worker's process. Answered by DONE."""
+
+    ref: Ref
+    signal: Annotated[int, Meta(ge=1, le=64)]
+
+
+class LatchWorker(Request, frozen=True, kw_only=True):
+    """Set the worker's latch. Answered by DONE."""
+
+    ref: Ref
+
+
+class Shutdown(Request, frozen=True, kw_only=True):
+    """Shut the cluster down: stop every worker as `mode` says; registrations stay."""
+
+    mode: ShutdownMode
+    grace_s: Finite | None = None
+
+
+class GetStatus(Request, frozen=True, kw_only=True):
+    """Answered by STATUS_REPLY; a stale handle answers STOPPED, an unknown name an error."""
+
+    ref: Ref
+
+
+class ListWorkers(Request, frozen=True, kw_only=True):
+    """Answered by WORKERS_PAGE: registrations in slot order after (`slot`, `generation`)."""
+
+    slot: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
+    generation: Int = 0
+    retired: bool = False
+    limit: Annotated[int, Meta(ge=1, le=limits.page_items_max)] = limits.page_items_max
+
+
+class ListHosts(Request, frozen=True, kw_only=True):
+    """Answered by HOSTS_PAGE: hosts by name after `after`."""
+
+    after: Word = ""
+    limit: Annotated[int, Meta(ge=1, le=limits.page_items_max)] = limits.page_items_max
+
+
+class Explain(Request, frozen=True, kw_only=True):
+    """Why a worker is where it is, or nowhere. Answered by EXPLAINED."""
+
+    ref: Ref
+
+
+class ReadOutput(Request, frozen=True, kw_only=True):
+    """Read a page of a worker's output from its host. Answered by OUTPUT."""
+
+    ref: Ref
+    offset: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
+    limit: Annotated[int, Meta(ge=0, le=limits.log_read_bytes_max)] = limits.log_read_bytes_max
+
+
+class Subscribe(Request, frozen=True, kw_only=True):
+    """Follow the event log after (`timeline`, `sequence`), of one registration if `ref` is given.
+    Answered by SUBSCRIBED, then EVENTS while there is credit. `sequence` -1: from now on."""
+
+    subscription: Int
+    ref: Annotated[str, Meta(max_length=160)] = ""
+    timeline: Int = 0
+    sequence: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = 0
+    credit: Annotated[int, Meta(ge=1, le=limits.credit_max)] = 256
+
+
+class Credit(Message, frozen=True, kw_only=True):
+    """`credit` more events may be sent on this subscription."""
+
+    subscription: Int
+    credit: Annotated[int, Meta(ge=1, le=limits.credit_max)]
+
+
+class Unsubscribe(Message, frozen=True, kw_only=True):
+    """Ends a subscription."""
+
+    subscription: Int
+
+
+# --- master -> client --------------------------------------------------------------------------
+
+
+class Reply(Message, frozen=True, kw_only=True):
+    """Base of answers."""
+
+    request: Bytes16
+
+
+class Registered(Reply, frozen=True, kw_only=True):
+    """The registration is durable. (`timeline`, `sequence`) is the place of its first event."""
+
+    handle: HandleRef
+    name: Name
+    timeline: Int
+    sequence: Int
+
+
+class Done(Reply, frozen=True, kw_only=True):
+    """It is durable. `changed` is false where there was nothing to do."""
+
+    changed: bool = True
+    message: Text = ""
+
+
+class StatusReply(Reply, frozen=True, kw_only=True):
+    status: Status
+    spec: Spec = {}
+
+
+class WorkersPage(Reply, frozen=True, kw_only=True):
+    """`more`: ask again with the last entry's slot and generation."""
+
+    workers: Annotated[list[WorkerInfo], Items]
+    more: bool = False
+    timeline: Int = 0
+    sequence: Int = 0
+
+
+class HostsPage(Reply, frozen=True, kw_only=True):
+    """`more`: ask again with the last entry's name."""
+
+    hosts: Annotated[list[HostInfo], Items]
+    more: bool = False
+
+
+class HostVerdict(Record, frozen=True, kw_only=True):
+    """Whether one host could run a worker, and why not."""
+
+    host: Name
+    fits: bool
+    reason: Text = ""
+
+
+class Explained(Reply, frozen=True, kw_only=True):
+    verdicts: Annotated[list[HostVerdict], Meta(max_length=limits.hosts_max)]
+    reason: Text = ""
+
+
+class Output(Reply, frozen=True, kw_only=True):
+    """See LOG_CHUNK."""
+
+    host: Word = ""
+    offset: Int = 0
+    data: Annotated[bytes, Meta(max_length=limits.log_read_bytes_max)] = b""
+    size: Int = 0
+    lost: Int = 0
+
+
+class Subscribed(Reply, frozen=True, kw_only=True):
+    """EVENTS follow after this place."""
+
+    subscription: Int
+    timeline: Int
+    sequence: Int
+
+
+class Failed(Reply, frozen=True, kw_only=True):
+    """The request had no effect, or its effect was refused. `code` is one of docs/reference/errors;
+    `detail` holds what a program may want."""
+
+    code: Word
+    message: Text
+    hint: Text = ""
+    detail: Annotated[dict[str, Any], Meta(max_length=16)] = {}
+
+
+class Events(Message, frozen=True, kw_only=True):
+    """Rows of the log in order. Everything of the subscription up to (`timeline`, `sequence`) has
+    now been sent."""
+
+    subscription: Int
+    events: Annotated[list[Event], Items]
+    timeline: Int
+    sequence: Int
+
+
+class CursorTooOld(Message, frozen=True, kw_only=True):
+    """Rows after the asked place were trimmed, or it is of another timeline. The subscription is
+    over; the snapshot (GET_STATUS, LIST_WORKERS) tells the state, and following may begin again
+    at (`timeline`, `sequence`)."""
+
+    subscription: Int
+    timeline: Int
+    sequence: Int
+    reason: Text = ""
+
+
+KINDS: dict[int, type[Message]] = {
+    1: Hello, 2: Welcome, 3: Refused, 4: Renew, 5: Grant, 6: Ack, 7: Unsupported, 8: Goodbye,
+    10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
+    20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog,
+    30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
+    40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
+    45: Subscribe, 46: Credit, 47: Unsubscribe,
+    60: Registered, 61: Done, 62: StatusReply, 63: WorkersPage, 64: HostsPage, 65: Explained,
+    66: Output, 67: Subscribed, 68: Failed, 69: Events, 70: CursorTooOld,
+}  # fmt: skip
+KIND_OF: dict[type[Message], int] = {cls: kind for kind, cls in KINDS.items()}
+
+UNSEQUENCED: frozenset[type[Message]] = frozenset(
+    (Hello, Welcome, Refused, Renew, Grant, Ack, Unsupported)
+)
+"""Sent with sequence 0: not numbered, not acknowledged, not repeated by the link."""
+
+AGENT_TO_MASTER = frozenset(
+    (Hello, Renew, Ack, Unsupported, Goodbye, Inventory, Started, StartFailed, Ready, Exited,
+     StopDone, LogChunk)
+)  # fmt: skip
+MASTER_TO_AGENT = frozenset(
+    (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Start, Stop, Signal, SetLatch, ReadLog)
+)
+CLIENT_TO_MASTER = frozenset(
+    (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
+     Shutdown, GetStatus, ListWorkers, ListHosts, Explain, ReadOutput, Subscribe, Credit,
+     Unsubscribe)
+)  # fmt: skip
+MASTER_TO_CLIENT = frozenset(
+    (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Done, StatusReply, WorkersPage,
+     HostsPage, Explained, Output, Subscribed, Failed, Events, CursorTooOld)
+)  # fmt: skip
+
+MUTATING = frozenset((Register, Terminate, SignalWorker, LatchWorker, Shutdown))
+"""Requests whose result is remembered with their id, in the same transaction as the effect."""

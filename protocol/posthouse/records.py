@@ -1,0 +1,189 @@
+"""What posthouse tells about workers and hosts: events, exit facts, status. Typed and frozen.
+
+Owns: the public result records, which are wire records too. Must not know: how they travel.
+Invariant: a field that is absent on the wire has its default; fields are only ever added.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from posthouse.ids import Cursor, HandleId
+from posthouse.states import EventKind, StopReason, WorkerState
+
+__all__ = ["Event", "ExitFacts", "HandleRef", "HostInfo", "Status", "WorkerInfo"]
+
+Int = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Pid = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=96)]
+Text = Annotated[str, Meta(max_length=4096)]
+Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the wire records: keyword only, immutable, defaults left out on the wire."""
+
+
+class HandleRef(Record, frozen=True, kw_only=True):
+    """A handle on the wire."""
+
+    registry: Annotated[str, Meta(min_length=32, max_length=32)]
+    slot: Int
+    generation: Int
+
+    @property
+    def id(self) -> HandleId:
+        return HandleId(self.registry, self.slot, self.generation)
+
+
+class ExitFacts(Record, frozen=True, kw_only=True):
+    """How one incarnation ended, as the warden saw it before it reaped the process.
+
+    Exactly one of `code` and `signal` is given, unless nobody saw the end: then `cause` says why
+    ("warden_died", "host_rebooted") and both are absent. `cause` is "exited", "signaled" or
+    "daemonised" otherwise.
+    """
+
+    cause: Annotated[str, Meta(max_length=32)] = "exited"
+    code: Annotated[int, Meta(ge=0, le=255)] | None = None
+    signal: Annotated[int, Meta(ge=1, le=64)] | None = None
+    core: bool = False
+    oom: bool = False
+    pid: Pid | None = None
+    started_unix_s: Finite | None = None
+    ended_unix_s: Finite | None = None
+    runtime_s: Finite | None = None
+    user_s: Finite | None = None
+    system_s: Finite | None = None
+    max_rss_bytes: Int | None = None
+    output_tail: Annotated[str, Meta(max_length=8192)] = ""
+    traceback: Annotated[str, Meta(max_length=32768)] = ""
+
+    def describe(self) -> str:
+        """One phrase for people.
+
+        >>> ExitFacts(cause="signaled", signal=9).describe()
+        'killed by SIGKILL'
+        """
+        if self.signal is not None:
+            import signal
+
+            known = {s.value: s.name for s in signal.Signals}
+            how = "ran out of memory, " if self.oom else ""
+            core = " (core dumped)" if self.core else ""
+            return f"{how}killed by {known.get(self.signal, f'signal {self.signal}')}{core}"
+        if self.code is not None:
+            return f"exited with code {self.code}"
+        return {
+            "warden_died": "died with its warden",
+            "host_rebooted": "ended with its host's reboot",
+        }.get(self.cause, self.cause)
+
+
+class Event(Record, frozen=True, kw_only=True):
+    """One row of the life-cycle log. (timeline, sequence) is its cursor.
+
+    `reason` says why in words, `rule` names the rule of the contract that decided, `by` the
+    principal on whose request it happened. Fields that do not concern the kind are absent.
+    """
+
+    timeline: Int
+    sequence: Int
+    kind: EventKind
+    at_unix_s: Finite
+    registry: str = ""
+    slot: Int | None = None
+    generation: Int | None = None
+    name: str = ""
+    host: str = ""
+    revision: Int | None = None
+    incarnation: Int | None = None
+    token: Int | None = None
+    pid: Pid | None = None
+    exit: ExitFacts | None = None
+    stop: StopReason | None = None
+    restart_at_unix_s: Finite | None = None
+    restart_in_s: Finite | None = None
+    final: bool = False
+    reason: Text = ""
+    rule: str = ""
+    by: str = ""
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.timeline, self.sequence)
+
+    @property
+    def handle_id(self) -> HandleId | None:
+        if self.slot is None or self.generation is None:
+            return None
+        return HandleId(self.registry, self.slot, self.generation)
+
+
+class Status(Record, frozen=True, kw_only=True):
+    """What a handle sees. `state` is PostgreSQL's; the rest removes its ambiguities (H3-H5).
+
+    NOT_YET_STARTED: `reason` says what it waits for. STARTED: `host`, `pid`, `incarnation`, and
+    whether the host is reachable now. STOPPED: `reason`, `final` (it will never run again), else
+    `restart_in_s`. `cursor` is the place in the log at which this was true.
+    """
+
+    state: WorkerState
+    handle: HandleRef | None = None
+    name: str = ""
+    host: str = ""
+    pid: Pid | None = None
+    incarnation: Int = 0
+    token: Int | None = None
+    revision: Int = 1
+    ready: bool = False
+    reason: Text = ""
+    final: bool = False
+    restart_in_s: Finite | None = None
+    restart_at_unix_s: Finite | None = None
+    started_unix_s: Finite | None = None
+    stopping: StopReason | None = None
+    reachable: bool = True
+    last_heard_s: Finite | None = None
+    dead_for_sure_in_s: Finite | None = None
+    last_exit: ExitFacts | None = None
+    timeline: Int = 0
+    sequence: Int = 0
+
+    @property
+    def handle_id(self) -> HandleId | None:
+        return self.handle.id if self.handle else None
+
+    @property
+    def cursor(self) -> Cursor:
+        return Cursor(self.timeline, self.sequence)
+
+
+class WorkerInfo(Record, frozen=True, kw_only=True):
+    """A line of `posthouse ps`: a registration and its status."""
+
+    status: Status
+    spec: dict[str, Any]
+    registered_unix_s: Finite = 0.0
+    by: str = ""
+    source: str = ""
+    retired: bool = False
+    starts: Int = 0
+    failures: Int = 0
+
+
+class HostInfo(Record, frozen=True, kw_only=True):
+    """A line of `posthouse hosts`."""
+
+    name: Name
+    reachable: bool
+    boot_id: str = ""
+    machine_id: str = ""
+    last_heard_s: Finite | None = None
+    labels: list[str] = []
+    runtimes: list[str] = []
+    fences: list[str] = []
+    slots: Int = 0
+    workers: Int = 0
+    version: str = ""
