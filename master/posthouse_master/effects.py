@@ -1,0 +1,116 @@
+"""CORE: what goes into the master's core and what comes out of it.
+
+Owns: the vocabulary between core and shell. Must not know: how an effect is carried out.
+Invariant: effects are ordered, and the order is the contract: persist, then reply, then notify. A
+shell may commit several batches together, but it sends nothing of a batch before its commit,
+except a Send marked `urgent`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from posthouse_master.store.base import Op
+
+__all__ = [
+    "Effect",
+    "Halt",
+    "Input",
+    "Interrupted",
+    "Malformed",
+    "Note",
+    "Peer",
+    "PeerGone",
+    "Persist",
+    "Received",
+    "Send",
+    "Tick",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where frames come from and go to. `user` is the key's User-Id, "role:name", or None on a
+    socket without keys; it is part of the identity, so nobody can speak in another's session."""
+
+    endpoint: Literal["agents", "clients"]
+    routing_id: bytes
+    user: str | None = None
+
+
+# --- inputs ---
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One frame came from a peer."""
+
+    peer: Peer
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A peer sent what is not even one frame: more parts than one, or far too many bytes."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class PeerGone:
+    """A frame to this peer could not be queued: its connection is gone, or it does not read."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; `MasterCore.wake_s` says when one is wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The process is asked to end (SIGTERM, SIGINT): itself only, never the workers."""
+
+    reason: str
+
+
+Input = Received | Malformed | PeerGone | Tick | Interrupted
+
+
+# --- effects ---
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make durable, in one transaction with all other ops of the batch."""
+
+    op: Op
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Give a frame to a peer. `urgent`: it speaks for nothing that has to be durable first."""
+
+    peer: Peer
+    frame: bytes
+    urgent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the log: a name and fields, never main_arg, extra or environment."""
+
+    name: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """The process ends with this status once everything before has been committed and sent."""
+
+    status: int
+    reason: str
+
+
+Effect = Persist | Send | Note | Halt

@@ -1,0 +1,1 @@
+"""Where the registry is kept: one protocol, several stores."""

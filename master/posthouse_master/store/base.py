@@ -1,0 +1,268 @@
+"""CORE: the rows of the registry, the operations on them, and what every store promises.
+
+Owns: the shape of what is durable. Must not know: what a change means (registry), how it is kept.
+Invariant: a commit is one transaction that checks the epoch inside: all of its operations are
+durable when it returns, or none is and it raised.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from posthouse.errors import StoreError
+from posthouse.states import StopReason
+
+__all__ = [
+    "Counters",
+    "DropRegistration",
+    "DropRequests",
+    "EpochLost",
+    "EventRow",
+    "HostRow",
+    "Life",
+    "Op",
+    "PutCounters",
+    "PutEvent",
+    "PutHost",
+    "PutRegistration",
+    "PutRequest",
+    "PutSlot",
+    "PutState",
+    "RegistryRefused",
+    "RequestRow",
+    "Snapshot",
+    "SpecRow",
+    "StateRow",
+    "Store",
+    "Term",
+    "TrimEvents",
+]
+
+
+class EpochLost(StoreError):
+    """Another master has begun a newer term; this one must not write or send any more."""
+
+    code = "epoch_lost"
+
+
+class RegistryRefused(StoreError):
+    """The registry cannot be opened: locked, foreign, newer, or damaged. The hint is the way out."""
+
+    code = "registry_refused"
+
+
+class Life(StrEnum):
+    """Where a registration is, as the master sees it (section 5 of the contract)."""
+
+    SUBMITTED = "submitted"  # never started: waits for a phase, a host, or its first start
+    STARTING = "starting"  # incarnation and token drawn and durable; START may have left
+    RUNNING = "running"
+    WAITING = "waiting"  # ended, to be started again
+    RETIRED = "retired"  # unregistered; stays listed with its last exit
+
+
+# --- rows ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecRow:
+    """What was asked for: changes only with the revision. `spec` is the packed wire form."""
+
+    slot: int
+    generation: int
+    revision: int
+    name: str
+    spec: bytes
+    registered_unix_s: float
+    by: str = ""
+    source: str = ""
+    order: int = 0  # sequence of the first event: who came first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRow:
+    """What has become of it. `last_exit` is a packed ExitFacts, empty if it never ended."""
+
+    slot: int
+    generation: int
+    life: Life
+    host: str = ""
+    warden: str = "fenced"
+    incarnation: int = 0
+    token: int = 0
+    pid: int | None = None
+    pid_start: int | None = None
+    started_unix_s: float | None = None
+    ready: bool = False
+    stopping: StopReason | None = None
+    stop_by: str = ""
+    reason: str = ""
+    rule: str = ""
+    restart_delay_s: float | None = None
+    starts: int = 0
+    failures: int = 0
+    trimmed_to: int = 0  # sequence of the newest event of it that is no longer kept
+    last_exit: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """One row of the log; `body` is a packed posthouse.records.Event. `stream` tells whose bound
+    it counts for: "slot.generation", "host:NAME" or "cluster"."""
+
+    sequence: int
+    stream: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRow:
+    """A host that has said HELLO at least once; `offer` is what it said of itself, packed."""
+
+    name: str
+    machine_id: str
+    boot_id: str
+    offer: bytes
+    heard_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRow:
+    """The answer to a request that changed something; `result` is a packed message of `kind`."""
+
+    principal: str
+    request: bytes
+    digest: bytes
+    kind: int
+    result: bytes
+    at_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Numbers that never fall."""
+
+    token: int = 0  # drawn last
+    sequence: int = 0  # of the newest event
+    trimmed_to: int = 0  # of the newest event of any stream that is no longer kept
+
+
+# --- operations ---
+
+
+@dataclass(frozen=True, slots=True)
+class PutRegistration:
+    row: SpecRow
+
+
+@dataclass(frozen=True, slots=True)
+class PutState:
+    row: StateRow
+
+
+@dataclass(frozen=True, slots=True)
+class DropRegistration:
+    """A retired registration is no longer listed. Its events go by TrimEvents."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutSlot:
+    """The generation that the slot was given last; outlives its registrations."""
+
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PutEvent:
+    row: EventRow
+
+
+@dataclass(frozen=True, slots=True)
+class TrimEvents:
+    sequences: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    row: RequestRow
+
+
+@dataclass(frozen=True, slots=True)
+class DropRequests:
+    keys: tuple[tuple[str, bytes], ...]  # (principal, request)
+
+
+@dataclass(frozen=True, slots=True)
+class PutHost:
+    row: HostRow
+
+
+@dataclass(frozen=True, slots=True)
+class PutCounters:
+    row: Counters
+
+
+Op = (
+    PutRegistration
+    | PutState
+    | DropRegistration
+    | PutSlot
+    | PutEvent
+    | TrimEvents
+    | PutRequest
+    | DropRequests
+    | PutHost
+    | PutCounters
+)
+
+
+# --- the store ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One master's time in office."""
+
+    registry: str  # 32 hex digits, for ever
+    timeline: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All that is durable, as one term begins."""
+
+    term: Term
+    counters: Counters = Counters()
+    specs: Sequence[SpecRow] = ()
+    states: Sequence[StateRow] = ()
+    slots: Sequence[tuple[int, int]] = ()  # (slot, generation given last)
+    events: Sequence[EventRow] = ()  # by sequence
+    hosts: Sequence[HostRow] = ()
+    requests: Sequence[RequestRow] = field(default=())  # oldest first
+
+
+class Store(Protocol):
+    """A registry that is open. Any StoreError means that its process has to end: what is durable
+    is then known only to a store that is opened anew."""
+
+    def begin_term(self) -> Term:
+        """Raise the epoch by one, durably. Whoever held the former one can commit no more."""
+        ...
+
+    def load(self) -> Snapshot:
+        """Everything, as of the term that was begun."""
+        ...
+
+    def commit(self, epoch: int, ops: Sequence[Op]) -> None:
+        """One durable transaction. Raises EpochLost if `epoch` is not the newest."""
+        ...
+
+    def close(self) -> None:
+        """Give the registry back."""
+        ...
