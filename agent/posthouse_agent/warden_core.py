@@ -1,0 +1,461 @@
+"""The warden's decisions: who may start, when a stop becomes a kill, which exits are still owed.
+
+Owns: the table of live workers, the exits that nobody has confirmed, the highest token of every
+slot. Must not know: pids as targets, sockets, files, clocks. Invariant: every token that was
+meant to fork gets exactly one Exited or NotForked entry, and the entry comes before the reap.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from signal import SIGKILL, Signals
+from typing import Any
+
+from posthouse import limits
+from posthouse.ids import Instant
+from posthouse.states import StopReason
+from posthouse_agent import orders
+from posthouse_agent.orders import Confirm, NoteReady, SignalWorker, StartWorker, StopWorker
+from posthouse_agent.warden_effects import (
+    AgentAttached,
+    AgentGone,
+    Confirmed,
+    Effect,
+    End,
+    Entry,
+    Event,
+    Exited,
+    Fork,
+    ForkDone,
+    ForkRefused,
+    Intent,
+    Kill,
+    Mark,
+    NotForked,
+    Ordered,
+    Orphan,
+    ProcessEnded,
+    ReadyNoted,
+    Reap,
+    Recovered,
+    Started,
+    Stopping,
+    Tell,
+    Terminating,
+    Tick,
+    WriteJournal,
+)
+
+__all__ = ["WardenCore", "recover"]
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A token between its intent and its end. pid 0: the fork has not answered yet."""
+
+    intent: Intent
+    stop_signal: int
+    stop_grace_s: float
+    pid: int = 0
+    pid_start: int = 0
+    started_unix_s: float = 0.0
+    ready: bool = False
+    stop: str = ""
+    signal: int = 0  # the last stop signal sent
+    kill_at_s: float | None = None
+
+
+class WardenCore:
+    """State machine of one warden. The first event is Recovered, also after an empty journal."""
+
+    def __init__(self, *, instance: str, kind: str, boot_id: str, pid: int) -> None:
+        self._instance = instance
+        self._kind = kind
+        self._boot_id = boot_id
+        self._pid = pid
+        self._live: dict[int, _Worker] = {}
+        self._holders: dict[int, int] = {}  # slot -> live token
+        self._exits: dict[int, Orphan] = {}
+        self._highest: dict[int, int] = {}
+        self._attached = False
+        self._terminating = False
+        self._ended = False
+
+    # --- queries ---
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Tokens of all workers that run or are being forked."""
+        return tuple(self._live)
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Tokens of the exits that are not confirmed."""
+        return tuple(self._exits)
+
+    def deadline(self) -> float | None:
+        """`boot_s` at which a Tick is due, if any."""
+        return min(
+            (w.kill_at_s for w in self._live.values() if w.kill_at_s is not None), default=None
+        )
+
+    def entries(self) -> list[Entry]:
+        """A short journal with the same meaning as the whole one so far."""
+        entries: list[Entry] = [Mark(slot=s, token=t) for s, t in sorted(self._highest.items())]
+        for token, w in self._live.items():
+            entries.append(w.intent)
+            if w.pid:
+                entries.append(_started(w))
+            if w.ready:
+                entries.append(ReadyNoted(token=token))
+            if w.stop:
+                entries.append(Stopping(token=token, reason=w.stop))
+        for token, gone in self._exits.items():
+            entries.append(gone.intent)
+            if gone.ready:
+                entries.append(ReadyNoted(token=token))
+            if gone.stop:
+                entries.append(Stopping(token=token, reason=gone.stop))
+            entries.append(Exited(token=token, facts=gone.facts or {}))
+        return entries
+
+    # --- the machine ---
+
+    def handle(self, event: Event, now: Instant) -> list[Effect]:
+        match event:
+            case Ordered(order=order):
+                effects = self._order(order, now)
+            case ProcessEnded(token=token, facts=facts):
+                effects = self._on_end(token, facts)
+            case ForkDone():
+                effects = self._on_forked(event, now)
+            case ForkRefused():
+                effects = self._on_refused(event)
+            case AgentAttached():
+                effects = self._snapshot()
+            case AgentGone():
+                self._attached = False
+                effects = []
+            case Tick():
+                effects = self._on_tick(now)
+            case Terminating():
+                effects = self._on_term(now)
+            case Recovered():
+                effects = self._on_recovered(event, now)
+        if self._terminating and not self._live and not self._ended:
+            self._ended = True
+            effects += [*self._tell(orders.Forget()), End(0)]
+        return effects
+
+    def _order(self, order: orders.Order, now: Instant) -> list[Effect]:
+        match order:
+            case StartWorker():
+                return self._start(order)
+            case StopWorker():
+                return self._stop(order, now)
+            case SignalWorker(token=token, signal=signal):
+                known = token in self._live and self._live[token].pid and 0 < signal <= 64
+                return [Kill(token, signal)] if known else []
+            case NoteReady(token=token):
+                worker = self._live.get(token)
+                if worker is None or worker.ready:
+                    return []
+                worker.ready = True
+                return [WriteJournal(ReadyNoted(token=token))]
+            case Confirm(tokens=tokens):
+                done = [t for t in tokens if self._exits.pop(t, None) is not None]
+                return [WriteJournal(Confirmed(tokens=done))] if done else []
+        return []  # Attach comes as AgentAttached
+
+    # --- starting ---
+
+    def _start(self, order: StartWorker) -> list[Effect]:
+        token = order.token
+        if (worker := self._live.get(token)) is not None:
+            return self._tell(_forked(worker), fds_of=token) if worker.pid else []
+        if (gone := self._exits.get(token)) is not None:
+            return self._tell(_ended(gone, known=True))
+        refusal = self._refusal(order)
+        raised = token > self._highest.get(order.slot, -1)
+        if raised:
+            # A refused token is spent too: it has been answered, so it must never run later.
+            self._highest[order.slot] = token
+        if refusal is not None:
+            mark: list[Effect] = (
+                [WriteJournal(Mark(slot=order.slot, token=token))] if raised else []
+            )
+            return mark + self._tell(refusal)
+        intent = Intent(
+            token=token,
+            registry=order.registry,
+            slot=order.slot,
+            generation=order.generation,
+            incarnation=order.incarnation,
+            revision=order.revision,
+        )
+        signal, grace_s = _stop_rule(order.spec)
+        self._live[token] = _Worker(intent, signal, grace_s)
+        self._holders[order.slot] = token
+        return [WriteJournal(intent), Fork(order)]
+
+    def _refusal(self, order: StartWorker) -> orders.ForkFailed | None:
+        highest = self._highest.get(order.slot, -1)
+        holder = self._holders.get(order.slot)
+        if order.token <= highest:
+            return _failed(
+                order,
+                "stale_token",
+                f"token {order.token} is not above {highest}, "
+                f"the highest seen for slot {order.slot}",
+                retry=False,
+            )
+        if self._terminating:
+            return _failed(order, "stopping", "the warden is ending", retry=True)
+        if holder is not None:
+            # Two processes of one slot are what tokens exist to prevent; the holder is ended first.
+            return _failed(
+                order, "bad_order", f"slot {order.slot} still runs token {holder}", retry=True
+            )
+        if len(self._exits) + len(self._live) >= limits.exit_records_max:
+            return _failed(
+                order,
+                "too_many_exits",
+                f"{len(self._exits)} exits are not confirmed and {len(self._live)} workers run "
+                f"(limit {limits.exit_records_max})",
+                retry=True,
+            )
+        return None
+
+    def _on_forked(self, done: ForkDone, now: Instant) -> list[Effect]:
+        worker = self._live[done.token]
+        worker.pid, worker.pid_start = done.pid, done.pid_start
+        worker.started_unix_s = now.unix_s
+        effects: list[Effect] = [WriteJournal(_started(worker))]
+        effects += self._tell(_forked(worker), fds_of=done.token)
+        if worker.signal:  # a stop came while the fork was under way
+            effects.append(Kill(done.token, worker.signal))
+        return effects
+
+    def _on_refused(self, refused: ForkRefused) -> list[Effect]:
+        intent = self._live.pop(refused.token).intent
+        del self._holders[intent.slot]
+        report = _failed(intent, refused.code, refused.reason, retry=refused.retry)
+        return [WriteJournal(NotForked(token=refused.token)), *self._tell(report)]
+
+    # --- stopping ---
+
+    def _stop(self, order: StopWorker, now: Instant) -> list[Effect]:
+        token = order.token
+        if (worker := self._live.get(token)) is not None:
+            return self._end_worker(worker, order.reason, order.signal, order.grace_s, now)
+        if (gone := self._exits.get(token)) is not None:
+            return self._tell(_ended(gone, known=True))
+        effects: list[Effect] = []
+        if token > self._highest.get(order.slot, -1):
+            self._highest[order.slot] = token
+            effects.append(WriteJournal(Mark(slot=order.slot, token=token)))
+        return effects + self._tell(orders.StopUnknown(token=token, slot=order.slot))
+
+    def _end_worker(
+        self, worker: _Worker, reason: str, signal: int, grace_s: float, now: Instant
+    ) -> list[Effect]:
+        """First rung of the ladder. A second order can only bring the end nearer."""
+        token = worker.intent.token
+        effects: list[Effect] = []
+        if reason and reason != worker.stop:
+            worker.stop = reason
+            effects.append(WriteJournal(Stopping(token=token, reason=reason)))
+        if not 0 < signal <= 64:
+            signal = SIGKILL
+        at_s = now.boot_s + max(0.0, grace_s)
+        if worker.signal != SIGKILL and worker.signal != signal:
+            worker.signal = int(signal)
+            if worker.pid:
+                effects.append(Kill(token, worker.signal))
+        if worker.signal == SIGKILL:
+            worker.kill_at_s = None
+        elif worker.kill_at_s is None or at_s < worker.kill_at_s:
+            worker.kill_at_s = at_s
+        return effects
+
+    def _on_tick(self, now: Instant) -> list[Effect]:
+        effects: list[Effect] = []
+        for token, worker in self._live.items():
+            if worker.pid and worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
+                worker.kill_at_s, worker.signal = None, int(SIGKILL)
+                effects.append(Kill(token, worker.signal))
+        return effects
+
+    def _on_term(self, now: Instant) -> list[Effect]:
+        if self._terminating:
+            return []
+        self._terminating = True
+        effects: list[Effect] = []
+        for worker in self._live.values():
+            reason = worker.stop or StopReason.SHUTDOWN.value
+            effects += self._end_worker(
+                worker, reason, worker.stop_signal, worker.stop_grace_s, now
+            )
+        return effects
+
+    # --- ending ---
+
+    def _on_end(self, token: int, facts: dict[str, Any]) -> list[Effect]:
+        w = self._live.pop(token)
+        del self._holders[w.intent.slot]
+        gone = Orphan(
+            intent=w.intent,
+            pid=w.pid,
+            pid_start=w.pid_start,
+            started_unix_s=w.started_unix_s,
+            ready=w.ready,
+            stop=w.stop,
+            facts=facts,
+        )
+        self._exits[token] = gone
+        return [
+            WriteJournal(Exited(token=token, facts=facts)),
+            Reap(token),
+            *self._tell(_ended(gone)),
+        ]
+
+    # --- beginnings ---
+
+    def _on_recovered(self, event: Recovered, now: Instant) -> list[Effect]:
+        self._highest = dict(event.highest)
+        self._exits = {gone.intent.token: gone for gone in event.exits}
+        cause = "host_rebooted" if event.rebooted else "warden_died"
+        effects: list[Effect] = []
+        for orphan in event.lost:
+            facts: dict[str, Any] = {"cause": cause, "ended_unix_s": now.unix_s}
+            if orphan.pid:
+                facts |= {"pid": orphan.pid, "started_unix_s": orphan.started_unix_s}
+            token = orphan.intent.token
+            self._exits[token] = replace(orphan, facts=facts)
+            effects.append(WriteJournal(Exited(token=token, facts=facts)))
+        return effects
+
+    def _snapshot(self) -> list[Effect]:
+        self._attached = True
+        effects = self._tell(
+            orders.Attached(
+                instance=self._instance,
+                kind=self._kind,
+                boot_id=self._boot_id,
+                pid=self._pid,
+                highest_token=max(self._highest.values(), default=0),
+            )
+        )
+        running = [w for w in self._live.values() if w.pid]
+        for worker in running:
+            effects += self._tell(_forked(worker, known=True), fds_of=worker.intent.token)
+        for gone in self._exits.values():
+            effects += self._tell(_ended(gone, known=True))
+        end = orders.SnapshotEnd(running=len(running), exits=len(self._exits))
+        return effects + self._tell(end)
+
+    def _tell(self, report: orders.Report, *, fds_of: int | None = None) -> list[Effect]:
+        return [Tell(report, fds_of)] if self._attached else []
+
+
+def recover(entries: Iterable[Entry], *, rebooted: bool) -> Recovered:
+    """What a journal says to the next warden, which must first see to it that all are dead."""
+    found: dict[int, Orphan] = {}
+    highest: dict[int, int] = {}
+    for entry in entries:
+        match entry:
+            case Intent(token=token, slot=slot):
+                found[token] = Orphan(intent=entry)
+                highest[slot] = max(token, highest.get(slot, -1))
+            case Mark(slot=slot, token=token):
+                highest[slot] = max(token, highest.get(slot, -1))
+            case Confirmed(tokens=tokens):
+                for token in tokens:
+                    found.pop(token, None)
+            case NotForked(token=token):
+                found.pop(token, None)
+            case Started() | ReadyNoted() | Stopping() | Exited():
+                if entry.token in found:
+                    found[entry.token] = _learn(found[entry.token], entry)
+    return Recovered(
+        rebooted=rebooted,
+        lost=tuple(o for o in found.values() if o.facts is None),
+        exits=tuple(o for o in found.values() if o.facts is not None),
+        highest=highest,
+    )
+
+
+def _learn(orphan: Orphan, entry: Started | ReadyNoted | Stopping | Exited) -> Orphan:
+    match entry:
+        case Started(pid=pid, pid_start=start, started_unix_s=unix_s):
+            return replace(orphan, pid=pid, pid_start=start, started_unix_s=unix_s)
+        case ReadyNoted():
+            return replace(orphan, ready=True)
+        case Stopping(reason=reason):
+            return replace(orphan, stop=reason)
+        case Exited(facts=facts):
+            return replace(orphan, facts=facts)
+
+
+def _started(w: _Worker) -> Started:
+    return Started(
+        token=w.intent.token,
+        pid=w.pid,
+        pid_start=w.pid_start,
+        started_unix_s=w.started_unix_s,
+    )
+
+
+def _forked(w: _Worker, *, known: bool = False) -> orders.Forked:
+    i = w.intent
+    return orders.Forked(
+        token=i.token,
+        registry=i.registry,
+        slot=i.slot,
+        generation=i.generation,
+        incarnation=i.incarnation,
+        revision=i.revision,
+        pid=w.pid,
+        pid_start=w.pid_start,
+        started_unix_s=w.started_unix_s,
+        ready=w.ready,
+        stopping=w.stop,
+        known=known,
+    )
+
+
+def _ended(gone: Orphan, *, known: bool = False) -> orders.Ended:
+    i = gone.intent
+    return orders.Ended(
+        token=i.token,
+        registry=i.registry,
+        slot=i.slot,
+        generation=i.generation,
+        incarnation=i.incarnation,
+        revision=i.revision,
+        facts=gone.facts or {},
+        ready=gone.ready,
+        stop=gone.stop,
+        known=known,
+    )
+
+
+def _failed(
+    what: StartWorker | Intent, code: str, reason: str, *, retry: bool
+) -> orders.ForkFailed:
+    return orders.ForkFailed(
+        token=what.token,
+        slot=what.slot,
+        generation=what.generation,
+        incarnation=what.incarnation,
+        code=code,
+        reason=reason,
+        retry=retry,
+    )
+
+
+def _stop_rule(spec: dict[str, Any]) -> tuple[int, float]:
+    """How this worker is ended when the warden itself ends; the record's own defaults."""
+    name = spec.get("stop_signal", "TERM")
+    grace_s = spec.get("stop_grace_s", 5.0)
+    signal = Signals.__members__.get(f"SIG{name}", Signals.SIGTERM)
+    return int(signal), float(grace_s) if isinstance(grace_s, int | float) else 5.0

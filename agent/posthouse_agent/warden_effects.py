@@ -1,0 +1,259 @@
+"""What the warden's core is told, what it asks for, and what it wants remembered.
+
+Owns: inputs, effects and journal entries, as frozen records. Must not know: processes, sockets,
+files. Invariant: standard library only; a journal entry holds all that the next warden needs.
+
+Effects are ordered, and the order is the contract: what is journalled comes before the fork, the
+reap or the report that rests on it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from posthouse_agent.orders import Attach, Order, Report, StartWorker
+
+__all__ = [
+    "AgentAttached",
+    "AgentGone",
+    "Confirmed",
+    "Effect",
+    "End",
+    "Entry",
+    "Event",
+    "Exited",
+    "Fork",
+    "ForkDone",
+    "ForkRefused",
+    "Intent",
+    "Kill",
+    "Mark",
+    "NotForked",
+    "Ordered",
+    "Orphan",
+    "ProcessEnded",
+    "ReadyNoted",
+    "Reap",
+    "Recovered",
+    "Started",
+    "Stopping",
+    "Tell",
+    "Terminating",
+    "Tick",
+    "WriteJournal",
+]
+
+
+# --- journal entries ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """A fork may happen from here on."""
+
+    token: int
+    registry: str
+    slot: int
+    generation: int
+    incarnation: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotForked:
+    """The fork of this intent did not happen and never will."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    token: int
+    pid: int
+    pid_start: int
+    started_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyNoted:
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stopping:
+    """A stop was ordered; the exit will be judged by this, not by its code."""
+
+    token: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited:
+    """The process is dead; it is reaped after this."""
+
+    token: int
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirmed:
+    """The master has these exits."""
+
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """No token up to this one may start in this slot (tombstone, or what compaction left)."""
+
+    slot: int
+    token: int
+
+
+Entry = Intent | NotForked | Started | ReadyNoted | Stopping | Exited | Confirmed | Mark
+
+
+# --- inputs ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """A token that an earlier warden (meant to) start and did not see end. pid 0: not known."""
+
+    intent: Intent
+    pid: int = 0
+    pid_start: int = 0
+    started_unix_s: float = 0.0
+    ready: bool = False
+    stop: str = ""
+    facts: dict[str, Any] | None = None  # given: it did see the end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """First input of all: what the journal says, once every leftover process is known to be dead.
+
+    `lost` become exits with cause "warden_died", or "host_rebooted" if `rebooted`; `exits` are
+    those that nobody has confirmed yet.
+    """
+
+    rebooted: bool = False
+    lost: tuple[Orphan, ...] = ()
+    exits: tuple[Orphan, ...] = ()
+    highest: dict[int, int] = field(default_factory=dict)  # slot -> token
+
+
+@dataclass(frozen=True, slots=True)
+class AgentAttached:
+    """A new connection said Attach; the shell has closed any older one."""
+
+    attach: Attach
+
+
+@dataclass(frozen=True, slots=True)
+class AgentGone:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """Any order but Attach, from the attached agent."""
+
+    order: Order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkDone:
+    """Answer to Fork: the process exists."""
+
+    token: int
+    pid: int
+    pid_start: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkRefused:
+    """Answer to Fork: there is no process."""
+
+    token: int
+    code: str
+    reason: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessEnded:
+    """The process is a zombie; `facts` (fields of ExitFacts) are complete. Not yet reaped."""
+
+    token: int
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Terminating:
+    """TERM to the warden: end every worker, then end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """`WardenCore.deadline()` has come (or any other moment; it does no harm)."""
+
+
+Event = (
+    Recovered
+    | AgentAttached
+    | AgentGone
+    | Ordered
+    | ForkDone
+    | ForkRefused
+    | ProcessEnded
+    | Terminating
+    | Tick
+)
+
+
+# --- effects ---
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJournal:
+    """Appended before any later effect of the same list is carried out."""
+
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Answered by ForkDone or ForkRefused before any other input."""
+
+    order: StartWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Send a signal by pidfd. The process may be dead already: then nothing happens."""
+
+    token: int
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reap:
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """To the attached agent; `fds_of`: send that worker's channel and latch along."""
+
+    report: Report
+    fds_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The warden's process ends; last of all."""
+
+    status: int
+
+
+Effect = WriteJournal | Fork | Kill | Reap | Tell | End
