@@ -47,11 +47,16 @@ silence_s: Final = 3.0  # without a GRANT for this long the dialler starts a new
 dial_backoff_s_min: Final = 0.1  # first redial
 dial_backoff_s_max: Final = 2.0  # later ones; jittered, so a fleet does not return in lockstep
 peers_max: Final = 8192  # sessions the master holds; one descriptor each
+master_silence_s: Final = 30.0  # no master for this long: a waiter is told POSTMASTER_DIED
 renewals_remembered: Final = 64  # stamps a dialler remembers having sent; others extend nothing
 subscriptions_per_session_max: Final = 1024  # a client with more wants cluster.events()
 credit_max: Final = 4096  # events a watcher may ask for ahead
 requests_in_flight_max: Final = 1024  # per client session
 waiting_calls_max: Final = 4096  # calls of one client that wait for an answer
+
+line_frames_max: Final = 256  # a dialler's frames that wait for the connection; the link resends
+line_bytes_max: Final = 1024 * 1024  # and their bytes
+keys_per_principal_max: Final = 2  # the old and the new one while a key is replaced
 
 # --- registry ---
 workers_per_cluster_max: Final = 100_000  # default of max_worker_processes, cluster
@@ -81,3 +86,6 @@ postmaster_grace_s: Final = 5.0  # QUIT to KILL in immediate shutdown and crash 
 # --- daemons ---
 drain_messages_max: Final = 512  # inputs handled before one commit; bounds the latency of a batch
 config_bytes_max: Final = 1024 * 1024
+socket_path_bytes_max: Final = 107  # sun_path is 108 bytes with its NUL
+lease_s_min: Final = 5.0  # below, a lost RENEW or two would end a healthy host's workers
+lease_s_max: Final = 3600.0  # how long a cut-off host may run what is placed nowhere else
