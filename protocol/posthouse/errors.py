@@ -15,6 +15,7 @@ __all__ = [
     "AlreadyRegistered",
     "BadFrame",
     "ConfigError",
+    "CursorTooOld",
     "InternalError",
     "InvalidField",
     "NoFreeSlot",
@@ -113,6 +114,13 @@ class RequestConflict(RefusedError):
     code = "request_conflict"
 
 
+class CursorTooOld(RefusedError):
+    """Events after the asked cursor are gone. `detail["cursor"]`: where following may begin again,
+    None if only from now on; a snapshot tells the state there."""
+
+    code = "cursor_too_old"
+
+
 class NoSuchWorker(RefusedError):
     """No registration by that name or handle."""
 
@@ -177,4 +185,6 @@ def from_wire(
 ) -> PosthouseError:
     """The error that an ERROR message stands for; an unknown code becomes RefusedError."""
     cls = _tree(PosthouseError).get(code, RefusedError)
-    return cls(message, hint=hint, **dict(detail or {}))
+    error = cls(message, hint=hint)
+    error.detail.update(detail or {})  # not as keywords: a peer may call a key "hint"
+    return error
