@@ -1,0 +1,230 @@
+"""What agent and warden say to each other over their Unix socket; its own protocol version.
+
+Owns: the orders and reports, and their bytes. Must not know: sockets, processes, ZeroMQ.
+Invariant: standard library and msgpack only, because the warden loads nothing else. One record is
+one SOCK_SEQPACKET message: a msgpack map with its class name under "op".
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, get_args, get_origin
+
+import msgpack
+
+from posthouse import limits
+
+__all__ = [
+    "PROTOCOL",
+    "Attach",
+    "Attached",
+    "Confirm",
+    "Ended",
+    "Forget",
+    "ForkFailed",
+    "Forked",
+    "NoteReady",
+    "Order",
+    "Report",
+    "SignalWorker",
+    "SnapshotEnd",
+    "StartWorker",
+    "StopUnknown",
+    "StopWorker",
+    "pack",
+    "unpack",
+]
+
+PROTOCOL = 0
+
+
+# --- agent -> warden ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """First order on a connection. Answered by Attached, Forked (with `known`) for every live
+    worker, Ended for every unconfirmed exit, then SnapshotEnd. An older connection is closed and
+    what it had sent but the warden had not read is void."""
+
+    protocol: int = PROTOCOL
+    agent: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartWorker:
+    """Fork. Refused (ForkFailed, code "stale_token") if the token is not higher than every token
+    this warden has seen for the slot, started or stopped. `path` and `env` are the runtime's."""
+
+    token: int
+    registry: str
+    slot: int
+    generation: int
+    incarnation: int
+    revision: int
+    host: str
+    spec: dict[str, Any]
+    path: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWorker:
+    """`signal` (0: KILL at once), then KILL after `grace_s`. Answered by Ended, or by StopUnknown
+    if no process has the token; a tombstone then keeps any START up to it from running."""
+
+    token: int
+    slot: int
+    reason: str
+    signal: int
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalWorker:
+    token: int
+    signal: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoteReady:
+    """The worker said it is ready: remembered for the next agent."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirm:
+    """The master has these exits; their records may go."""
+
+    tokens: list[int]
+
+
+# --- warden -> agent ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    instance: str  # 32 hex digits, new with every warden process
+    kind: str  # fenced | kept | tree
+    boot_id: str
+    pid: int
+    highest_token: int
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """A worker process exists. The message carries two descriptors: its channel and its latch."""
+
+    token: int
+    registry: str
+    slot: int
+    generation: int
+    incarnation: int
+    revision: int
+    pid: int
+    pid_start: int  # field 22 of /proc/PID/stat
+    started_unix_s: float
+    ready: bool = False
+    stopping: str = ""
+    known: bool = False  # part of a snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkFailed:
+    token: int
+    slot: int
+    generation: int
+    incarnation: int
+    code: str  # "fork_failed" | "stale_token" | "stopping" | "bad_order" | "too_many_exits"
+    reason: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A worker is gone and reaped. `facts`: fields of posthouse.records.ExitFacts."""
+
+    token: int
+    registry: str
+    slot: int
+    generation: int
+    incarnation: int
+    revision: int
+    facts: dict[str, Any]
+    ready: bool = False
+    stop: str = ""
+    known: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopUnknown:
+    token: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotEnd:
+    running: int
+    exits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """The warden ends on purpose (TERM): its workers have ended, no more orders are taken."""
+
+
+Order = Attach | StartWorker | StopWorker | SignalWorker | NoteReady | Confirm
+Report = Attached | Forked | ForkFailed | Ended | StopUnknown | SnapshotEnd | Forget
+
+_CLASSES: dict[str, type[Any]] = {
+    cls.__name__: cls
+    for cls in (
+        *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, Confirm),
+        *(Attached, Forked, ForkFailed, Ended, StopUnknown, SnapshotEnd, Forget),
+    )
+}
+
+
+def pack(record: Order | Report) -> bytes:
+    """The bytes of one message. Raises ValueError if they exceed the frame's bound."""
+    data: bytes = msgpack.packb({"op": type(record).__name__, **asdict(record)})
+    if len(data) > limits.warden_frame_bytes_max:
+        raise ValueError(f"{type(record).__name__} of {len(data)} bytes")
+    return data
+
+
+def unpack(data: bytes) -> Any:
+    """The record of one message. Raises ValueError; unknown fields are ignored, so that an agent
+    and a warden of neighbouring versions understand each other."""
+    try:
+        values = msgpack.unpackb(data, raw=False, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ValueError(f"not msgpack: {error}") from None
+    cls = _CLASSES.get(str(values.pop("op", ""))) if isinstance(values, dict) else None
+    if cls is None:
+        raise ValueError("not an order or report")
+    known = {f.name for f in fields(cls)}
+    for f in fields(cls):
+        if f.name in values and not _fits(values[f.name], f.type):
+            raise ValueError(f"{cls.__name__}.{f.name} is no {f.type}")
+    try:
+        return cls(**{name: value for name, value in values.items() if name in known})
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Exact types only (True is no int), one level into lists and maps."""
+    if kind is Any:
+        return True
+    base = get_origin(kind) or kind
+    if base is float and type(value) is int:
+        return True
+    if type(value) is not base:
+        return False
+    if base is list:
+        return all(_fits(item, get_args(kind)[0]) for item in value)
+    if base is dict:
+        key_kind, value_kind = get_args(kind)
+        return all(_fits(k, key_kind) and _fits(v, value_kind) for k, v in value.items())
+    return True
