@@ -70,6 +70,14 @@ requests_kept_s: Final = 86_400.0  # a retry a day later is a new request
 start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
 
 # --- host ---
+link_room_kept: Final = 64  # of a link's outbox that an agent's reports never use: goodbye, answers
+log_reads_in_flight_max: Final = 32  # of 64 KiB each; a master that asks for more is told to wait
+warden_backoff_s_min: Final = 0.2  # second attempt to start a warden that did not last
+warden_backoff_s_max: Final = 5.0  # later ones; a warden that lived this long is forgiven
+allowed_modules_max: Final = 256  # entries of a host's allow-list; they travel in HELLO
+allowed_users_max: Final = 64  # entries of a host's run_as list
+runtimes_max: Final = 64  # runtimes of one host
+runtime_bytes_max: Final = 65_536  # path and env of one: with the largest START still one order
 exit_tail_bytes_max: Final = 4_096  # last output in an exit record: a traceback's worth
 exit_tail_lines_max: Final = 40  # and never more lines
 traceback_bytes_max: Final = 16_384  # the traceback of an uncaught error

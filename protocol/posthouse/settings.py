@@ -1,0 +1,70 @@
+"""What a master, an agent and a client may be told: typed, frozen, with defaults.
+
+Owns: the settings records. Must not know: where a value came from (config).
+Invariant: a daemon is given exactly one of these records and reads no environment itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from posthouse import limits
+
+__all__ = ["AgentSettings", "ClientSettings", "MasterSettings", "RuntimeSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterSettings:
+    """`posthouse master`. Endpoints are ipc:///absolute/path or tcp://address:port."""
+
+    state_dir: str
+    listen_agents: str
+    listen_clients: str
+    key_file: str | None = None  # this master's secret CURVE key; TCP refuses to start without
+    principals_file: str | None = None  # public keys, and who they are: "agent:b", "client:deploy"
+    insecure: bool = False  # TCP without keys, on loopback only
+    lease_s: float = 30.0
+    max_worker_processes: int = limits.workers_per_cluster_max
+    max_worker_processes_per_host: int = limits.workers_per_host_max
+    log_format: str = "auto"  # auto | console | json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSettings:
+    """One `[runtime.NAME]`: an interpreter, import path, environment and preloaded modules."""
+
+    name: str
+    python: str | None = None  # None: posthouse's own
+    path: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    preload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """`posthouse agent`."""
+
+    host: str
+    master: str  # endpoint for agents
+    runtime_dir: str  # sockets, locks, journals: one per host name, mode 0700
+    log_dir: str
+    key_file: str | None = None
+    master_key: str | None = None  # the master's public CURVE key (Z85)
+    insecure: bool = False
+    labels: tuple[str, ...] = ()
+    max_worker_processes: int = limits.workers_per_host_max
+    modules: tuple[str, ...] = ()  # what may be run: "acme.jobs", "acme.*", "*"
+    allow_exec: bool = False
+    users: tuple[str, ...] = ()  # run_as; empty: the agent's own only
+    runtimes: tuple[RuntimeSettings, ...] = (RuntimeSettings(name="default"),)
+    log_format: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """`posthouse.connect()` and the command line."""
+
+    master: str
+    key_file: str | None = None
+    master_key: str | None = None
+    insecure: bool = False
+    timeout_s: float = 10.0
