@@ -171,9 +171,17 @@ class Dialler:
             if envelope.session != self.link.session or envelope.epoch != self.link.epoch:
                 return []  # of an older session: void
             message = self.link.receive(envelope, now_s)
+            if envelope.body is None and message is not None:
+                return [Transmit(self.link.loose(message))]  # a kind of a later version: say so
         except BadFrame as error:
             return self._lose(f"bad frame from the master: {error}", now_s) if self.open else []
         return self._opened_message(message, now_s) if message is not None else []
+
+    def extend(self, now_s: float) -> None:
+        """The other end has made progress that only its working thread can make (it acknowledged
+        a page of a long inventory, which it answers with no GRANT): silence counts from now."""
+        if self._state is _State.OPEN:
+            self._deadline_s = max(self._deadline_s, now_s + self._silence_s)
 
     def broken(self, reason: str, now_s: float) -> list[DialEffect]:
         """The socket's connection broke (a monitor or an error said so)."""
