@@ -1,0 +1,544 @@
+"""CORE: the agent: between the master's sessions and the wardens of its host.
+
+Owns: the session with the master, the table of workers as the wardens reported it, the exits that
+the master has not confirmed yet, what is waiting to be told. Must not know: sockets, processes,
+files, clocks; and it keeps nothing on disk: an agent that is killed loses nothing that its next
+life does not hear again from the wardens.
+
+Invariant: an exit leaves this table (Confirm to the warden) only when the master has acknowledged
+the very frame that carried it; until then every session's inventory lists it.
+
+Races, and what settles them:
+1. A session opens while a START is on its way to the warden: the inventory could list neither the
+   worker nor its end. So no HELLO is sent while a start is unanswered or a snapshot incomplete.
+2. A warden goes away: starts that it had not answered may have happened or not. The session ends
+   at once, and the next one begins with the new warden's snapshot. A token that is in neither of
+   its lists never ran and never will: orders of an older connection are void. Reporting within the
+   old session would need a second way to say the same, and HELLO lists the wardens that live.
+3. A worker ends while its inventory page waits for room: the pages are a snapshot taken at once,
+   and the exit follows them in the same sequence.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from posthouse import dial, limits
+from posthouse.dial import DialEffect, Dialler
+from posthouse.ids import Instant
+from posthouse.messages import (
+    Exit,
+    Exited,
+    Goodbye,
+    Hello,
+    LogChunk,
+    Message,
+    ReadLog,
+    Ready,
+    Running,
+    Signal,
+    Start,
+    Started,
+    StartFailed,
+    Stop,
+    StopDone,
+    Welcome,
+)
+from posthouse.messages import SetLatch as LatchCommand
+from posthouse.settings import AgentSettings
+from posthouse_agent import admission, inventory
+from posthouse_agent.effects import (
+    AnswerWorker,
+    ConnectionBroken,
+    Consume,
+    Effect,
+    Frame,
+    Give,
+    HostFacts,
+    Input,
+    Leave,
+    LogRead,
+    Note,
+    ReadLogFile,
+    Reported,
+    SetLatch,
+    Tick,
+    WardenGone,
+    WardenUp,
+    WorkerSaid,
+)
+from posthouse_agent.orders import (
+    Attached,
+    Confirm,
+    Ended,
+    Forget,
+    Forked,
+    ForkFailed,
+    NoteReady,
+    Report,
+    SignalWorker,
+    SnapshotEnd,
+    StopUnknown,
+    StopWorker,
+)
+from posthouse_agent.wards import WardenSeat
+
+__all__ = ["AgentCore"]
+
+
+class AgentCore:
+    """`handle(event, now)` is the only way in; effects come back in the order they must happen."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        facts: HostFacts,
+        entropy: Callable[[int], bytes],
+        kinds: tuple[str, ...] = ("fenced",),
+    ) -> None:
+        self._settings = settings
+        self._facts = facts
+        self._dialler = Dialler(self._hello, entropy, self._digest)
+        self._seats = {kind: WardenSeat(kind, entropy) for kind in kinds}
+        self._workers: dict[int, Running] = {}  # by token, as the wardens reported them
+        self._exits: dict[int, tuple[str, Exit]] = {}  # by token: the warden's kind, and the exit
+        self._starting: dict[int, str] = {}  # tokens of unanswered orders: the warden's kind
+        self._stopping: dict[int, tuple[Stop, set[str]]] = {}  # unanswered, and by which wardens
+        self._reads: dict[int, int] = {}  # in this session: number of a file read -> master's
+        self._reads_begun = 0
+        self._outgoing: deque[tuple[Message, list[int]]] = deque()  # with the exits they carry
+        self._carried: deque[tuple[int, list[int]]] = deque()  # sequence -> exits it carried
+        self._pages = 0  # of this session's inventory: its first sequence numbers
+        self._progress = 0  # of them, acknowledged
+        self._greeted: list[str] = []  # instances of the wardens that the last HELLO named
+        self._registry = ""
+        self._epoch = 0
+        self._digest_now: bytes | None = None
+        self._left = False
+        self._effects: list[Effect] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"AgentCore({self._settings.host} {self._dialler.link or 'no session'} "
+            f"workers={len(self._workers)} exits={len(self._exits)} starting={len(self._starting)})"
+        )
+
+    # --- queries ---
+
+    @property
+    def wake_s(self) -> float:
+        """When Tick is due, in seconds of CLOCK_BOOTTIME; infinity if nothing is."""
+        times = [seat.wake_s for seat in self._seats.values()] if not self._left else []
+        if self._may_dial:
+            times.append(self._dialler.wake_s)
+        return min(times, default=float("inf"))
+
+    @property
+    def session(self) -> bytes | None:
+        """The open session, if any."""
+        return self._dialler.link.session if self._dialler.link is not None else None
+
+    @property
+    def running(self) -> dict[int, Running]:
+        """A copy of the table of live workers, by token."""
+        return dict(self._workers)
+
+    @property
+    def unconfirmed(self) -> list[int]:
+        """Tokens of the exits that the master has not confirmed."""
+        return list(self._exits)
+
+    # --- the one way in ---
+
+    def handle(self, event: Input, now: Instant) -> list[Effect]:
+        match event:
+            case Frame(frame):
+                self._dialled(self._dialler.receive(frame, now.boot_s), now)
+                self._acknowledged(now)
+            case Reported(kind, report):
+                self._reported(kind, report)
+            case WorkerSaid(token, message):
+                self._worker_said(token, message)
+            case LogRead():
+                self._log_read(event)
+            case WardenUp(kind):
+                self._seats[kind].up(now.boot_s)
+                self._effects.append(self._seats[kind].attach(self._facts.instance))
+            case WardenGone(kind, reason):
+                self._warden_gone(kind, reason, now)
+            case ConnectionBroken(reason):
+                self._dialled(self._dialler.broken(reason, now.boot_s), now)
+            case Leave(reason):
+                self._left = True
+                self._pump(now)
+                self._dialled(self._dialler.hang_up(reason, now.boot_s), now)
+            case Tick():
+                pass
+        self._advance(now)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _advance(self, now: Instant) -> None:
+        if self._left:
+            return
+        for seat in self._seats.values():
+            self._effects += seat.tick(now.boot_s)
+        if self._may_dial:
+            self._dialled(self._dialler.tick(now.boot_s), now)
+        self._pump(now)
+
+    @property
+    def _settled(self) -> bool:
+        return not self._starting and all(seat.complete for seat in self._seats.values())
+
+    @property
+    def _may_dial(self) -> bool:
+        # An open session is renewed whatever the wardens do; a new one waits for them (race 1).
+        return not self._left and (self._dialler.open or self._settled)
+
+    # --- the session ---
+
+    def _hello(self, nonce: bytes) -> Hello:
+        seats = [seat for seat in self._seats.values() if seat.attached is not None]
+        self._greeted = [seat.instance for seat in seats]
+        settings = self._settings
+        return Hello(
+            nonce=nonce,
+            role="agent",
+            version=self._facts.version,
+            registry=self._registry,
+            epoch=self._epoch,
+            host=settings.host,
+            machine_id=self._facts.machine_id,
+            boot_id=self._facts.boot_id,
+            agent_instance=self._facts.instance,
+            wardens=[seat.reference() for seat in seats],
+            labels=list(settings.labels),
+            runtimes=list(admission.usable_runtimes(settings)),
+            modules=list(settings.modules),
+            allow_exec=settings.allow_exec,
+            users=list(settings.users),
+            slots=settings.max_worker_processes,
+            running=len(self._workers),
+            exits=len(self._exits),
+            digest=self._digest(),
+        )
+
+    def _digest(self) -> bytes:
+        """Of the running set: BLAKE2b, 16 bytes, over the sorted tokens as 8 bytes, big-endian."""
+        if self._digest_now is None:
+            tokens = b"".join(token.to_bytes(8, "big") for token in sorted(self._workers))
+            self._digest_now = blake2b(tokens, digest_size=16).digest()
+        return self._digest_now
+
+    def _dialled(self, effects: list[DialEffect], now: Instant) -> None:
+        for effect in effects:
+            match effect:
+                case dial.Redial() | dial.Transmit():
+                    self._effects.append(effect)
+                case dial.Opened(welcome):
+                    self._opened(welcome, now)
+                case dial.Lost(reason):
+                    self._forget_session()
+                    self._note("session.lost", reason=reason)
+                case dial.Rejected(refused):
+                    self._note(
+                        "session.refused",
+                        code=refused.code,
+                        message=refused.message,
+                        hint=refused.hint,
+                        retry_after_s=refused.retry_after_s,
+                    )
+                case dial.Granted():
+                    pass  # leases have no deadline yet
+                case dial.Delivered(message):
+                    self._command(message, now)
+
+    def _opened(self, welcome: Welcome, now: Instant) -> None:
+        self._registry, self._epoch = welcome.registry, welcome.epoch
+        self._note(
+            "session.opened",
+            epoch=welcome.epoch,
+            principal=welcome.principal,
+            running=len(self._workers),
+            exits=len(self._exits),
+        )
+        # A warden may have gone between HELLO and WELCOME; then the HELLO named a dead one.
+        current = [seat.instance for seat in self._seats.values()]
+        if not self._settled or current != self._greeted:
+            self._end_session("a warden changed", now)
+            return
+        pages = inventory.pages(
+            self._workers.values(),
+            (worker for _, worker in self._exits.values()),
+            max((seat.highest_token for seat in self._seats.values()), default=0),
+        )
+        self._outgoing.extend(pages)
+        self._pages = len(pages)
+
+    def _end_session(self, reason: str, now: Instant) -> None:
+        link = self._dialler.link
+        if link is not None and link.room > 0:
+            self._effects.append(self._dialler.send(Goodbye(reason=reason), now.boot_s))
+        self._dialled(self._dialler.broken(reason, now.boot_s), now)
+
+    def _forget_session(self) -> None:
+        self._outgoing.clear()
+        self._carried.clear()
+        self._stopping.clear()
+        self._reads.clear()
+        self._pages = self._progress = 0
+
+    def _tell(self, message: Message, carries: list[int] | None = None) -> None:
+        # Without a session there is nobody to tell: the next inventory says it all.
+        if self._dialler.open:
+            self._outgoing.append((message, carries or []))
+
+    def _pump(self, now: Instant) -> None:
+        link = self._dialler.link
+        while self._outgoing and link is not None and link.room > limits.link_room_kept:
+            message, carries = self._outgoing.popleft()
+            self._effects.append(self._dialler.send(message, now.boot_s))
+            if carries:
+                self._carried.append((link.sent, carries))
+
+    def _acknowledged(self, now: Instant) -> None:
+        link = self._dialler.link
+        if link is None:
+            return
+        if self._progress < min(link.acknowledged, self._pages):
+            self._progress = min(link.acknowledged, self._pages)
+            self._dialler.extend(now.boot_s)
+        confirmed: dict[str, list[int]] = {}
+        while self._carried and self._carried[0][0] <= link.acknowledged:
+            for token in self._carried.popleft()[1]:
+                kind, _ = self._exits.pop(token)
+                confirmed.setdefault(kind, []).append(token)
+        for kind, tokens in confirmed.items():
+            for at in range(0, len(tokens), limits.page_items_max):
+                order = Confirm(tokens=tokens[at : at + limits.page_items_max])
+                self._effects.append(Give(kind, order))
+
+    # --- commands of the master ---
+
+    def _command(self, message: Message, now: Instant) -> None:
+        match message:
+            case Start():
+                self._start(message)
+            case Stop():
+                self._stop(message)
+            case Signal():
+                worker = self._known(message.token, "signal")
+                if worker is not None:
+                    order = SignalWorker(token=message.token, signal=message.signal)
+                    self._effects.append(Give(worker.warden, order))
+            case LatchCommand():
+                if self._known(message.token, "set_latch") is not None:
+                    self._effects.append(SetLatch(message.token))
+            case ReadLog():
+                self._read_log(message)
+            case _:
+                self._end_session(f"{type(message).__name__} is not for an agent", now)
+
+    def _known(self, token: int, what: str) -> Running | None:
+        worker = self._workers.get(token)
+        if worker is None:
+            self._note(f"{what}.unknown", token=token)
+        return worker
+
+    def _start(self, start: Start) -> None:
+        token = start.token
+        if token in self._workers or token in self._exits or token in self._starting:
+            # A master never sends one token twice; its report is sent or on its way.
+            self._note("start.repeated", token=token)
+            return
+        if start.warden not in self._seats:
+            known = ", ".join(self._seats)
+            reason = f"host {self._settings.host} has no {start.warden!r} warden (it has: {known})"
+            self._refuse_start(start, admission.Refusal("no_such_warden", reason))
+            return
+        occupied = len(self._workers) + len(self._starting)
+        verdict = admission.admit(start, self._settings, self._facts.user, occupied)
+        if isinstance(verdict, admission.Refusal):
+            self._refuse_start(start, verdict)
+            return
+        self._starting[token] = start.warden
+        self._effects.append(Give(start.warden, verdict.order))
+
+    def _refuse_start(self, start: Start, refusal: admission.Refusal) -> None:
+        self._start_failed(start, refusal.code, refusal.reason, refusal.retry)
+
+    def _start_failed(self, of: Start | ForkFailed, code: str, reason: str, retry: bool) -> None:
+        self._note("start.failed", token=of.token, code=code, reason=reason)
+        self._tell(
+            StartFailed(
+                slot=of.slot,
+                generation=of.generation,
+                incarnation=of.incarnation,
+                token=of.token,
+                reason=reason[: limits.wide_text_bytes_max],
+                code=code,
+                retry=retry,
+            )
+        )
+
+    def _stop(self, stop: Stop) -> None:
+        order = StopWorker(
+            token=stop.token,
+            slot=stop.slot,
+            reason=stop.reason.value,
+            signal=stop.signal,
+            grace_s=min(max(stop.grace_s, 0.0), limits.stop_grace_s_max),
+        )
+        worker = self._workers.get(stop.token)
+        if worker is not None:
+            self._workers[stop.token] = msgspec.structs.replace(worker, stopping=stop.reason)
+        # To every warden: only together can they say that nobody has this token, and each keeps
+        # a tombstone against a START of it.
+        self._effects += [Give(kind, order) for kind in self._seats]
+        self._stopping[stop.token] = (stop, set(self._seats))
+
+    def _read_log(self, read: ReadLog) -> None:
+        if len(self._reads) >= limits.log_reads_in_flight_max:
+            error = f"{limits.log_reads_in_flight_max} reads are under way on this host: ask again"
+            self._tell(LogChunk(read=read.read, offset=max(read.offset, 0), error=error))
+            return
+        self._reads_begun += 1
+        self._reads[self._reads_begun] = read.read
+        self._effects.append(
+            ReadLogFile(self._reads_begun, read.slot, read.generation, read.offset, read.limit)
+        )
+
+    def _log_read(self, done: LogRead) -> None:
+        asked = self._reads.pop(done.read, None)
+        if asked is None:
+            return  # asked in a session that is over
+        self._tell(
+            LogChunk(
+                read=asked,
+                offset=done.offset,
+                data=done.data,
+                size=done.size,
+                lost=done.lost,
+                error=done.error[: limits.wide_text_bytes_max],
+            )
+        )
+
+    # --- the wardens ---
+
+    def _reported(self, kind: str, report: Report) -> None:
+        seat = self._seats[kind]
+        problem = seat.check(report)
+        if problem:
+            self._note("warden.unusable", kind=kind, reason=problem)
+            self._effects.append(seat.drop())
+            return
+        match report:
+            case Attached():
+                self._forget_warden(kind)
+                seat.attached = report
+                self._note("warden.attached", kind=kind, pid=report.pid, instance=report.instance)
+            case Forked():
+                self._forked(kind, report)
+            case ForkFailed():
+                self._fork_failed(report)
+            case Ended():
+                self._ended(kind, report)
+            case StopUnknown():
+                self._stop_unknown(kind, report)
+            case SnapshotEnd():
+                seat.complete = True
+                self._note("warden.ready", kind=kind, running=report.running, exits=report.exits)
+            case Forget():
+                self._note("warden.ends", kind=kind)
+        if isinstance(report, Forked | Ended):
+            seat.highest_token = max(seat.highest_token, report.token)
+
+    def _forked(self, kind: str, forked: Forked) -> None:
+        worker = inventory.running_of(kind, forked)
+        self._starting.pop(forked.token, None)
+        self._workers[forked.token] = worker
+        self._digest_now = None
+        if not forked.known:
+            self._note("worker.started", token=forked.token, pid=forked.pid)
+            self._tell(Started(worker=worker))
+
+    def _fork_failed(self, failed: ForkFailed) -> None:
+        if self._starting.pop(failed.token, None) is None:
+            return  # ordered in a session that is over, by an agent that was killed
+        self._start_failed(failed, failed.code, failed.reason, failed.retry)
+
+    def _ended(self, kind: str, ended: Ended) -> None:
+        if ended.token in self._exits:
+            return
+        self._starting.pop(ended.token, None)
+        self._stopping.pop(ended.token, None)
+        self._workers.pop(ended.token, None)
+        self._digest_now = None
+        worker = inventory.exit_of(ended)
+        self._exits[ended.token] = (kind, worker)
+        self._note(
+            "worker.exited",
+            token=ended.token,
+            known=ended.known,
+            cause=worker.facts.cause,
+            code=worker.facts.code,
+            signal=worker.facts.signal,
+        )
+        self._tell(Exited(worker=worker), [ended.token])
+
+    def _stop_unknown(self, kind: str, unknown: StopUnknown) -> None:
+        stop, unanswered = self._stopping.get(unknown.token, (None, {kind}))
+        unanswered.discard(kind)
+        if stop is not None and not unanswered and unknown.token not in self._workers:
+            del self._stopping[unknown.token]
+            self._tell(StopDone(slot=stop.slot, generation=stop.generation, token=stop.token))
+
+    def _warden_gone(self, kind: str, reason: str, now: Instant) -> None:
+        self._note("warden.gone", kind=kind, reason=reason)
+        self._seats[kind].gone(now.boot_s)
+        for token in [token for token, of in self._starting.items() if of == kind]:
+            del self._starting[token]
+        if self._dialler.open:
+            self._end_session(f"the {kind} warden is gone: {reason}", now)
+
+    def _forget_warden(self, kind: str) -> None:
+        self._workers = {t: w for t, w in self._workers.items() if w.warden != kind}
+        self._exits = {t: entry for t, entry in self._exits.items() if entry[0] != kind}
+        self._digest_now = None
+
+    # --- the workers ---
+
+    def _worker_said(self, token: int, message: dict[str, Any]) -> None:
+        worker = self._workers.get(token)
+        answer: dict[str, Any] = {"id": message.get("id"), "ok": True}
+        match message.get("op"):
+            case "ready" if worker is not None:
+                self._became_ready(worker)
+            case "ready":
+                pass  # its end was reported before its last words were read
+            case op:
+                error = f"this agent does not know the operation {str(op)[:64]!r}"
+                answer = {"id": answer["id"], "ok": False, "code": "unsupported", "error": error}
+        self._effects += [AnswerWorker(token, answer), Consume(token)]
+
+    def _became_ready(self, worker: Running) -> None:
+        if worker.ready:
+            return
+        self._workers[worker.token] = msgspec.structs.replace(worker, ready=True)
+        self._note("worker.ready", token=worker.token)
+        self._effects.append(Give(worker.warden, NoteReady(token=worker.token)))
+        self._tell(
+            Ready(
+                slot=worker.slot,
+                generation=worker.generation,
+                incarnation=worker.incarnation,
+                token=worker.token,
+            )
+        )
+
+    def _note(self, name: str, **fields: Any) -> None:
+        self._effects.append(Note(name, fields))

@@ -1,0 +1,92 @@
+"""CORE: the agent's view of one warden: whether it is there, attached, and has told everything.
+
+Owns: the steps of a connection to a warden and the pace of new attempts. Must not know: what the
+reports mean for workers, sockets, processes.
+Invariant: `complete` is true only between a warden's SnapshotEnd and the loss of that connection.
+"""
+
+from collections.abc import Callable
+
+from posthouse import limits
+from posthouse.messages import WardenRef
+from posthouse_agent.effects import DropWarden, Effect, Give, NeedWarden
+from posthouse_agent.orders import PROTOCOL, Attach, Attached, Report, SnapshotEnd
+
+__all__ = ["WardenSeat"]
+
+
+class WardenSeat:
+    """One kind of warden on this host, and the connection to whoever fills it."""
+
+    def __init__(self, kind: str, entropy: Callable[[int], bytes]) -> None:
+        self.kind = kind
+        self.attached: Attached | None = None
+        self.complete = False
+        self.highest_token = 0
+        self._entropy = entropy
+        self._connected = False
+        self._failures = 0
+        self._since_s = 0.0
+        self.wake_s = 0.0  # when to ask for it (again); infinity while that is under way or done
+
+    def __repr__(self) -> str:
+        return f"WardenSeat({self.kind} {self.instance[:8] or 'absent'} complete={self.complete})"
+
+    @property
+    def instance(self) -> str:
+        return self.attached.instance if self.attached is not None else ""
+
+    def reference(self) -> WardenRef:
+        """How HELLO names it."""
+        assert self.attached is not None
+        return WardenRef(
+            kind=self.kind, instance=self.attached.instance, protocol=self.attached.protocol
+        )
+
+    def tick(self, now_s: float) -> list[Effect]:
+        if now_s < self.wake_s:
+            return []
+        self.wake_s = float("inf")
+        return [NeedWarden(self.kind)]
+
+    def up(self, now_s: float) -> None:
+        self._connected, self._since_s = True, now_s
+        self.wake_s = float("inf")
+
+    def attach(self, agent: str) -> Effect:
+        return Give(self.kind, Attach(agent=agent))
+
+    def check(self, report: Report) -> str:
+        """Why this report cannot be taken from this warden now, or nothing."""
+        if not self._connected:
+            return f"{type(report).__name__} without a connection"
+        if isinstance(report, Attached):
+            if self.attached is not None:
+                return "attached twice"
+            if report.kind != self.kind:
+                return f"it is a {report.kind!r} warden"
+            if report.protocol != PROTOCOL:
+                return f"it speaks protocol {report.protocol}, this agent {PROTOCOL}"
+            self.highest_token = report.highest_token
+            return ""
+        if self.attached is None:
+            return f"{type(report).__name__} before Attached"
+        if isinstance(report, SnapshotEnd) and self.complete:
+            return "a second snapshot"
+        return ""
+
+    def drop(self) -> Effect:
+        return DropWarden(self.kind)
+
+    def gone(self, now_s: float) -> None:
+        """Ask for a new one: at once if the last one had lasted, else after a growing pause, so
+        that a warden that cannot live (no space, no descriptors) does not eat the host."""
+        lasted = self.complete and now_s - self._since_s >= limits.warden_backoff_s_max
+        self._failures = 0 if lasted else self._failures + 1
+        pause_s = 0.0
+        if self._failures > 1:
+            pause_s = limits.warden_backoff_s_min * 2.0 ** min(self._failures - 2, 10)
+            pause_s = min(pause_s, limits.warden_backoff_s_max)
+            pause_s *= 0.5 + self._entropy(1)[0] / 256
+        self.wake_s = now_s + pause_s
+        self.attached, self.complete, self._connected = None, False, False
