@@ -14,7 +14,7 @@ import msgpack
 import msgspec
 
 from posthouse import limits
-from posthouse.errors import BadFrame
+from posthouse.errors import BadFrame, InternalError
 from posthouse.messages import KIND_OF, KINDS, Message
 
 __all__ = ["NO_SESSION", "Envelope", "decode", "encode", "encode_body", "frame"]
@@ -46,7 +46,12 @@ def encode_body(message: Message) -> bytes:
 def frame(
     kind: int, session: bytes, epoch: int, sequence: int, acknowledged: int, body: bytes
 ) -> bytes:
-    """A frame around a packed body."""
+    """A frame around a packed body. Raises InternalError if nobody would accept it: libzmq would
+    break the peer's connection over it, again at each repetition."""
+    if len(body) > limits.frame_body_bytes_max:
+        raise InternalError(
+            f"{KINDS[kind].__name__} of {len(body)} bytes exceeds {limits.frame_body_bytes_max}"
+        )
     return _encoder.encode((kind, session, epoch, sequence, acknowledged, msgspec.Raw(body)))
 
 
@@ -131,6 +136,9 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise BadFrame("a map has a key twice")
+    for key in found:
+        if type(key) is not str:
+            raise BadFrame("a map has a key that is no text")
     return found
 
 

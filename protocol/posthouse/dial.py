@@ -19,6 +19,8 @@ from posthouse.errors import BadFrame
 from posthouse.link import Link
 from posthouse.messages import (
     KIND_OF,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     Goodbye,
     Grant,
     Hello,
@@ -96,7 +98,10 @@ class _State(Enum):
 
 
 class Dialler:
-    """The active end of sessions. `hello` makes a HELLO around a nonce; `entropy(n)` gives bytes."""
+    """The active end of sessions. `hello` makes a HELLO around a nonce; `entropy(n)` gives bytes.
+
+    Keeps working until `hang_up`: every failure leads to another HELLO after a growing pause.
+    """
 
     def __init__(
         self,
@@ -126,8 +131,11 @@ class Dialler:
     @property
     def wake_s(self) -> float:
         """When `tick` has to be called at the latest."""
-        link_wake = self.link.wake_s if self.link else None
-        return self._wake_s if link_wake is None else min(self._wake_s, link_wake)
+        if self.link is None:
+            return self._wake_s
+        own = min(self._wake_s, self._deadline_s)
+        link_wake = self.link.wake_s
+        return own if link_wake is None else min(own, link_wake)
 
     def tick(self, now_s: float) -> list[DialEffect]:
         """Let time pass. The first call dials."""
@@ -185,7 +193,13 @@ class Dialler:
 
     def broken(self, reason: str, now_s: float) -> list[DialEffect]:
         """The socket's connection broke (a monitor or an error said so)."""
-        return self._lose(reason, now_s) if self._state is _State.OPEN else []
+        match self._state:
+            case _State.OPEN:
+                return self._lose(reason, now_s)
+            case _State.GREETING:  # libzmq never tries a refused key again on this socket
+                return self._pause(now_s)
+            case _State.IDLE:
+                return []
 
     def _opened_message(self, message: Message, now_s: float) -> list[DialEffect]:
         match message:
@@ -207,11 +221,14 @@ class Dialler:
             return [Rejected(body), *pause]
         if not isinstance(body, Welcome) or body.nonce != self._nonce:
             return []
-        self._state, self._attempts = _State.OPEN, 0
+        if body.session == NO_SESSION or not PROTOCOL_MIN <= body.protocol <= PROTOCOL_MAX:
+            wrong = Refused(code="protocol", message=f"the master chose protocol {body.protocol}")
+            return [Rejected(wrong), *self._pause(now_s)]
+        self._state = _State.OPEN
         self.welcome = body
         self.link = Link(body.session, body.epoch, now_s)
         self._renew_s = min(max(body.renew_s, 0.05), 60.0)
-        self._silence_s = max(body.silence_s, 2 * self._renew_s)
+        self._silence_s = min(max(body.silence_s, 2 * self._renew_s), 600.0)
         self._deadline_s = now_s + self._silence_s
         self._stamps.clear()
         self._granted = 0
@@ -234,6 +251,7 @@ class Dialler:
         while self._stamps and next(iter(self._stamps)) <= grant.stamp:
             self._stamps.popitem(last=False)
         self._granted = grant.stamp
+        self._attempts = 0  # not at WELCOME: one that refuses us next must not be redialled at once
         self._deadline_s = now_s + self._silence_s
         return [Granted(grant.stamp / 1e6, grant.lease_s)]
 
@@ -256,6 +274,5 @@ class Dialler:
         return []
 
     def _lose(self, reason: str, now_s: float) -> list[DialEffect]:
-        self._attempts = 0
         self._pause(now_s)
         return [Lost(reason)]

@@ -30,6 +30,7 @@ argv_items_max: Final = 1024  # posthouse.exec
 # --- frames ---
 agent_frame_bytes_max: Final = 262_144  # START with full main_arg, extra and env fits in it
 client_frame_bytes_max: Final = 262_144  # REGISTER carries the same record as START
+frame_body_bytes_max: Final = 262_080  # the envelope around it takes at most 48 bytes
 frame_depth_max: Final = 16  # depth 500 decodes in msgpack; nothing of ours nests deeper
 page_bytes_max: Final = 65_536  # inventory, lists and events travel in pages of this size
 page_items_max: Final = 256  # and never more entries than this

@@ -13,6 +13,7 @@ oldest unacknowledged message when `limits.resend_s` has passed without progress
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from posthouse import codec, limits
 from posthouse.codec import Envelope
@@ -48,6 +49,8 @@ class Link:
         self._outbox: deque[_Sent] = deque()
         self._outbox_bytes = 0
         self._progress_s = now_s  # when the outbox last became shorter, or began
+        self._repeated = 0  # the last number of the last repetition
+        self._recover_to = 0  # numbers up to this were sent before that repetition began
         self._received = 0
         self._told = 0  # the acknowledgement that the other end has been sent
         self._ack_due_s: float | None = None
@@ -131,7 +134,10 @@ class Link:
         frames = []
         if self._outbox and now_s >= self._progress_s + limits.resend_s:
             self._progress_s = now_s
-            frames = [self._frame(sent) for sent, _ in zip(self._outbox, range(_RESEND_BATCH))]
+            again = list(islice(self._outbox, _RESEND_BATCH))
+            self._repeated = again[-1].sequence
+            self._recover_to = max(self._recover_to, self.sent)
+            frames = [self._frame(sent) for sent in again]
         if self._ack_due_s is not None and now_s >= self._ack_due_s:
             self._ack_due_s = None
             if self._told < self._received:
@@ -159,3 +165,7 @@ class Link:
         while self._outbox and self._outbox[0].sequence <= acknowledged:
             self._outbox_bytes -= len(self._outbox.popleft().body)
             self._progress_s = now_s
+        # A whole repetition has arrived and more was sent before it: the receiver dropped that as
+        # it came after a gap, so the next batch need not wait for another timeout.
+        if self._outbox and acknowledged == self._repeated < self._recover_to:
+            self._progress_s = now_s - limits.resend_s

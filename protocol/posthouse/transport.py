@@ -9,10 +9,10 @@ redial. Both move single frames: one ZeroMQ part after the ROUTER's routing id.
 """
 
 import errno
-import fcntl
 import ipaddress
 import os
 import stat
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -199,6 +199,8 @@ def _check_listen_folder(folder: str) -> os.stat_result:
 def _check_dial_folder(folder: str) -> None:
     """Whoever listens there must be us, root, or somebody who shares a group with us on purpose.
     A folder that is not there yet is nobody's: the connection is tried until it is."""
+    if sys.platform == "win32":
+        return  # no owners and modes of this kind
     try:
         descriptor = _open_folder(folder)
     except FileNotFoundError:
@@ -305,6 +307,8 @@ def open_router(
 
 def _take_path(address: Endpoint) -> int:
     """Lock the socket's path: binding would steal it from a living listener without an error."""
+    import fcntl  # only where something is served; clients run where it does not exist
+
     path = f"{address.path}.lock"
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -522,9 +526,12 @@ class Line:
                 said = _TROUBLE.get(event, said)
         return said
 
-    def close(self) -> None:
-        """Close the socket, and the context if it is the line's own."""
-        self._hang_up()
+    def close(self, goodbye_ms: int = 0) -> None:
+        """Close the socket, and the context if it is the line's own. What was sent last gets
+        `goodbye_ms` to leave, if there is a connection."""
+        if goodbye_ms and self._socket is not None:
+            self._flush()
+        self._hang_up(goodbye_ms)
         if self._own_context:
             self._context.term()
 
@@ -550,7 +557,7 @@ class Line:
         if self._monitor is not None:
             self._poller.register(self._monitor, zmq.POLLIN)
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, linger_ms: int = 0) -> None:
         self._pending.clear()
         self._pending_bytes = 0
         for socket in (self._monitor, self._socket):
@@ -558,7 +565,7 @@ class Line:
                 self._poller.unregister(socket)
         if self._socket is not None:
             self._socket.disable_monitor()
-            self._socket.close(0)
+            self._socket.close(linger_ms)
         if self._monitor is not None:
             self._monitor.close(0)
         self._socket = self._monitor = None
