@@ -1,1 +1,1 @@
-"""placeholder"""
+"""The command line: the one package that may import all others."""

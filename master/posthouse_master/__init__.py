@@ -1,1 +1,1 @@
-"""placeholder"""
+"""The postmaster: registry, placement, restart decisions, event log."""

@@ -1,1 +1,1 @@
-"""placeholder"""
+"""Simulator and test helpers; shipped, so that users test their own workers with them."""
