@@ -59,6 +59,7 @@ __all__ = [
     "FROM_START",
     "Answered",
     "Arrived",
+    "Broken",
     "Call",
     "Cancel",
     "ClientCore",
@@ -130,6 +131,13 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
+class Broken:
+    """The socket's connection broke."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passed. The first one dials."""
 
@@ -141,7 +149,7 @@ class Close:
     reason: str = "closed"
 
 
-ClientInput = Call | Cancel | Watch | Took | Unwatch | Frame | Tick | Close
+ClientInput = Call | Cancel | Watch | Took | Unwatch | Frame | Broken | Tick | Close
 
 
 # --- effects (with those of dial: Redial, Transmit, Opened, Lost, Rejected) ---
@@ -286,6 +294,8 @@ class ClientCore:
             case Frame(frame):
                 effects += self._dialled(self._dialler.receive(frame, now_s))
                 self._hear(effects, now_s)
+            case Broken(reason):
+                effects += self._dialled(self._dialler.broken(reason, now_s))
             case Tick():
                 effects += self._dialled(self._dialler.tick(now_s))
             case Call(request):
