@@ -73,6 +73,7 @@ _NUMBER_UNIT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=/+-]*")
 _MODULES = re.compile(r"\*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\.\*)?", re.ASCII)
+_Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9.*_-]+):(\d{1,5})")
 
 
@@ -188,7 +189,7 @@ def _endpoint(value: Any, from_text: bool) -> str:
 
 def _z85_key(value: Any, from_text: bool) -> str:
     text = _text(value, from_text)
-    if len(text) != 40 or not text.isascii() or not text.isprintable():
+    if not _Z85.fullmatch(text):
         raise _Rule("a public key of 40 characters (Z85)")
     return text
 
@@ -271,6 +272,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("modules", _list_of(_module, 256)),
         Key("allow_exec", _boolean),
         Key("users", _list_of(_matching(_NAME, "a user name"), 64)),
+        Key("start_wardens", _boolean),
         _log_format,
     ),
     "client": (

@@ -56,6 +56,7 @@ class AgentSettings:
     allow_exec: bool = False
     users: tuple[str, ...] = ()  # run_as; empty: the agent's own only
     runtimes: tuple[RuntimeSettings, ...] = (RuntimeSettings(name="default"),)
+    start_wardens: bool = True  # False: a missing warden is waited for; systemd starts it
     log_format: str = "auto"
 
 
