@@ -47,7 +47,7 @@ class EpochLost(StoreError):
 
 
 class RegistryRefused(StoreError):
-    """The registry cannot be opened: locked, foreign, newer, or damaged. The hint is the way out."""
+    """The registry cannot be opened: locked, foreign, newer, damaged. The hint is the way out."""
 
     code = "registry_refused"
 
@@ -125,6 +125,7 @@ class HostRow:
     boot_id: str
     offer: bytes
     heard_unix_s: float
+    up: bool = False  # the log's last word of it was HOST_UP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

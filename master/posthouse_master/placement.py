@@ -1,0 +1,270 @@
+"""CORE: which host may run a worker, which one should, and for every other one why not.
+
+Owns: what hosts offer, the verdicts, the queue of those that no host could take yet. Must not
+know: sessions, registrations beyond their key, the wire.
+
+Invariant: a verdict is either "" (it fits) or a sentence that names what is missing; the queue
+gives back the one that has waited longest among those that fit a host.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
+
+from posthouse.spec import BackgroundWorker
+
+__all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "wants_of"]
+
+Key = tuple[int, int]
+EXEC = "posthouse.exec"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a host said of itself in its HELLO."""
+
+    labels: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    allow_exec: bool = False
+    users: tuple[str, ...] = ()
+    fences: tuple[str, ...] = ()
+    slots: int = 0
+    version: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """A host that has joined at least once. Written by hosts.py."""
+
+    name: str
+    offer: Offer = Offer()
+    machine_id: str = ""
+    boot_id: str = ""
+    up: bool = False  # the log's last word of it was HOST_UP
+    heard_s: float | None = None  # on the master's clock; None: not since this master started
+    session: bytes = b""  # of the agent, if there is one
+    settled: bool = False  # its inventory has been taken in whole
+    choked: bool = False  # the link has little room: no START for now
+    inventory: dict[Key, int] | None = None  # tokens seen running, until the last page
+
+    def __repr__(self) -> str:
+        state = "settled" if self.settled else "greeting" if self.session else "away"
+        return f"Host({self.name} {state})"
+
+    @property
+    def reachable(self) -> bool:
+        return bool(self.session)
+
+    @property
+    def open(self) -> bool:
+        """A START may be sent to it now."""
+        return bool(self.session) and self.settled and not self.choked
+
+
+class Wants(NamedTuple):
+    """What placement looks at; registrations with equal wants wait in one line."""
+
+    host: str
+    labels: tuple[str, ...]
+    runtime: str
+    fence: str
+    run_as: str
+    module: str
+    barred: frozenset[str] = frozenset()
+
+
+def wants_of(spec: BackgroundWorker, barred: frozenset[str] = frozenset()) -> Wants:
+    entry_point = spec.entry_point
+    return Wants(
+        host=spec.host or "",
+        labels=tuple(sorted(spec.labels)),
+        runtime=spec.runtime,
+        fence=spec.fence or "",
+        run_as=spec.run_as or "",
+        module=EXEC if entry_point == EXEC else entry_point.partition(":")[0],
+        barred=barred,
+    )
+
+
+def _misfit(wants: Wants, host: Host) -> str:
+    """Why a host could never run it as the host is configured now; "" if it could."""
+    offer = host.offer
+    missing = [label for label in wants.labels if label not in offer.labels]
+    checks: tuple[tuple[bool, str], ...] = (
+        (bool(wants.host) and wants.host != host.name, f"the worker is for host {wants.host}"),
+        (bool(missing), f"it has not the label {', '.join(missing)}"),
+        (wants.runtime not in offer.runtimes, f"it has no runtime {wants.runtime!r}"),
+        # Without lease deadlines nothing can run elsewhere, so a process fence asks for nothing.
+        (wants.fence == "tree" and "tree" not in offer.fences, "it offers no fence 'tree'"),
+        (
+            bool(wants.run_as) and wants.run_as not in offer.users,
+            f"it does not let workers run as {wants.run_as!r}",
+        ),
+        (not _module_allowed(wants.module, offer), _module_refusal(wants.module)),
+    )
+    return next((reason for bad, reason in checks if bad), "")
+
+
+def _module_allowed(module: str, offer: Offer) -> bool:
+    if module == EXEC:
+        return offer.allow_exec
+    return any(
+        pattern in ("*", module) or (pattern.endswith(".*") and module.startswith(pattern[:-1]))
+        for pattern in offer.modules
+    )
+
+
+def _module_refusal(module: str) -> str:
+    if module == EXEC:
+        return "it does not allow posthouse.exec (allow_exec)"
+    return f"its modules do not allow {module}"
+
+
+class Fleet:
+    """All known hosts. `load(host)` tells how many of its slots are taken."""
+
+    def __init__(self, load: Callable[[str], int], slots_max: int) -> None:
+        self.hosts: dict[str, Host] = {}
+        self._load = load
+        self._slots_max = slots_max
+        self._fitting: dict[Wants, list[Host]] = {}
+
+    def __repr__(self) -> str:
+        return f"Fleet({list(self.hosts.values())})"
+
+    def offer_changed(self) -> None:
+        """A host is new, or offers something else than before."""
+        self._fitting.clear()
+
+    def slots(self, host: Host) -> int:
+        """Workers that the host may have: its own bound or the cluster's, whichever is less."""
+        return min(host.offer.slots, self._slots_max)
+
+    def free(self, host: Host) -> int:
+        return self.slots(host) - self._load(host.name)
+
+    def fits(self, wants: Wants, host: Host) -> bool:
+        return host.name not in wants.barred and host in self._candidates(wants)
+
+    def choose(self, wants: Wants) -> Host | None:
+        """The least loaded open host that fits, by name among equals. A worker that names its
+        host has its slot there for as long as it is registered, so it needs no free one."""
+        found = [
+            host
+            for host in self._candidates(wants)
+            if host.open and host.name not in wants.barred and self._has_room(wants, host)
+        ]
+        return min(found, key=lambda host: (self._load(host.name), host.name), default=None)
+
+    def verdict(self, wants: Wants, host: Host) -> str:
+        """Why this host cannot take it now; "" if it can."""
+        reason = _misfit(wants, host)
+        if reason:
+            return reason
+        if not host.reachable:
+            return "it is not reachable" if host.heard_s is not None else "it has not been heard"
+        if not host.settled:
+            return "its inventory is still being taken"
+        if host.name in wants.barred:
+            return "it failed to start it, and trying again there is of no use"
+        if not self._has_room(wants, host):
+            return f"all {self.slots(host)} slots of its max_worker_processes are taken"
+        return "it takes no more starts for a moment" if host.choked else ""
+
+    def why_waiting(self, wants: Wants) -> str:
+        """One sentence on why no host takes it now; "" if one does."""
+        if wants.host:
+            host = self.hosts.get(wants.host)
+            reason = self.verdict(wants, host) if host else "no such host has joined"
+            return f"host {wants.host}: {reason}" if reason else ""
+        if not self.hosts:
+            return "no host has joined yet"
+        verdicts = {name: self.verdict(wants, self.hosts[name]) for name in sorted(self.hosts)}
+        if not all(verdicts.values()):
+            return ""
+        shown = [f"{name}: {reason}" for name, reason in list(verdicts.items())[:3]]
+        more = f", and {len(verdicts) - 3} more" if len(verdicts) > 3 else ""
+        return f"no host can take it ({'; '.join(shown)}{more})"
+
+    def _has_room(self, wants: Wants, host: Host) -> bool:
+        return bool(wants.host) or self.free(host) > 0
+
+    def _candidates(self, wants: Wants) -> list[Host]:
+        if wants.host:
+            host = self.hosts.get(wants.host)
+            return [host] if host is not None and not _misfit(wants, host) else []
+        wants = wants._replace(barred=frozenset())
+        found = self._fitting.get(wants)
+        if found is None:
+            found = [host for host in self.hosts.values() if not _misfit(wants, host)]
+            self._fitting[wants] = found
+        return found
+
+
+@dataclass(slots=True)
+class _Line:
+    entries: dict[Key, int] = field(default_factory=dict)  # key -> order; oldest first
+
+
+class StartQueue:
+    """Who waits for a host, in lines of equal wants."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, dict[Wants, _Line]] = {}  # by the host they name, "" for any
+        self._where: dict[Key, Wants] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._where
+
+    def add(self, key: Key, wants: Wants) -> None:
+        self.discard(key)
+        self._count += 1
+        self._where[key] = wants
+        lines = self._lines.setdefault(wants.host, {})
+        lines.setdefault(wants, _Line()).entries[key] = self._count
+
+    def discard(self, key: Key) -> None:
+        wants = self._where.pop(key, None)
+        if wants is None:
+            return
+        lines = self._lines[wants.host]
+        del lines[wants].entries[key]
+        if not lines[wants].entries:
+            del lines[wants]
+            if not lines:
+                del self._lines[wants.host]
+
+    def everyone(self) -> list[Key]:
+        return list(self._where)
+
+    def for_host(self, host: Host, fits: Callable[[Wants, Host], bool]) -> Iterator[Key]:
+        """Those that this host could take, who has waited longest first. The taker discards what
+        it takes, and stops asking when the host has no more room."""
+        lines = [
+            line
+            for name in (host.name, "")
+            for wants, line in self._lines.get(name, {}).items()
+            if fits(wants, host)
+        ]
+        heap = [(order, key, rest) for line in lines for order, key, rest in _head(line)]
+        heapify(heap)
+        while heap:
+            _, key, rest = heappop(heap)
+            following = next(rest, None)
+            if following is not None:
+                heappush(heap, (following[1], following[0], rest))
+            yield key
+
+
+def _head(line: _Line) -> Iterator[tuple[int, Key, Iterator[tuple[Key, int]]]]:
+    # A copy of the line is walked, because the taker removes from it.
+    rest = iter(list(line.entries.items()))
+    first = next(rest, None)
+    if first is not None:
+        yield first[1], first[0], rest

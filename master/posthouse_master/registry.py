@@ -1,0 +1,435 @@
+"""CORE: registrations, their slots, generations and names, and the table of what may follow what.
+
+Owns: the state of every registration and all indexes over it. Must not know: why a state changes
+(lifecycle), hosts, sessions, the log.
+
+Invariant: a slot has at most one live registration, and its generation rises by one each time it
+is taken (D4), so a handle never reaches another registration (D11). A state changes only by `move`,
+which raises for a step that TRANSITIONS does not have.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from posthouse.errors import InternalError, NoFreeSlot, NoSuchWorker
+from posthouse.ids import HandleId
+from posthouse.spec import BackgroundWorker
+from posthouse.states import StopReason
+from posthouse_master.eventlog import stream_of
+from posthouse_master.store.base import Life, SpecRow, StateRow
+
+__all__ = ["TRANSITIONS", "Key", "Registration", "Registry", "Step"]
+
+Key = tuple[int, int]  # (slot, generation)
+_HOLDERS_SHOWN: Final = 5  # names in a refusal: enough to see a pattern
+_NAMES_COMPARED: Final = 1000  # with a misspelt one: a comparison costs about 20 us
+
+
+class Step(StrEnum):
+    """What can happen to a registration."""
+
+    START = "start"  # incarnation and token are drawn
+    STARTED = "started"
+    READY = "ready"
+    STOP = "stop"  # an end was asked for
+    FAIL = "fail"  # never ran, to be tried again
+    FAIL_FOR_GOOD = "fail_for_good"  # never ran, unregistered
+    EXIT = "exit"  # ended, to be started again
+    EXIT_FOR_GOOD = "exit_for_good"  # ended, unregistered
+    CANCEL = "cancel"  # unregistered without a process
+
+
+# (state, step) -> state. What is not here cannot happen. Rules of section 5 of the contract.
+TRANSITIONS: Final[dict[tuple[Life, Step], Life]] = {
+    (Life.SUBMITTED, Step.START): Life.STARTING,  # M5
+    (Life.SUBMITTED, Step.CANCEL): Life.RETIRED,  # M3, M4
+    (Life.STARTING, Step.STARTED): Life.RUNNING,  # M5
+    (Life.STARTING, Step.STOP): Life.STARTING,  # M8: START may have left, so its end is awaited
+    (Life.STARTING, Step.FAIL): Life.WAITING,  # M6
+    (Life.STARTING, Step.FAIL_FOR_GOOD): Life.RETIRED,  # M7
+    (Life.RUNNING, Step.READY): Life.RUNNING,
+    (Life.RUNNING, Step.STOP): Life.RUNNING,  # M8
+    (Life.RUNNING, Step.EXIT): Life.WAITING,  # M11
+    (Life.RUNNING, Step.EXIT_FOR_GOOD): Life.RETIRED,  # M9, M10
+    (Life.WAITING, Step.START): Life.STARTING,  # M12
+    (Life.WAITING, Step.CANCEL): Life.RETIRED,  # M13
+}
+
+_PLACED = (Life.STARTING, Life.RUNNING)
+
+_unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
+
+
+@lru_cache(maxsize=4096)
+def _spec_of(packed: bytes) -> BackgroundWorker:
+    # It was checked when it was registered; a registry that was edited by hand fails here.
+    return BackgroundWorker.from_wire(_unpack(packed))
+
+
+@dataclass(slots=True, eq=False)
+class Registration:
+    """One registration, live or retired. Written by lifecycle through Registry.move only."""
+
+    slot: int
+    generation: int
+    revision: int
+    name: str
+    packed: bytes  # the record's wire form
+    pinned: str  # the host it names, or ""
+    registered_unix_s: float
+    by: str = ""
+    source: str = ""
+    order: int = 0
+    life: Life = Life.SUBMITTED
+    host: str = ""  # where it is or was last
+    warden: str = "fenced"
+    incarnation: int = 0
+    token: int = 0
+    pid: int | None = None
+    pid_start: int | None = None
+    started_unix_s: float | None = None
+    ready: bool = False
+    stopping: StopReason | None = None
+    stop_by: str = ""
+    reason: str = ""
+    rule: str = ""
+    restart_delay_s: float | None = None  # None while WAITING: as soon as it can be placed
+    starts: int = 0  # incarnations that ran
+    failures: int = 0  # ends that nobody asked for, and starts that failed
+    trimmed_to: int = 0
+    last_exit: bytes = b""
+    # In memory only: no START before every token in it is known to have no process (host, token).
+    strays: frozenset[tuple[str, int]] = frozenset()
+    # In memory only: hosts that said trying again is of no use, until their next session.
+    barred: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        where = f"@{self.host}" if self.host else ""
+        return (
+            f"Registration({self.slot}.{self.generation} {self.name!r} {self.life}{where} "
+            f"incarnation={self.incarnation} token={self.token})"
+        )
+
+    @property
+    def key(self) -> Key:
+        return (self.slot, self.generation)
+
+    @property
+    def stream(self) -> str:
+        return stream_of(self.slot, self.generation)
+
+    @property
+    def spec(self) -> BackgroundWorker:
+        return _spec_of(self.packed)
+
+    @property
+    def wire(self) -> dict[str, Any]:
+        """The record as START and STATUS carry it: a fresh map."""
+        return _unpack(self.packed)
+
+    @property
+    def placed(self) -> bool:
+        """A process of it exists, may exist, or may come into being."""
+        return self.life in _PLACED
+
+    @property
+    def live(self) -> bool:
+        return self.life is not Life.RETIRED
+
+    def spec_row(self) -> SpecRow:
+        return SpecRow(
+            slot=self.slot,
+            generation=self.generation,
+            revision=self.revision,
+            name=self.name,
+            spec=self.packed,
+            registered_unix_s=self.registered_unix_s,
+            by=self.by,
+            source=self.source,
+            order=self.order,
+        )
+
+    def state_row(self) -> StateRow:
+        return StateRow(**{name: getattr(self, name) for name in _STATE_FIELDS})
+
+
+_STATE_FIELDS = tuple(StateRow.__dataclass_fields__)
+
+
+@dataclass(slots=True)
+class _Slot:
+    generation: int = 0
+    live: Registration | None = None
+    retired: dict[int, Registration] | None = None
+
+
+class Registry:
+    """All registrations of one cluster."""
+
+    def __init__(self, identity: str, slots_max: int) -> None:
+        self.identity = identity
+        self.slots_max = slots_max
+        self.live_count = 0
+        self.token = 0  # drawn last
+        self.changed: dict[Key, Registration] = {}  # to be persisted; emptied by the core
+        self._slots: list[_Slot] = []
+        self._free: list[int] = []
+        self._live_names: dict[str, dict[Key, Registration]] = {}
+        self._retired_names: dict[str, dict[Key, Registration]] = {}
+        self._retired: dict[Key, Registration] = {}  # oldest first
+        self._placed: dict[str, dict[Key, Registration]] = {}
+        self._load: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return (
+            f"Registry({self.identity[:8]}, {self.live_count} live, {len(self._retired)} retired)"
+        )
+
+    # --- restoring ---
+
+    def restore_slot(self, slot: int, generation: int) -> None:
+        self._slot(slot).generation = generation
+
+    def restore(self, spec: SpecRow, state: StateRow) -> Registration:
+        """Take a registration back from the store. Retired ones come oldest first."""
+        registration = Registration(
+            slot=spec.slot,
+            generation=spec.generation,
+            revision=spec.revision,
+            name=spec.name,
+            packed=spec.spec,
+            pinned=str(_unpack(spec.spec).get("host") or ""),
+            registered_unix_s=spec.registered_unix_s,
+            by=spec.by,
+            source=spec.source,
+            order=spec.order,
+        )
+        for name in _STATE_FIELDS[2:]:
+            setattr(registration, name, getattr(state, name))
+        slot = self._slot(spec.slot)
+        slot.generation = max(slot.generation, spec.generation)
+        if registration.live:
+            assert slot.live is None, f"two live registrations in slot {spec.slot}"
+            self._enter(registration)
+        else:
+            self._shelve(registration)
+        return registration
+
+    def restored(self) -> None:
+        """All are back: find the free slots."""
+        self._free = [index for index, slot in enumerate(self._slots) if slot.live is None]
+        heapify(self._free)
+
+    # --- registering ---
+
+    def take_slot(self) -> Key:
+        """The lowest free slot with its next generation (D4). Raises NoFreeSlot."""
+        if self.live_count >= self.slots_max:
+            names = [r.name for r in self.workers(limit=_HOLDERS_SHOWN)]
+            raise NoFreeSlot(
+                f"all {self.slots_max} slots of max_worker_processes are taken, "
+                f"by {', '.join(names)}{' and others' if self.live_count > len(names) else ''}",
+                hint="terminate a worker, or raise max_worker_processes of the master",
+                limit="max_worker_processes",
+                value=self.slots_max,
+                holders=names,
+            )
+        if self._free:
+            index = heappop(self._free)
+        else:
+            index = len(self._slots)
+            self._slots.append(_Slot())
+        slot = self._slots[index]
+        slot.generation += 1
+        return index, slot.generation
+
+    def add(self, registration: Registration) -> None:
+        self._enter(registration)
+        self.changed[registration.key] = registration
+
+    def draw_token(self) -> int:
+        self.token += 1
+        return self.token
+
+    # --- changing ---
+
+    def move(self, registration: Registration, step: Step, **changes: Any) -> None:
+        """Take a step of TRANSITIONS and set `changes` with it. Raises InternalError."""
+        after = TRANSITIONS.get((registration.life, step))
+        if after is None:
+            raise InternalError(f"{registration!r} cannot {step}")
+        self._leave_host(registration)
+        registration.life = after
+        for name, value in changes.items():
+            setattr(registration, name, value)
+        if after is Life.RETIRED:
+            self._retire(registration)
+        else:
+            self._enter_host(registration)
+        self.changed[registration.key] = registration
+
+    def oldest_retired(self, beyond: int) -> Registration | None:
+        """The one to be forgotten next, if more than `beyond` are kept."""
+        if len(self._retired) <= beyond:
+            return None
+        return next(iter(self._retired.values()))
+
+    def forget(self, registration: Registration) -> None:
+        """A retired registration is no longer listed; its handle stays stale for ever."""
+        key = registration.key
+        del self._retired[key]
+        slot = self._slots[registration.slot]
+        assert slot.retired is not None
+        del slot.retired[registration.generation]
+        slot.retired = slot.retired or None
+        _discard(self._retired_names, registration.name, key)
+        self.changed.pop(key, None)
+
+    # --- asking ---
+
+    def get(self, slot: int, generation: int) -> Registration | None:
+        if slot >= len(self._slots):
+            return None
+        found = self._slots[slot]
+        if found.live is not None and found.live.generation == generation:
+            return found.live
+        return found.retired.get(generation) if found.retired else None
+
+    def find(self, ref: str) -> Registration | HandleId:
+        """By handle, by name (a live one first, else the newest retired), by short handle.
+
+        A handle that reaches nothing is given back: it is stale, which is an answer (D11). Raises
+        NoSuchWorker for a name that means none, or more than one.
+        """
+        registry, colon, _ = ref.partition(":")
+        if colon and len(registry) == len(self.identity):
+            handle = _handle(ref)
+            if handle is not None:
+                found = self.get(handle.slot, handle.generation)
+                return handle if found is None or registry != self.identity else found
+        live = self._live_names.get(ref, {})
+        if len(live) > 1:
+            shown = ", ".join(f"{slot}.{generation}" for slot, generation in list(live)[:5])
+            raise NoSuchWorker(
+                f"{len(live)} workers are named {ref!r}",
+                hint=f"say which by its handle: {shown}",
+                handles=shown,
+            )
+        if live:
+            return next(iter(live.values()))
+        retired = self._retired_names.get(ref)
+        if retired:
+            return next(reversed(retired.values()))
+        handle = _handle(f"{self.identity}:{ref}")
+        if handle is not None:
+            return self.get(handle.slot, handle.generation) or handle
+        raise NoSuchWorker(f"no worker is named {ref!r}", hint=self._hint(ref))
+
+    def named(self, name: str) -> Registration | None:
+        """The oldest live registration of that name."""
+        return next(iter(self._live_names.get(name, {}).values()), None)
+
+    def handle(self, registration: Registration) -> HandleId:
+        return HandleId(self.identity, registration.slot, registration.generation)
+
+    def workers(
+        self, after: Key = (-1, 0), *, limit: int, retired: bool = False
+    ) -> Iterator[Registration]:
+        """In the order of (slot, generation), after a place."""
+        given = 0
+        for index in range(max(0, after[0]), len(self._slots)):
+            slot = self._slots[index]
+            found = list(slot.retired.values()) if retired and slot.retired else []
+            if slot.live is not None:
+                found.append(slot.live)  # its generation is the highest of the slot
+            for registration in found:
+                if registration.key > after:
+                    if given == limit:
+                        return
+                    given += 1
+                    yield registration
+
+    def placed_on(self, host: str) -> dict[Key, Registration]:
+        """Those that have, or may have, a process on this host. Not to be changed."""
+        return self._placed.get(host, {})
+
+    def hosts_with_workers(self) -> list[str]:
+        return sorted(host for host, found in self._placed.items() if found)
+
+    def load(self, host: str) -> int:
+        """Slots of the host that are taken: by what runs there, and by what can run only there."""
+        return self._load[host]
+
+    # --- indexes ---
+
+    def _slot(self, index: int) -> _Slot:
+        while len(self._slots) <= index:
+            self._slots.append(_Slot())
+        return self._slots[index]
+
+    def _enter(self, registration: Registration) -> None:
+        self._slots[registration.slot].live = registration
+        self._live_names.setdefault(registration.name, {})[registration.key] = registration
+        self.live_count += 1
+        if registration.pinned:
+            self._load[registration.pinned] += 1
+        self._enter_host(registration)
+
+    def _retire(self, registration: Registration) -> None:
+        slot = self._slots[registration.slot]
+        slot.live = None
+        heappush(self._free, registration.slot)
+        _discard(self._live_names, registration.name, registration.key)
+        self.live_count -= 1
+        if registration.pinned:
+            self._load[registration.pinned] -= 1
+        self._shelve(registration)
+
+    def _shelve(self, registration: Registration) -> None:
+        slot = self._slots[registration.slot]
+        slot.retired = slot.retired or {}
+        slot.retired[registration.generation] = registration
+        self._retired[registration.key] = registration
+        names = self._retired_names.setdefault(registration.name, {})
+        names[registration.key] = registration
+
+    def _enter_host(self, registration: Registration) -> None:
+        if registration.placed:
+            self._placed.setdefault(registration.host, {})[registration.key] = registration
+            if not registration.pinned:
+                self._load[registration.host] += 1
+
+    def _leave_host(self, registration: Registration) -> None:
+        if registration.placed:
+            del self._placed[registration.host][registration.key]
+            if not registration.pinned:
+                self._load[registration.host] -= 1
+
+    def _hint(self, ref: str) -> str:
+        near = get_close_matches(ref, islice(self._live_names, _NAMES_COMPARED), n=1)
+        return f"did you mean {near[0]!r}?" if near else "`posthouse ps` lists the workers"
+
+
+def _discard(index: dict[str, dict[Key, Registration]], name: str, key: Key) -> None:
+    found = index[name]
+    del found[key]
+    if not found:
+        del index[name]
+
+
+def _handle(text: str) -> HandleId | None:
+    registry, _, rest = text.partition(":")
+    slot, dot, generation = rest.partition(".")
+    plain = slot.isascii() and generation.isascii() and slot.isdecimal() and generation.isdecimal()
+    if not (dot and plain and len(slot) <= 9 and len(generation) <= 18):
+        return None
+    return HandleId(registry, int(slot), int(generation))

@@ -1,0 +1,99 @@
+"""CORE: what becomes of a registration whose process has ended, or could not be started.
+
+Owns: the exit classes (E1-E8, M6-M13). Must not know: slots, sessions, phases, when it is asked;
+the master runs it, and later a host that is cut off from its master.
+
+Invariant: an exit that was asked for is judged by the request, never by its code; the codes speak
+only for exits that nobody asked for.
+"""
+
+import signal
+from dataclasses import dataclass
+from typing import Literal
+
+from posthouse.records import ExitFacts
+from posthouse.spec import BackgroundWorker
+from posthouse.states import NEVER_RESTART, StopReason
+
+__all__ = ["Decision", "decide", "decide_failed_start"]
+
+_UNSEEN = ("warden_died", "host_rebooted")  # nobody saw the end: not the worker's doing
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """`unregister`: gone for good. `restart`: once `delay_s` has passed. `keep`: stays registered
+    and is not started before whatever stopped it is over."""
+
+    kind: Literal["unregister", "restart", "keep"]
+    delay_s: float
+    rule: str
+    reason: str
+
+
+# Who asked for the stop decides alone: (kind, rule, what people are told).
+_ASKED: dict[StopReason, tuple[Literal["unregister", "restart", "keep"], str, str]] = {
+    StopReason.TERMINATE: ("unregister", "M10", "terminated"),
+    StopReason.HOLD: ("keep", "H-HOLD", "held"),
+    StopReason.SHUTDOWN: ("keep", "N6", "stopped by a shutdown; stays registered"),
+    StopReason.RESTART: ("restart", "E-RESTART", "restarted on request"),
+    StopReason.APPLY: ("restart", "E-APPLY", "restarted with a new revision"),
+    StopReason.DRAIN: ("restart", "E-DRAIN", "moved off a drained host"),
+    StopReason.LEASE_END: ("restart", "E-LEASE", "stopped at the end of its host's lease"),
+    StopReason.DOMAIN_RESET: ("restart", "C2", "stopped by the reset of its crash domain"),
+    StopReason.UNKNOWN: ("restart", "E-UNKNOWN", "stopped because the master did not know it"),
+}
+
+
+def decide(
+    spec: BackgroundWorker, facts: ExitFacts, stop: StopReason | None, by: str = ""
+) -> Decision:
+    """The class of an exit. `stop` is the request that ended it, if any, made by `by`.
+
+    >>> decide(BackgroundWorker(name="w", main="m:f"), ExitFacts(code=1), None)
+    Decision(kind='restart', delay_s=5.0, rule='E2', reason='exited with code 1')
+    >>> decide(BackgroundWorker(name="w", main="m:f"), ExitFacts(code=0), None).kind
+    'unregister'
+    """
+    how = facts.describe()
+    if stop is not None:
+        kind, rule, told = _ASKED[stop]
+        who = f" by {by}" if by else ""
+        if kind == "restart" and spec.restart_time == NEVER_RESTART and _ends_for_good(stop):
+            return Decision("unregister", 0.0, "C3", f"{told}{who} ({how}); never restarted")
+        return Decision(kind, 0.0, rule, f"{told}{who} ({how})")
+    if facts.code == 0 and facts.cause == "exited":
+        return Decision("unregister", 0.0, "E1", how)
+    if facts.cause in _UNSEEN:
+        return _again(spec, "E3", f"{how}, which is no fault of its own")
+    if facts.cause == "daemonised":
+        return _again(spec, "E2", "left processes behind as a daemon would; counts as exit code 1")
+    if facts.code == 1:
+        return _again(spec, "E2", how)
+    if facts.signal == signal.SIGTERM:
+        return _again(spec, "E6", f"{how} from outside; counts as exit code 1")
+    return _again(spec, "E3", f"{how}; a crash of its own")
+
+
+def decide_failed_start(
+    spec: BackgroundWorker, why: str, stop: StopReason | None, by: str = ""
+) -> Decision:
+    """The same for an incarnation that never ran. M6: a failed fork waits for restart_time."""
+    if stop is not None:
+        kind, rule, told = _ASKED[stop]
+        return Decision(kind, 0.0, rule, f"{told}{f' by {by}' if by else ''} before it ran")
+    if spec.restart_time == NEVER_RESTART:
+        return Decision("unregister", 0.0, "M7", f"could not be started: {why}; never restarted")
+    return Decision("restart", float(spec.restart_time), "M6", f"could not be started: {why}")
+
+
+def _ends_for_good(stop: StopReason) -> bool:
+    # A worker that is never restarted does not outlive what stopped it without its own will
+    # being asked; an operator's restart, apply or drain does start it again.
+    return stop in (StopReason.LEASE_END, StopReason.DOMAIN_RESET, StopReason.UNKNOWN)
+
+
+def _again(spec: BackgroundWorker, rule: str, reason: str) -> Decision:
+    if spec.restart_time == NEVER_RESTART:
+        return Decision("unregister", 0.0, "M10", f"{reason}; never restarted")
+    return Decision("restart", float(spec.restart_time), rule, reason)
