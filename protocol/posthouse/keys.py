@@ -16,6 +16,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -197,13 +198,14 @@ def _public_of(secret: str) -> str:
 
 
 def _write_new(path: str, text: str, mode: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         descriptor = os.open(path, flags, mode)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        os.fchmod(file.fileno(), mode)  # whatever the umask
+        if sys.platform != "win32":
+            os.fchmod(file.fileno(), mode)  # whatever the umask
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -211,8 +213,11 @@ def _write_new(path: str, text: str, mode: int) -> None:
 
 def _read(path: str, *, secret: bool) -> str:
     # The checks are made on the open descriptor: a path could be exchanged between two calls.
+    flags = os.O_RDONLY
+    if sys.platform != "win32":
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK  # no link to another's file; no FIFO to hang in
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, flags)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     with os.fdopen(descriptor, "rb") as file:
@@ -233,6 +238,8 @@ def _check_file(path: str, found: os.stat_result, *, secret: bool) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISREG(found.st_mode):
         raise ConfigError(f"{path}: must be a regular file")
+    if sys.platform == "win32":
+        return  # no owners and modes of this kind
     if found.st_uid not in (os.geteuid(), 0):
         raise ConfigError(
             f"{path}: belongs to user {found.st_uid}: must belong to user {os.geteuid()} or root"
