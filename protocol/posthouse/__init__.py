@@ -1,1 +1,137 @@
-"""placeholder"""
+"""posthouse: PostgreSQL's background workers, without the database and across machines.
+
+Owns: the public names. Must not know: anything, until a name is used. Invariant: importing this
+package loads no third party and starts no thread.
+
+>>> import posthouse
+>>> posthouse.BackgroundWorker(name="ingest", main="acme.ingest:main").restart_time
+5.0
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from posthouse import worker
+    from posthouse.client import Cluster, connect
+    from posthouse.errors import (
+        AlreadyRegistered,
+        BadFrame,
+        ConfigError,
+        CursorTooOld,
+        InternalError,
+        InvalidField,
+        NoFreeSlot,
+        NoSuchWorker,
+        NotPermitted,
+        NotRunning,
+        PosthouseError,
+        RefusedError,
+        RemoteError,
+        RequestConflict,
+        ShuttingDown,
+        StoreError,
+        TimedOut,
+        UnknownHost,
+        Unreachable,
+        UsageError,
+    )
+    from posthouse.handle import EventStream, Explanation, Handle, Output
+    from posthouse.ids import Cursor, HandleId
+    from posthouse.messages import HostVerdict
+    from posthouse.records import Event, ExitFacts, HostInfo, Status, WorkerInfo
+    from posthouse.settings import ClientSettings
+    from posthouse.spec import BackgroundWorker
+    from posthouse.states import (
+        DATABASE_CONNECTION,
+        NEVER_RESTART,
+        SHMEM_ACCESS,
+        EventKind,
+        Flags,
+        Phase,
+        ShutdownMode,
+        StartTime,
+        StopReason,
+        WorkerState,
+    )
+
+__version__: Final = "0.1.0.dev0"
+
+__all__ = [
+    "DATABASE_CONNECTION",
+    "NEVER_RESTART",
+    "SHMEM_ACCESS",
+    "AlreadyRegistered",
+    "BackgroundWorker",
+    "BadFrame",
+    "ClientSettings",
+    "Cluster",
+    "ConfigError",
+    "Cursor",
+    "CursorTooOld",
+    "Event",
+    "EventKind",
+    "EventStream",
+    "ExitFacts",
+    "Explanation",
+    "Flags",
+    "Handle",
+    "HandleId",
+    "HostInfo",
+    "HostVerdict",
+    "InternalError",
+    "InvalidField",
+    "NoFreeSlot",
+    "NoSuchWorker",
+    "NotPermitted",
+    "NotRunning",
+    "Output",
+    "Phase",
+    "PosthouseError",
+    "RefusedError",
+    "RemoteError",
+    "RequestConflict",
+    "ShutdownMode",
+    "ShuttingDown",
+    "StartTime",
+    "Status",
+    "StopReason",
+    "StoreError",
+    "TimedOut",
+    "UnknownHost",
+    "Unreachable",
+    "UsageError",
+    "WorkerInfo",
+    "WorkerState",
+    "__version__",
+    "connect",
+    "worker",
+]
+
+_NAMES: Final = {
+    "client": "Cluster connect",
+    "handle": "EventStream Explanation Handle Output",
+    "ids": "Cursor HandleId",
+    "messages": "HostVerdict",
+    "records": "Event ExitFacts HostInfo Status WorkerInfo",
+    "settings": "ClientSettings",
+    "spec": "BackgroundWorker",
+    "states": "DATABASE_CONNECTION NEVER_RESTART SHMEM_ACCESS EventKind Flags Phase ShutdownMode "
+    "StartTime StopReason WorkerState",
+}
+_MODULE_OF: Final = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """Called at the first use of each name; loads its module."""
+    if name not in __all__:
+        raise AttributeError(f"module 'posthouse' has no attribute {name!r}")
+    if name == "worker":
+        return import_module("posthouse.worker")
+    value = getattr(import_module(f"posthouse.{_MODULE_OF.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

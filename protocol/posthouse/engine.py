@@ -447,8 +447,10 @@ class Engine:
                 self._state_changed.notify_all()
             case MasterSilent(silent_s):
                 self.silent_s = silent_s
-                for one in (*self._waiters.values(), *self._feeds.values()):
-                    one.changed.notify_all()
+                for waiter in self._waiters.values():
+                    waiter.changed.notify_all()
+                for feed in self._feeds.values():
+                    feed.changed.notify_all()
             case MasterBack():
                 self.silent_s = None
 
