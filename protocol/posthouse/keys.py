@@ -220,9 +220,12 @@ def _read(path: str, *, secret: bool) -> str:
         descriptor = os.open(path, flags)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        _check_file(path, os.fstat(descriptor), secret=secret)
+    except ConfigError:
+        os.close(descriptor)
+        raise
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        _check_file(path, found, secret=secret)
         data = file.read(limits.config_bytes_max + 1)
     if not data.strip():
         raise ConfigError(f"{path}: is empty")

@@ -27,7 +27,7 @@ PRINCIPALS = {
     keys.public_bytes(AGENT.public): "agent:b",
     keys.public_bytes(DEPLOY.public): "client:deploy",
 }
-# libzmq does not tell these (nor CURVE_SERVERKEY); test_send_outcomes and test_nobody_takes_over_a_routing_id show them.
+# libzmq does not tell these; test_send_outcomes and test_nobody_takes_over_a_routing_id show them.
 UNREADABLE = {"ROUTER_MANDATORY", "ROUTER_HANDOVER"}
 
 
