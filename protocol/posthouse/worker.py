@@ -1,0 +1,213 @@
+"""What a worker's code may ask about itself and its cluster: `from posthouse import worker`.
+
+Owns: the worker's entry, its latch, its signal mask, its exit callbacks. Must not know: how it
+was forked, ZeroMQ. Invariant: standard library only; outside a worker every call says clearly that
+this process is none.
+
+    from posthouse import worker
+
+    def main(arg):
+        me = worker.entry()
+        worker.unblock_signals()
+        worker.ready()
+        while True:
+            worker.latch.reset()
+            do_some_work(arg)
+            worker.latch.wait(worker.LATCH_SET, worker.EXIT_ON_PM_DEATH, timeout=1.0)
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from posthouse import limits
+from posthouse.channel import Channel
+from posthouse.errors import UsageError
+from posthouse.ids import HandleId
+from posthouse.latch import (
+    EXIT_ON_PM_DEATH,
+    LATCH_SET,
+    POSTMASTER_DEATH,
+    SOCKET_READABLE,
+    SOCKET_WRITEABLE,
+    TIMEOUT,
+    Latch,
+    WaitEvent,
+)
+from posthouse.spec import BackgroundWorker
+
+__all__ = [
+    "EXIT_ON_PM_DEATH",
+    "LATCH_SET",
+    "POSTMASTER_DEATH",
+    "SOCKET_READABLE",
+    "SOCKET_WRITEABLE",
+    "TIMEOUT",
+    "Entry",
+    "WaitEvent",
+    "before_exit",
+    "block_signals",
+    "entry",
+    "latch",
+    "on_exit",
+    "ready",
+    "unblock_signals",
+]
+
+latch: Final = Latch()
+"""This worker's own latch. Anyone may set it: `handle.set_latch()` from any host."""
+
+# QUIT (W1) is never blocked, nor what reports a fault of this very process: a block would only
+# take away its handler. KILL and STOP cannot be. By name: a client may run where one is missing.
+_NEVER_BLOCKED = (
+    "QUIT",
+    "ILL",
+    "TRAP",
+    "ABRT",
+    "BUS",
+    "FPE",
+    "SEGV",
+    "SYS",
+    "CONT",
+    "KILL",
+    "STOP",
+)
+
+BLOCKED: Final = frozenset(signal.valid_signals()) - {
+    getattr(signal, f"SIG{name}", None) for name in _NEVER_BLOCKED
+}
+"""What is blocked when main is entered (the seed: BackgroundWorkerBlockSignals)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """The registration as it was made, and this start of it (the seed: MyBgworkerEntry).
+
+    `token` rises with every start in the cluster and never falls: check it where the data is
+    written, and a worker that was cut off cannot overwrite its successor.
+    """
+
+    spec: BackgroundWorker
+    handle: HandleId
+    host: str
+    incarnation: int
+    token: int
+    revision: int
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def main_arg(self) -> Any:
+        return self.spec.main_arg
+
+    @property
+    def extra(self) -> bytes:
+        return self.spec.extra
+
+
+@dataclass(slots=True)
+class _Process:
+    """What a worker process knows of itself; None in any other process."""
+
+    entry: Entry
+    pid: int
+    channel: Channel
+    ready: bool = False
+
+
+_process: _Process | None = None
+_before_exit: Final[list[Callable[[], object]]] = []
+_on_exit: Final[list[Callable[[], object]]] = []
+
+
+def entry() -> Entry:
+    """The registration, host, incarnation and token of this worker. Raises UsageError."""
+    return _me().entry
+
+
+def unblock_signals() -> None:
+    """Let signals in. Install your handlers first: TERM's default ends the process on the spot."""
+    _me()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+
+
+def block_signals() -> None:
+    """Keep signals waiting, except QUIT, as they were when main was entered."""
+    _me()
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+
+
+def ready() -> None:
+    """Say that this worker has done its preparations; `handle.wait_for_ready()` returns.
+
+    Returns at once, and does nothing when called again. It is not lost if the agent restarts.
+    """
+    me = _me()
+    if not me.ready:
+        me.channel.send("ready")
+        me.ready = True
+
+
+def before_exit(callback: Callable[[], object]) -> Callable[[], object]:
+    """Call this first when the worker ends (the seed: before_shmem_exit), last registered first.
+
+    At most 20. They run after main has returned, after an uncaught error, after sys.exit and after
+    TERM's default handler; not after os._exit, QUIT or a signal that kills. May be a decorator.
+    """
+    return _add(_before_exit, callback, "before_exit")
+
+
+def on_exit(callback: Callable[[], object]) -> Callable[[], object]:
+    """Call this when the worker ends (the seed: on_proc_exit): after all of `before_exit` and
+    after threads that are not daemons have ended, before `atexit`. At most 20."""
+    return _add(_on_exit, callback, "on_exit")
+
+
+def _add(
+    callbacks: list[Callable[[], object]], callback: Callable[[], object], name: str
+) -> Callable[[], object]:
+    _me()
+    if not callable(callback):
+        raise UsageError(f"{name} takes a function, not {callback!r}")
+    if len(callbacks) >= limits.exit_callbacks_max:
+        raise UsageError(f"out of {name} slots: at most {limits.exit_callbacks_max}")
+    callbacks.append(callback)
+    return callback
+
+
+def _me() -> _Process:
+    if _process is None:
+        raise UsageError(
+            "this process is not a background worker",
+            hint='register it: posthouse run NAME "module:function"',
+        )
+    if os.getpid() != _process.pid:
+        raise UsageError(
+            f"this process is not the background worker {_process.entry.name!r} "
+            "but was forked by it",
+        )
+    return _process
+
+
+def begin(entry: Entry, channel_fd: int, latch_fd: int) -> None:
+    """Make this process the worker `entry`. Called once, by the code that forked it."""
+    global _process  # noqa: PLW0603 - the process's own identity; there is one
+    channel = Channel(channel_fd)
+    channel.on_notice = _on_notice
+    latch.own(latch_fd, channel)
+    _process = _Process(entry, os.getpid(), channel)
+
+
+def _on_notice(message: dict[str, Any]) -> None:
+    """What the agent says unasked. Others are for a later version of this module."""
+    if message["op"] == "postmaster":
+        latch.note_postmaster(dead=message.get("alive") is False)
+
+
+def exit_callbacks() -> tuple[list[Callable[[], object]], list[Callable[[], object]]]:
+    """The lists of before_exit and on_exit, to be emptied from their ends. For the forking code."""
+    return _before_exit, _on_exit
