@@ -73,6 +73,10 @@ start_attempt_s: Final = 60.0  # a START unanswered on a live session this long 
 # --- host ---
 link_room_kept: Final = 64  # of a link's outbox that an agent's reports never use: goodbye, answers
 log_reads_in_flight_max: Final = 32  # of 64 KiB each; a master that asks for more is told to wait
+chores_queued_max: Final = 64  # the log reads, a warden's start, and room
+log_lines_queued_max: Final = 4096  # of an agent whose standard error does not take them; then lost
+last_messages_max: Final = 64  # read from the channel of a worker that has ended
+warden_orders_max: Final = 8192  # given and not read by a warden; then it is taken for lost
 warden_backoff_s_min: Final = 0.2  # second attempt to start a warden that did not last
 warden_backoff_s_max: Final = 5.0  # later ones; a warden that lived this long is forgiven
 allowed_modules_max: Final = 256  # entries of a host's allow-list; they travel in HELLO

@@ -1,0 +1,398 @@
+"""The agent process: a plain poll loop around AgentCore.
+
+Owns: the folder's lock, the sockets, the order in which inputs are taken and effects are done.
+Must not know: why (core). Invariant: after start-up nothing on this thread waits for a disk, a
+process or a terminal, because this is the thread that renews the host's session; and no effect is
+done before those in front of it.
+"""
+
+import contextlib
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+from collections import deque
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from posthouse import keys, limits, paths, systemd, transport
+from posthouse.errors import ConfigError, RefusedError
+from posthouse.settings import AgentSettings
+from posthouse_agent import admission, facts, logs
+from posthouse_agent.channels import Channels
+from posthouse_agent.chores import Chores
+from posthouse_agent.core import AgentCore
+from posthouse_agent.effects import (
+    AnswerWorker,
+    ConnectionBroken,
+    Consume,
+    DropWarden,
+    Effect,
+    Frame,
+    Give,
+    Input,
+    Leave,
+    LogRead,
+    NeedWarden,
+    Note,
+    ReadLogFile,
+    Redial,
+    Reported,
+    SetLatch,
+    Tick,
+    Transmit,
+    WardenGone,
+    WardenUp,
+    WorkerSaid,
+)
+from posthouse_agent.orders import Ended, Forked, Order
+from posthouse_agent.talk import Talk
+from posthouse_agent.wardens import WardenConnection, WardenLost, WardenStarter
+
+__all__ = ["run"]
+
+_POLL_S_MAX = 1.0  # libzmq's readiness is edge-triggered: look again at least this often
+_GOODBYE_MS = 500  # for the last frame to leave
+_SPARE_DESCRIPTORS = 64  # sockets, locks, libzmq's own, log files
+
+
+def run(settings: AgentSettings) -> int:
+    """Be this host's agent until TERM or INT; returns the exit status. Workers go on.
+
+    Raises ConfigError for settings that cannot be used and RefusedError if another agent runs.
+    """
+    admission.check_settings(settings)
+    client_keys = _keys(settings)
+    paths.private_dir(settings.runtime_dir)
+    paths.private_dir(settings.log_dir, 0o750)
+    lock = _lock(settings.runtime_dir)
+    try:
+        _title(settings.host)
+        talk = Talk(settings.log_format, host=settings.host)
+        try:
+            _descriptors(settings, talk)
+            _runtimes(settings, talk)
+            shell = _Shell(settings, client_keys, talk)
+            try:
+                return shell.run()
+            finally:
+                shell.close()
+        finally:
+            talk.close()
+    finally:
+        os.close(lock)
+
+
+class _Connected:
+    """What the I/O thread brings back for NeedWarden."""
+
+    def __init__(self, kind: str, connection: WardenConnection) -> None:
+        self.kind = kind
+        self.connection = connection
+
+
+class _Shell:
+    def __init__(
+        self, settings: AgentSettings, client_keys: keys.ClientKeys | None, talk: Talk
+    ) -> None:
+        self._settings = settings
+        self._talk = talk
+        self._core = AgentCore(settings, facts.host_facts(), os.urandom)
+        self._line = transport.Line(settings.master, keys=client_keys, insecure=settings.insecure)
+        # zmq's poller hands its whole list to the kernel each time: the workers' channels are in
+        # an epoll set, of which it sees one descriptor.
+        self._epoll = select.epoll()
+        self._poller = zmq.Poller()
+        self._poller.register(self._epoll.fileno(), zmq.POLLIN)
+        self._line.watch(self._poller)
+        self._channels = Channels(self._epoll)
+        self._chores = Chores("io", limits.chores_queued_max)
+        self._epoll.register(self._chores.fileno(), select.EPOLLIN)
+        self._starter = WardenStarter(settings.runtime_dir, settings.log_dir, settings.host)
+        self._wardens: dict[str, WardenConnection] = {}
+        self._inputs: deque[Input] = deque()
+        self._signals = socket.socketpair()
+        for end in self._signals:
+            end.setblocking(False)
+        self._epoll.register(self._signals[0].fileno(), select.EPOLLIN)
+        self._end = ""
+        self._dialled = False
+
+    def run(self) -> int:
+        previous_fd = signal.set_wakeup_fd(self._signals[1].fileno(), warn_on_full_buffer=False)
+        previous = {number: signal.signal(number, self._told_to_end) for number in _ENDING}
+        watchdog_s = systemd.watchdog_interval_s()
+        systemd.ready(f"agent of {self._settings.host}")
+        self._talk.say("agent.started", pid=os.getpid(), master=self._settings.master)
+        try:
+            self._feed(Tick())
+            while not self._end:
+                self._round()
+                if watchdog_s is not None:
+                    systemd.watchdog()
+            systemd.stopping()
+            self._feed(Leave(self._end))
+            self._talk.say("agent.ended", reason=self._end)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(previous_fd)
+        return 0
+
+    def close(self) -> None:
+        self._line.close(_GOODBYE_MS)
+        for connection in self._wardens.values():
+            connection.close()
+        self._channels.close()
+        self._chores.close(0.5)
+        self._epoll.close()
+        for end in self._signals:
+            end.close()
+
+    def _told_to_end(self, number: int, _frame: Any) -> None:
+        self._end = signal.Signals(number).name
+
+    # --- inputs ---
+
+    def _round(self) -> None:
+        wait_s = min(self._core.wake_s - facts.instant().boot_s, _POLL_S_MAX)
+        ready = dict(self._poller.poll(max(0, int(wait_s * 1000) + 1)))
+        # What the master says comes first. The trouble is read last: it is of the same socket.
+        for frame in self._line.receive():
+            self._feed(Frame(frame))
+        trouble = self._line.trouble()
+        if trouble is not None:
+            self._feed(ConnectionBroken(trouble))
+        if self._epoll.fileno() in ready:
+            for descriptor, events in self._epoll.poll(0):
+                self._ready(descriptor, events)
+        self._feed(Tick())
+
+    def _ready(self, descriptor: int, events: int) -> None:
+        token = self._channels.token_of(descriptor)
+        if token is not None:
+            if events & select.EPOLLOUT:
+                self._channels.writable(token)
+            self._hear(token)  # one message a worker and round: a flood starves nobody else
+            return
+        if descriptor == self._chores.fileno():
+            for result in self._chores.collect():
+                self._done(result)
+            return
+        if descriptor == self._signals[0].fileno():
+            with contextlib.suppress(BlockingIOError):
+                self._signals[0].recv(64)
+            return
+        for kind, connection in list(self._wardens.items()):
+            if connection.fileno() == descriptor:
+                self._talk_with(kind, connection)
+
+    def _hear(self, token: int) -> bool:
+        message = self._channels.peek(token)
+        if message is None:
+            return False
+        self._feed(WorkerSaid(token, message))
+        return True
+
+    def _talk_with(self, kind: str, connection: WardenConnection) -> None:
+        try:
+            connection.flush()
+            for _ in range(limits.drain_messages_max):
+                incoming = connection.receive()
+                if incoming is None:
+                    break
+                report = incoming.report
+                if isinstance(report, Forked):
+                    if not self._channels.add(report.token, kind, incoming.descriptors):
+                        self._talk.say("descriptors.lost", token=report.token)
+                elif isinstance(report, Ended):
+                    self._last_messages(report.token)
+                self._feed(Reported(kind, report))
+                if isinstance(report, Ended):
+                    self._channels.drop(report.token)
+                if self._wardens.get(kind) is not connection:
+                    return
+        except WardenLost as lost:
+            self._lose(kind, connection, str(lost))
+        else:
+            self._watch(connection)
+        self._drain()
+
+    def _last_messages(self, token: int) -> None:
+        # What a worker said before it ended comes before its end.
+        for _ in range(limits.last_messages_max):
+            if not self._hear(token):
+                return
+
+    def _done(self, result: Any) -> None:
+        if isinstance(result, _Connected):
+            self._wardens[result.kind] = result.connection
+            self._epoll.register(result.connection.fileno(), select.EPOLLIN)
+            self._feed(WardenUp(result.kind))
+        elif isinstance(result, WardenGone | LogRead):
+            self._feed(result)
+
+    def _feed(self, event: Input) -> None:
+        self._inputs.append(event)
+        self._drain()
+
+    def _drain(self) -> None:
+        while self._inputs:
+            answered = True
+            for effect in self._core.handle(self._inputs.popleft(), facts.instant()):
+                if isinstance(effect, AnswerWorker):
+                    answered = self._channels.answer(effect.token, effect.message)
+                elif isinstance(effect, Consume):
+                    if answered:  # else the worker says it again when there is room for the answer
+                        self._channels.consume(effect.token)
+                else:
+                    self._do(effect)
+
+    # --- effects ---
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Transmit(frame):
+                self._line.transmit(frame)
+            case Redial():
+                self._redial()
+            case Give(kind, order):
+                self._give(kind, order)
+            case NeedWarden(kind):
+                self._submit(partial(self._connect, kind))
+            case DropWarden(kind):
+                if kind in self._wardens:
+                    self._lose(kind, self._wardens[kind], "dropped")
+            case ReadLogFile():
+                self._submit(partial(logs.read_page, self._settings.log_dir, effect))
+            case SetLatch(token):
+                self._channels.set_latch(token)
+            case Note(name, fields):
+                self._note(name, fields)
+
+    def _give(self, kind: str, order: Order) -> None:
+        connection = self._wardens.get(kind)
+        if connection is None:
+            return  # WardenGone is on its way to the core
+        try:
+            connection.give(order)
+        except WardenLost as lost:
+            self._lose(kind, connection, str(lost))
+        else:
+            self._watch(connection)
+
+    def _note(self, name: str, fields: dict[str, Any]) -> None:
+        self._talk.say(name, **fields)
+        if name.startswith("session."):
+            systemd.status(f"agent of {self._settings.host}: {name}")
+
+    def _submit(self, chore: Any) -> None:
+        # Never refused: reads are bounded by the core, and each warden is asked for once.
+        assert self._chores.submit(chore), "more chores than their queue may hold"
+
+    def _connect(self, kind: str) -> _Connected | WardenGone:
+        # In the I/O thread.
+        try:
+            return _Connected(kind, self._starter.connect(kind))
+        except WardenLost as lost:
+            return WardenGone(kind, str(lost))
+
+    def _redial(self) -> None:
+        try:
+            self._line.redial()
+        except ConfigError as error:
+            if not self._dialled:
+                raise
+            # It was right when we started; somebody is changing the folder. Dialling goes on.
+            self._talk.say("line.trouble", reason=str(error))
+        self._dialled = True
+
+    def _watch(self, connection: WardenConnection) -> None:
+        self._epoll.modify(connection.fileno(), connection.events)
+
+    def _lose(self, kind: str, connection: WardenConnection, reason: str) -> None:
+        if self._wardens.get(kind) is not connection:
+            return
+        del self._wardens[kind]
+        self._epoll.unregister(connection.fileno())
+        connection.close()
+        self._channels.drop_kind(kind)
+        self._inputs.append(WardenGone(kind, reason))
+
+
+_ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def _keys(settings: AgentSettings) -> keys.ClientKeys | None:
+    endpoint = transport.parse_endpoint(settings.master)
+    if settings.key_file is not None:
+        return keys.client_keys(settings.key_file, settings.master_key)
+    if not endpoint.path and os.geteuid() == 0:
+        raise ConfigError(
+            f"{settings.master}: an agent that runs as root does not dial TCP without keys",
+            hint="posthouse keygen makes them; insecure is for other users' experiments",
+        )
+    return None
+
+
+def _lock(runtime_dir: str) -> int:
+    """The agent's lock, held as long as the descriptor is open; inside is our pid, for people."""
+    path = Path(runtime_dir, "agent.lock")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.open(path, flags, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be locked: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        other = os.read(lock, 32).decode(errors="replace").strip()
+        os.close(lock)
+        raise RefusedError(
+            f"{runtime_dir}: another agent runs here (pid {other or 'unknown'})",
+            hint="one agent a host: end that one, or give this one another runtime_dir",
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    return lock
+
+
+def _title(host: str) -> None:
+    try:
+        import setproctitle
+    except ImportError:
+        return
+    setproctitle.setproctitle(f"posthouse: agent {host}")
+
+
+def _descriptors(settings: AgentSettings, talk: Talk) -> None:
+    """Two descriptors a worker: as many as we may have, and a word if that is too few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * settings.max_worker_processes + _SPARE_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        talk.say(
+            "descriptors.few",
+            limit=soft,
+            needed=needed,
+            hint=f"raise the limit of open files, or set max_worker_processes to "
+            f"{max(1, (soft - _SPARE_DESCRIPTORS) // 2)}",
+        )
+
+
+def _runtimes(settings: AgentSettings, talk: Talk) -> None:
+    usable = admission.usable_runtimes(settings)
+    for runtime in settings.runtimes:
+        if runtime.name not in usable:
+            reason = "this version starts workers on posthouse's own interpreter only"
+            talk.say("runtime.unusable", runtime=runtime.name, reason=reason)
+        elif runtime.preload:
+            reason = "this version preloads no modules: each worker imports them itself"
+            talk.say("runtime.preload", runtime=runtime.name, reason=reason)
