@@ -18,8 +18,20 @@ from posthouse_agent.chores import Chores
 __all__ = ["Talk"]
 
 _WARNINGS: Final = frozenset(
-    "session.lost session.refused warden.gone warden.unusable start.failed start.repeated "
-    "descriptors.few descriptors.lost folder.gone line.trouble runtime.unusable log.lost".split()
+    (
+        "descriptors.few",
+        "descriptors.lost",
+        "folder.gone",
+        "line.trouble",
+        "log.lost",
+        "runtime.unusable",
+        "session.lost",
+        "session.refused",
+        "start.failed",
+        "start.repeated",
+        "warden.gone",
+        "warden.unusable",
+    )
 )
 
 
