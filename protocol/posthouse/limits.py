@@ -93,6 +93,8 @@ channel_frame_bytes_max: Final = (
 exit_records_max: Final = 100_000  # unconfirmed exits a warden keeps; it refuses starts beyond
 log_read_bytes_max: Final = 65_536  # one page of a worker's log
 log_bytes_max: Final = 16 * 1024 * 1024  # default size of one worker's kept output
+journal_slack_bytes: Final = 1024 * 1024  # a warden's journal grows by this before it is rewritten
+journal_ahead_bytes: Final = 65_536  # disk space taken in advance, so that an exit can be recorded
 exit_callbacks_max: Final = 20  # MAX_ON_EXITS, of each kind (W6)
 postmaster_grace_s: Final = 5.0  # QUIT to KILL in immediate shutdown and crash (PostgreSQL's own)
 
