@@ -6,14 +6,14 @@ and not acted on is seen again by the next one.
 """
 
 import contextlib
-import json
 import os
 import select
 import socket
 from dataclasses import dataclass
 from typing import Any
 
-from posthouse import limits
+from posthouse import channel, limits
+from posthouse.errors import BadFrame
 
 __all__ = ["Channels"]
 
@@ -21,7 +21,7 @@ __all__ = ["Channels"]
 @dataclass(slots=True)
 class _Ends:
     kind: str
-    channel: socket.socket | None
+    channel: socket.socket
     latch: int
     watched: bool = True
 
@@ -49,11 +49,11 @@ class Channels:
             for descriptor in descriptors:
                 os.close(descriptor)
             return False
-        channel = socket.socket(fileno=descriptors[0])
-        channel.setblocking(False)
-        self._ends[token] = _Ends(kind, channel, descriptors[1])
-        self._tokens[channel.fileno()] = token
-        self._epoll.register(channel.fileno(), select.EPOLLIN)
+        end = socket.socket(fileno=descriptors[0])
+        end.setblocking(False)
+        self._ends[token] = _Ends(kind, end, descriptors[1])
+        self._tokens[end.fileno()] = token
+        self._epoll.register(end.fileno(), select.EPOLLIN)
         return True
 
     def drop(self, token: int) -> None:
@@ -62,8 +62,7 @@ class Channels:
         if ends is None:
             return
         self._unwatch(ends)
-        if ends.channel is not None:
-            ends.channel.close()
+        ends.channel.close()
         os.close(ends.latch)
 
     def drop_kind(self, kind: str) -> None:
@@ -72,10 +71,10 @@ class Channels:
             self.drop(token)
 
     def peek(self, token: int) -> dict[str, Any] | None:
-        """The oldest message, which stays where it is; None if there is none. One that is no
-        JSON object within the bounds is an empty one: the core answers that it knows no such."""
+        """The oldest message, which stays where it is; None if there is none. One that cannot
+        be understood is an empty one: the core answers that it knows no such operation."""
         ends = self._ends.get(token)
-        if ends is None or ends.channel is None:
+        if ends is None:
             return None
         try:
             size, _, flags, _ = ends.channel.recvmsg_into([self._buffer], 0, socket.MSG_PEEK)
@@ -89,12 +88,15 @@ class Channels:
             return None
         if flags & socket.MSG_TRUNC or size > limits.channel_frame_bytes_max:
             return {}
-        return _parse(bytes(self._buffer[:size]))
+        try:
+            return channel.decode(bytes(self._buffer[:size]))
+        except BadFrame:
+            return {}
 
     def consume(self, token: int) -> None:
         """Take the oldest message out, unless its answer still waits for room (see `answer`)."""
         ends = self._ends.get(token)
-        if ends is None or ends.channel is None:
+        if ends is None:
             return
         with contextlib.suppress(OSError):
             ends.channel.recv_into(self._buffer, 1)
@@ -103,11 +105,10 @@ class Channels:
         """Put a message into the channel. False if there is no room: the worker does not read its
         answers. Its requests then wait too; `writable` ends that."""
         ends = self._ends.get(token)
-        if ends is None or ends.channel is None:
+        if ends is None:
             return True
-        data = json.dumps(message, separators=(",", ":")).encode()
         try:
-            ends.channel.send(data, socket.MSG_NOSIGNAL)
+            ends.channel.send(channel.encode(message), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             if ends.watched:
                 self._epoll.modify(ends.channel.fileno(), select.EPOLLOUT)
@@ -119,7 +120,7 @@ class Channels:
     def writable(self, token: int) -> None:
         """There is room for answers again: read on."""
         ends = self._ends.get(token)
-        if ends is not None and ends.channel is not None and ends.watched:
+        if ends is not None and ends.watched:
             self._epoll.modify(ends.channel.fileno(), select.EPOLLIN)
 
     def set_latch(self, token: int) -> bool:
@@ -136,15 +137,7 @@ class Channels:
             self.drop(token)
 
     def _unwatch(self, ends: _Ends) -> None:
-        if ends.watched and ends.channel is not None:
+        if ends.watched:
             ends.watched = False
             self._tokens.pop(ends.channel.fileno(), None)
             self._epoll.unregister(ends.channel.fileno())
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

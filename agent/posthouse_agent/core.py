@@ -220,7 +220,7 @@ class AgentCore:
             runtimes=list(admission.usable_runtimes(settings)),
             modules=list(settings.modules),
             allow_exec=settings.allow_exec,
-            users=list(settings.users),
+            users=sorted({self._facts.user, *settings.users} - {""}),
             slots=settings.max_worker_processes,
             running=len(self._workers),
             exits=len(self._exits),
@@ -514,15 +514,15 @@ class AgentCore:
 
     def _worker_said(self, token: int, message: dict[str, Any]) -> None:
         worker = self._workers.get(token)
-        answer: dict[str, Any] = {"id": message.get("id"), "ok": True}
+        answer: dict[str, Any] = {"op": "reply", "id": message.get("id")}
         match message.get("op"):
             case "ready" if worker is not None:
                 self._became_ready(worker)
             case "ready":
                 pass  # its end was reported before its last words were read
             case op:
-                error = f"this agent does not know the operation {str(op)[:64]!r}"
-                answer = {"id": answer["id"], "ok": False, "code": "unsupported", "error": error}
+                text = f"this agent does not know the operation {str(op)[:64]!r}"
+                answer["error"] = {"code": "unsupported", "message": text}
         self._effects += [AnswerWorker(token, answer), Consume(token)]
 
     def _became_ready(self, worker: Running) -> None:
