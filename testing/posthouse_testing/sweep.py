@@ -89,12 +89,12 @@ def _wait_gone(pidfds: list[int], patience_s: float) -> list[int]:
 def holders(path: str | Path) -> list[ProcessId]:
     """The processes, but us, that have this very file open."""
     try:
-        wanted = os.stat(path)
+        wanted = Path(path).stat()
     except OSError:
         return []
 
-    def is_it(descriptor: str) -> bool:
-        found = os.stat(descriptor)
+    def is_it(descriptor: Path) -> bool:
+        found = descriptor.stat()
         return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
 
     return list(_processes_with(is_it))
@@ -104,25 +104,25 @@ def writers(folder: str | Path) -> list[ProcessId]:
     """The processes, but us, that have a file in this folder open for writing. `tail` is none."""
     prefix = f"{os.path.realpath(folder)}/"
 
-    def writes_there(descriptor: str) -> bool:
-        return os.readlink(descriptor).startswith(prefix) and bool(
-            os.lstat(descriptor).st_mode & stat.S_IWUSR
+    def writes_there(descriptor: Path) -> bool:
+        return str(descriptor.readlink()).startswith(prefix) and bool(
+            descriptor.lstat().st_mode & stat.S_IWUSR
         )
 
     return list(_processes_with(writes_there))
 
 
-def _processes_with(test: Callable[[str], bool]) -> Iterator[ProcessId]:
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+def _processes_with(test: Callable[[Path], bool]) -> Iterator[ProcessId]:
+    for pid in (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()):
         if pid == os.getpid():
             continue
         who = identify(pid)
         if who is None:
             continue
         with contextlib.suppress(OSError):  # gone, or not ours to look at
-            for number in os.listdir(f"/proc/{pid}/fd"):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    if test(f"/proc/{pid}/fd/{number}"):
+                    if test(descriptor):
                         yield who
                         break
 

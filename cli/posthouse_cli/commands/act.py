@@ -1,0 +1,162 @@
+"""`posthouse wait`, `terminate`, `signal` and `shutdown`.
+
+Owns: what each waits for, and which outcome is which exit status. Must not know: how the cluster
+does it. Invariant: what was asked for is recorded before any waiting; a timeout takes nothing back.
+"""
+
+import time
+from collections.abc import Callable
+
+import click
+
+from posthouse import Handle, ShutdownMode, Status, WorkerState
+from posthouse.errors import NoSuchWorker, TimedOut, Unreachable
+from posthouse_cli import shapes
+from posthouse_cli.context import (
+    Session,
+    json_option,
+    timeout_option,
+    verb,
+    worker_argument,
+    worker_handle,
+)
+from posthouse_cli.durations import shown
+
+__all__ = ["shutdown", "signal", "terminate", "wait"]
+
+_LOOK_S = 0.1  # how often the list of workers is looked at while a shutdown goes on
+
+_GOALS: dict[str, tuple[Callable[..., Status], Callable[[Status], bool]]] = {
+    "started": (Handle.wait_for_startup, lambda s: s.state is WorkerState.STARTED),
+    "ready": (Handle.wait_for_ready, lambda s: s.state is WorkerState.STARTED and s.ready),
+    "exit": (Handle.wait_for_shutdown, lambda s: s.state is WorkerState.STOPPED),
+    "gone": (Handle.wait_until_unregistered, lambda s: s.final),
+}
+
+
+@click.command(epilog=shapes.keys_text(shapes.STATUS_KEYS))
+@worker_argument
+@click.option(
+    "--for",
+    "goal",
+    type=click.Choice(list(_GOALS)),
+    default="gone",
+    show_default=True,
+    help="started: it runs. ready: it called worker.ready(). exit: it stopped, perhaps to be "
+    "restarted. gone: it is unregistered.",
+)
+@json_option
+@timeout_option(None, "it")
+@verb
+def wait(session: Session, worker: str, goal: str, as_json: bool, timeout: float | None) -> int:
+    """Wait until something is true of a worker; prints what is.
+
+    Exit status 0 if it came true, 1 if it no longer can, 4 if the master died, 5 if timed out.
+    """
+    handle = worker_handle(session, worker)
+    waiting, reached = _GOALS[goal]
+    status = waiting(handle, timeout=timeout)
+    if status.state is WorkerState.POSTMASTER_DIED:
+        raise Unreachable(f"{handle.name}: {status.reason}")
+    if as_json:
+        session.out.json(shapes.status_json(status))
+    else:
+        session.out.line(_sentence(status))
+    return 0 if reached(status) else 1
+
+
+def _sentence(status: Status) -> str:
+    where = f" on {status.host}" if status.host else ""
+    process = f" with pid {status.pid}" if status.pid else ""
+    why = f": {status.reason}" if status.reason else ""
+    return f"{status.name} is {shapes.state_word(status.state)}{where}{process}{why}"
+
+
+@click.command()
+@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
+@timeout_option("60s", "the end of all of them")
+@verb
+def terminate(
+    session: Session, workers: tuple[str, ...], no_wait: bool, timeout: float | None
+) -> int:
+    """End workers and unregister them.
+
+    Each gets its stop signal (TERM), and KILL after its stop grace; it is never restarted. Exit
+    status 3 if one of them is unknown or unregistered already.
+    """
+    handles = [worker_handle(session, worker) for worker in workers]
+    gone = [handle for handle in handles if not handle.terminate()]
+    for handle in gone:
+        click.echo(f"posthouse: {handle.name} is unregistered already", err=True)
+    deadline_s = None if timeout is None else time.monotonic() + timeout
+    for handle in handles:
+        if handle in gone:
+            continue
+        if no_wait:
+            session.out.line(f"{handle.name} is being terminated")
+            continue
+        left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        status = handle.wait_until_unregistered(timeout=left_s)
+        if status.state is WorkerState.POSTMASTER_DIED:
+            raise Unreachable(f"{handle.name}: {status.reason}")
+        session.out.line(f"{handle.name} is unregistered: {status.reason}")
+    return NoSuchWorker.exit_status if gone else 0
+
+
+@click.command()
+@worker_argument
+@click.argument("name", metavar="SIGNAL")
+@timeout_option("10s", "the master's answer")
+@verb
+def signal(session: Session, worker: str, name: str, timeout: float | None) -> None:
+    """Send a signal to a worker's process: HUP, SIGHUP or 1.
+
+    An exit that it leads to is one that nobody asked for: the restart rules apply. Exit status 3
+    if the worker is not running.
+    """
+    handle = worker_handle(session, worker, timeout)
+    handle.signal(int(name) if name.isdecimal() else name, timeout=timeout)
+
+
+@click.command()
+@click.option(
+    "-m",
+    "--mode",
+    type=click.Choice([str(mode) for mode in ShutdownMode]),
+    default="fast",
+    show_default=True,
+    help="smart: no new registrations, wait until the workers end by themselves. fast: TERM, then "
+    "KILL after each one's grace. immediate: QUIT, KILL after 5 s.",
+)
+@click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
+@timeout_option("2m", "the workers' end")
+@verb
+def shutdown(session: Session, mode: str, no_wait: bool, timeout: float | None) -> None:
+    """End all workers of the cluster; registrations are kept.
+
+    The master and the agents go on, but start nothing until the master is started again.
+    """
+    cluster = session.cluster
+    words = cluster.shutdown(mode)
+    session.out.line(words or f"{mode} shutdown begun")
+    if no_wait:
+        return
+    deadline_s = None if timeout is None else time.monotonic() + timeout
+    while True:
+        running = [w.status for w in cluster.workers() if w.status.state is WorkerState.STARTED]
+        cut_off = [status for status in running if not status.reachable]
+        if not running:
+            session.out.line("no worker runs")
+            return
+        late = deadline_s is not None and time.monotonic() >= deadline_s
+        if late or len(cut_off) == len(running):
+            break
+        time.sleep(_LOOK_S)
+    names = ", ".join(f"{status.name} on {status.host}" for status in running[:10])
+    hint = "`posthouse ps` shows them"
+    if cut_off:
+        hosts = ", ".join(sorted({status.host for status in cut_off}))
+        hint = f"not reached: {hosts}; what runs there is told to stop when the host is back"
+    shown_s = "" if timeout is None else f" after {shown(timeout)}"
+    raise TimedOut(f"{len(running)} workers still run{shown_s}: {names}", hint=hint)

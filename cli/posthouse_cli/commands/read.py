@@ -1,0 +1,137 @@
+"""`posthouse ps`, `status`, `pid` and `hosts`: what is there now.
+
+Owns: which facts each view shows. Must not know: how they are drawn (render) or spelt (shapes).
+Invariant: reading changes nothing.
+"""
+
+import click
+
+from posthouse import Handle, limits
+from posthouse.errors import NotRunning, RefusedError, TimedOut
+from posthouse.records import Status
+from posthouse.states import WorkerState
+from posthouse_cli import shapes
+from posthouse_cli.context import (
+    Session,
+    json_option,
+    timeout_option,
+    verb,
+    worker_argument,
+    worker_handle,
+)
+from posthouse_cli.durations import shown
+
+__all__ = ["hosts", "pid", "ps", "status"]
+
+_TAIL_LINES = 10
+
+
+@click.command(epilog=shapes.keys_text(shapes.WORKER_KEYS))
+@click.option("--all", "-a", "retired", is_flag=True, help="Also those that are unregistered.")
+@click.option("--quiet", "-q", is_flag=True, help="Only handles.")
+@json_option
+@timeout_option("10s", "the master's answer")
+@verb
+def ps(session: Session, retired: bool, quiet: bool, as_json: bool, timeout: float | None) -> None:
+    """List the registrations and what became of each.
+
+    In a pipe: tab-separated, without the header.
+    """
+    workers = session.cluster.workers(retired=retired, timeout=timeout)
+    if as_json:
+        for info in workers:
+            session.out.json(shapes.worker_json(info))
+    elif quiet:
+        for info in workers:
+            session.out.line(shapes.handle_text(info.status.handle))
+    else:
+        session.out.table(shapes.WORKER_HEADER, [shapes.worker_cells(info) for info in workers])
+
+
+@click.command(epilog=shapes.keys_text(shapes.HOST_KEYS))
+@json_option
+@timeout_option("10s", "the master's answer")
+@verb
+def hosts(session: Session, as_json: bool, timeout: float | None) -> None:
+    """List the hosts that have ever joined.
+
+    In a pipe: tab-separated, without the header.
+    """
+    found = session.cluster.hosts(timeout=timeout)
+    if as_json:
+        for host in found:
+            session.out.json(shapes.host_json(host))
+    else:
+        session.out.table(shapes.HOST_HEADER, [shapes.host_cells(host) for host in found])
+
+
+@click.command(epilog=shapes.keys_text((*shapes.STATUS_KEYS, "output_tail")))
+@worker_argument
+@json_option
+@timeout_option("10s", "the master's answer")
+@verb
+def status(session: Session, worker: str, as_json: bool, timeout: float | None) -> int:
+    """Show one worker: its state and why, its last exit, the end of its output.
+
+    Exit status 0 if it is started, 3 if not. NAME may be a name or a handle.
+    """
+    handle = worker_handle(session, worker, timeout)
+    now = handle.status(timeout=timeout)
+    tail = _tail(handle, timeout)
+    if as_json:
+        session.out.json({**shapes.status_json(now), "output_tail": tail})
+    else:
+        session.out.pairs([*_facts(now), ("output", tail)])
+    return 0 if now.state is WorkerState.STARTED else NotRunning.exit_status
+
+
+def _facts(now: Status) -> list[tuple[str, str]]:
+    state = shapes.state_word(now.state)
+    if now.ready:
+        state += ", ready"
+    if now.stopping:
+        state += f", being stopped ({now.stopping})"
+    if not now.reachable:
+        heard = "" if now.last_heard_s is None else f", last heard {shown(now.last_heard_s)} ago"
+        state += f", its host is not reachable{heard}"
+    last = now.last_exit
+    return [
+        ("name", now.name),
+        ("state", state),
+        ("why", now.reason),
+        ("host", now.host),
+        ("pid", str(now.pid or "")),
+        ("up", shapes.up_for(now)),
+        ("starts", str(now.incarnation)),
+        ("restart", f"in {shown(now.restart_in_s)}" if now.restart_in_s is not None else ""),
+        ("last exit", shapes.exit_words(last)),
+        ("traceback", last.traceback.rstrip() if last else ""),
+        ("handle", shapes.handle_text(now.handle)),
+    ]
+
+
+def _tail(handle: Handle, timeout: float | None) -> str:
+    """The last lines it wrote, if its host can be asked."""
+    try:
+        page = handle.output(limit=limits.exit_tail_bytes_max, timeout=timeout)
+    except (RefusedError, TimedOut):
+        return ""
+    return "\n".join(page.text.splitlines()[-_TAIL_LINES:])
+
+
+@click.command()
+@worker_argument
+@timeout_option("10s", "the master's answer")
+@verb
+def pid(session: Session, worker: str, timeout: float | None) -> None:
+    """Print the process id of a worker, a number on its host.
+
+    Exit status 3 if it is not running.
+    """
+    now = worker_handle(session, worker, timeout).status(timeout=timeout)
+    if now.state is not WorkerState.STARTED or now.pid is None:
+        raise NotRunning(
+            f"{now.name or worker} is {shapes.state_word(now.state)}: {now.reason}",
+            hint=f"`posthouse status {worker}` tells more",
+        )
+    session.out.line(str(now.pid))

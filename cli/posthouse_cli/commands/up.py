@@ -1,0 +1,59 @@
+"""`posthouse up`: a whole cluster on this machine, in the foreground."""
+
+import shlex
+import sys
+
+import click
+
+from posthouse import paths
+from posthouse.errors import UsageError
+from posthouse_cli.context import Session
+from posthouse_cli.layout import Layout
+
+__all__ = ["up"]
+
+
+@click.command()
+@click.option("--hosts", default="a,b", show_default=True, help="Names of the hosts to play.")
+@click.option(
+    "--dir",
+    "folder",
+    metavar="DIR",
+    help="Folder of sockets, registry and logs (a short path). Default: this user's own folders.",
+)
+@click.option(
+    "--path",
+    "import_path",
+    multiple=True,
+    metavar="DIR",
+    help="Import folder of the workers, besides the current one; may be repeated.",
+)
+@click.pass_obj
+def up(session: Session, hosts: str, folder: str | None, import_path: tuple[str, ...]) -> int:
+    """Run a master and some hosts on this machine, until Ctrl-C.
+
+    Workers may be any function that can be imported from the current folder, and any program.
+    Ctrl-C or TERM ends the workers (TERM, then KILL after each one's grace) and then everything
+    else; registrations are kept, and the workers run again at the next `posthouse up`. What a
+    killed `posthouse up` leaves behind is ended by the next one.
+    """
+    names = [name.strip() for name in hosts.split(",")]
+    if not all(names) or len(set(names)) != len(names):
+        raise UsageError(f"--hosts is {hosts!r}: must be different names, as in --hosts a,b")
+    layout = Layout.at(folder) if folder else Layout(paths.local_dir(), paths.state_dir() / "up")
+    from posthouse_cli.house import House
+
+    def say(text: str) -> None:
+        click.echo(f"posthouse: {text}", err=True)
+
+    def ready() -> None:
+        say(f"ready: hosts {', '.join(names)}. In another terminal, from any folder, type")
+        if layout.clients != paths.clients_endpoint():
+            say(f"  export POSTHOUSE_MASTER={shlex.quote(layout.clients)}")
+        say(f"  posthouse run MODULE:FUNCTION --on {names[-1]}")
+        say("  posthouse ps")
+        say("Ctrl-C here ends everything.")
+
+    house = House(layout, names, path=(".", *import_path), say=say, colors=session.out.colors)
+    sys.stdout.flush()
+    return house.run(ready)

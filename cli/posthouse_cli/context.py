@@ -1,0 +1,104 @@
+"""What all verbs share: the connection, the output, and the options that many take.
+
+Owns: one lazily made client connection for one command. Must not know: any verb. Invariant: a verb
+that needs no master makes no connection.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+import posthouse
+from posthouse.errors import NoSuchWorker, Unreachable
+from posthouse_cli import durations, render
+
+__all__ = ["Session", "json_option", "timeout_option", "verb", "worker_argument", "worker_handle"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_CONNECT_S = 3.0  # a restarting master answers within this; without one, nobody waits longer
+
+
+class Session:
+    """One command's connection and way of printing."""
+
+    def __init__(self, master: str | None = None, color: str = "auto") -> None:
+        self.master = master
+        self.connect_s = _CONNECT_S
+        self.color = color
+        self._cluster: posthouse.Cluster | None = None
+
+    @property
+    def cluster(self) -> posthouse.Cluster:
+        """The connection; made at the first use. Raises Unreachable."""
+        if self._cluster is None:
+            try:
+                self._cluster = posthouse.connect(self.master, timeout=self.connect_s)
+            except Unreachable as error:
+                hint = error.hint or (
+                    "is it running? `posthouse up` starts one here; another one is named by "
+                    "--master or $POSTHOUSE_MASTER"
+                )
+                raise Unreachable(error.message, hint=hint, **error.detail) from error
+        return self._cluster
+
+    @property
+    def out(self) -> render.Output:
+        return render.Output(self.color)
+
+    def close(self) -> None:
+        """Close the connection, if one was made."""
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
+
+
+def verb(function: Function) -> Function:
+    """Give a command the session as its first argument, and `--master` after the verb as well."""
+
+    @click.option("--master", metavar="ENDPOINT", help="Where the master serves clients.")
+    @click.pass_context
+    @functools.wraps(function)
+    def wrapped(context: click.Context, /, master: str | None, **options: Any) -> Any:
+        session = context.find_object(Session)
+        assert session is not None
+        session.master = master or session.master
+        if context.get_parameter_source("timeout") is ParameterSource.COMMANDLINE:
+            session.connect_s = options["timeout"]
+        return function(session, **options)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def timeout_option(default: str | None, what: str) -> Callable[[Function], Function]:
+    """`--timeout`; no default means for ever."""
+    shown = f"default {default}" if default else "default: as long as it takes"
+    return click.option(
+        "--timeout",
+        type=durations.DURATION,
+        default=default,
+        help=f"Give up waiting for {what} after this long ({shown}).",
+    )
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="JSON: one object, or one a line for lists."
+)
+worker_argument = click.argument("worker", metavar="NAME")
+
+
+def worker_handle(session: Session, worker: str, timeout: float | None = None) -> posthouse.Handle:
+    """The handle of a name. Raises NoSuchWorker that names the nearest one."""
+    try:
+        return session.cluster.handle(worker, timeout=timeout)
+    except NoSuchWorker as error:
+        if error.hint:
+            raise
+        names = {info.status.name for info in session.cluster.workers(timeout=timeout)}
+        near = difflib.get_close_matches(worker, names, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "`posthouse ps -a` lists what there is"
+        raise NoSuchWorker(error.message, hint=hint, **error.detail) from None

@@ -1,0 +1,310 @@
+"""Everything on one machine, in the foreground: what `posthouse up` does.
+
+Owns: the master and agent processes of one folder, their logs on the screen, their end, and the
+end of what a killed predecessor left. Must not know: how they work. Invariant: it only ever ends
+processes that an `up` of this folder started, which they prove by a descriptor that they hold.
+
+1. `up.lock` is locked by the running `up`; a second one is refused.
+2. `up.children` is held open by every process that it starts: a later `up` finds them by it.
+3. A host's folder holds the mark `of-up`: the wardens in it, which are nobody's children, are ours.
+"""
+
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import click
+
+import posthouse
+from posthouse import paths
+from posthouse.errors import PosthouseError, RefusedError
+from posthouse_cli.layout import Layout
+from posthouse_testing import sweep
+from posthouse_testing.sweep import ProcessId
+
+__all__ = ["House"]
+
+_COLOURS: Final = (36, 33, 35, 32, 34, 96, 93, 95)
+_TAIL_S: Final = 0.1  # the logs are looked at this often: a person reads them
+_RETRY_S: Final = 1.0  # an agent or master that ended is started again after this
+_READY_S: Final = 30.0
+
+
+@dataclass(slots=True)
+class _Part:
+    """One child process, the file with its log, and how much of that is on the screen."""
+
+    name: str
+    argv: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    shown: int = 0
+    rest: bytes = b""
+    again_s: float = field(default=0.0)
+
+
+class _Stop(Exception):
+    """A signal asked for the end."""
+
+
+class House:
+    """`run()` returns when everything that it started has ended."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        hosts: Iterable[str],
+        *,
+        path: Iterable[str],
+        say: Callable[[str], None],
+        colors: bool = False,
+    ) -> None:
+        self.layout = layout
+        self.hosts = tuple(hosts)
+        self._say = say
+        self._colors = colors
+        self._parts: list[_Part] = []
+        self._children = -1
+        base = [sys.executable, "-P", "-m", "posthouse_cli"]
+        # Not --dir: with two folders (sockets here, registry there) each place is named.
+        self._add("master", [*base, "master", *self._master_flags()])
+        import_path = [f"--path={os.path.abspath(folder)}" for folder in path]  # noqa: PTH100
+        for host in self.hosts:
+            flags = [*self._agent_flags(host), "--module=*", "--allow-exec", *import_path]
+            self._add(host, [*base, "agent", *flags])
+
+    def run(self, ready: Callable[[], None]) -> int:
+        """Start, call `ready` when every host is up, and go on until a signal comes."""
+        for folder in {self.layout.run, self.layout.state}:
+            paths.private_dir(folder)
+        with self._only_one():
+            self.clean_up()
+            awake, wake = os.pipe()
+            os.set_blocking(wake, False)
+            previous = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+            handlers = {
+                number: signal.signal(number, lambda *_: None)
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+            }
+            try:
+                return self._run(awake, ready)
+            finally:
+                signal.set_wakeup_fd(previous)
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                os.close(awake)
+                os.close(wake)
+
+    def clean_up(self) -> None:
+        """End what an earlier `up` of this folder left behind, if it was killed."""
+        agents_and_master = sweep.holders(self.layout.run / "up.children")
+        wardens = self._wardens()
+        if not agents_and_master and not wardens:
+            return
+        pids = ", ".join(str(who.pid) for who in (*agents_and_master, *wardens))
+        self._say(f"an earlier `posthouse up` was killed; ending what it left: {pids}")
+        # Agents before wardens: an agent starts a warden that it misses.
+        sweep.end_all(agents_and_master, term_s=3.0)
+        sweep.end_all(self._wardens(), term_s=10.0)
+        left = sweep.holders(self.layout.run / "up.children") + self._wardens()
+        if left:
+            raise RefusedError(
+                f"cannot end what an earlier `posthouse up` left: {left}",
+                hint="end these processes yourself, or choose another folder with --dir",
+            )
+
+    def _wardens(self) -> list[ProcessId]:
+        found = []
+        for mark in self.layout.run.glob("hosts/*/of-up"):
+            for lock in mark.parent.glob("*/warden.lock"):
+                found += sweep.holders(lock)
+        return found
+
+    @contextlib.contextmanager
+    def _only_one(self) -> Iterator[None]:
+        path = self.layout.run / "up.lock"
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RefusedError(
+                    f"a `posthouse up` is running in {self.layout.run} already",
+                    hint="end it with Ctrl-C, or give this one its own folder with --dir",
+                ) from None
+            self._children = os.open(
+                self.layout.run / "up.children", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+            try:
+                yield
+            finally:
+                os.close(self._children)
+        finally:
+            os.close(lock)
+
+    # --- running ---
+
+    def _run(self, awake: int, ready: Callable[[], None]) -> int:
+        status = 0
+        with selectors.DefaultSelector() as selector:
+            selector.register(awake, selectors.EVENT_READ)
+            try:
+                self._start_all(selector, awake)
+                ready()
+                while True:
+                    self._turn(selector, awake)
+            except _Stop:
+                pass
+            except PosthouseError as error:
+                self._show_logs()
+                self._say(str(error))
+                status = error.exit_status
+            self._end(selector, awake)
+        return status
+
+    def _start_all(self, selector: selectors.BaseSelector, awake: int) -> None:
+        for host in self.hosts:
+            paths.private_dir(self.layout.host(host).parent)
+            paths.private_dir(self.layout.host(host)).joinpath("of-up").touch()
+        for part in self._parts:
+            self._start(part)
+        waiting = set(self.hosts)
+        deadline_s = time.monotonic() + _READY_S
+        with posthouse.connect(self.layout.clients) as cluster:
+            while waiting:
+                if time.monotonic() > deadline_s:
+                    raise RefusedError(
+                        f"not up after {_READY_S:g} s: {', '.join(sorted(waiting))}",
+                        hint=f"the logs are in {self.layout.state}",
+                    )
+                self._turn(selector, awake, first=True)
+                with contextlib.suppress(PosthouseError):
+                    waiting -= {h.name for h in cluster.hosts(timeout=0.2) if h.reachable}
+
+    def _turn(self, selector: selectors.BaseSelector, awake: int, *, first: bool = False) -> None:
+        """Wait a moment; show new log lines; see to children that ended. Raises _Stop."""
+        for _ in selector.select(_TAIL_S if not first else 0.02):
+            numbers = os.read(awake, 4096)
+            if set(numbers) & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}:
+                raise _Stop
+        self._show_logs()
+        for part in self._parts:
+            assert part.process is not None
+            code = part.process.poll()
+            if code is None:
+                continue
+            if first:
+                raise RefusedError(
+                    f"{part.name} ended with status {code} before it was up",
+                    hint=f"its log is {part.log}",
+                )
+            if not part.again_s:
+                self._say(f"{part.name} ended with status {code}; starting it again")
+                part.again_s = time.monotonic() + _RETRY_S
+            elif time.monotonic() >= part.again_s:
+                part.again_s = 0.0
+                self._start(part)
+
+    # --- the end ---
+
+    def _end(self, selector: selectors.BaseSelector, awake: int) -> None:
+        """Fast shutdown: workers get TERM, then KILL after their grace; then everything ends."""
+        self._say("shutting down (again Ctrl-C: at once)")
+        master = self._parts[0].process
+        if master is not None and master.poll() is None:
+            self._shut_workers_down(selector, awake)
+        agents = [p for p in self._parts[1:] if p.process is not None]
+        for part in agents:
+            self._finish(part)
+        sweep.end_all(self._wardens(), term_s=5.0)
+        self._finish(self._parts[0])
+        self._show_logs()
+        self._say("everything has ended; registrations are kept for the next `posthouse up`")
+
+    def _shut_workers_down(self, selector: selectors.BaseSelector, awake: int) -> None:
+        with contextlib.suppress(PosthouseError), posthouse.connect(self.layout.clients) as cluster:
+            cluster.shutdown("fast", timeout=5.0)
+            deadline_s = time.monotonic() + 60.0
+            while time.monotonic() < deadline_s:
+                running = [w.status for w in cluster.workers(timeout=5.0) if w.status.pid]
+                if not running:
+                    return
+                for _ in selector.select(0.05):
+                    if set(os.read(awake, 4096)) & {signal.SIGINT, signal.SIGTERM}:
+                        return
+                self._show_logs()
+
+    def _finish(self, part: _Part) -> None:
+        process = part.process
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    # --- parts ---
+
+    def _add(self, name: str, argv: list[str]) -> None:
+        self._parts.append(_Part(name, argv, self.layout.state / f"{name}.log"))
+
+    def _start(self, part: _Part) -> None:
+        if part.process is None and part.log.exists():
+            part.log.replace(part.log.with_suffix(".log.old"))
+        with part.log.open("ab") as log:
+            part.process = subprocess.Popen(
+                part.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us; we end them in order
+                pass_fds=(self._children,),
+                env={**os.environ, "POSTHOUSE_MASTER": "", "PYTHONUNBUFFERED": "1"},
+            )
+
+    def _show_logs(self) -> None:
+        width = max(len(part.name) for part in self._parts)
+        for number, part in enumerate(self._parts):
+            try:
+                with part.log.open("rb") as log:
+                    log.seek(part.shown)
+                    new = log.read(1 << 20)
+            except FileNotFoundError:
+                continue
+            part.shown += len(new)
+            *lines, part.rest = (part.rest + new).split(b"\n")
+            for line in lines:
+                prefix = f"{part.name:{width}} |"
+                if self._colors:
+                    prefix = f"\x1b[{_COLOURS[number % len(_COLOURS)]}m{prefix}\x1b[0m"
+                click.echo(f"{prefix} {line.decode(errors='replace')}")
+
+    def _master_flags(self) -> list[str]:
+        return [
+            f"--listen-clients={self.layout.clients}",
+            f"--listen-agents={self.layout.agents}",
+            f"--state-dir={self.layout.registry}",
+            "--log-format=console",
+        ]
+
+    def _agent_flags(self, host: str) -> list[str]:
+        return [
+            f"--host={host}",
+            f"--master={self.layout.agents}",
+            f"--runtime-dir={self.layout.host(host)}",
+            f"--log-dir={self.layout.logs(host)}",
+            f"--clients={self.layout.clients}",
+            "--log-format=console",
+        ]

@@ -1,0 +1,179 @@
+"""How results look: the JSON keys of `--json` and the words of tables and event lines.
+
+Owns: both spellings of each record. Must not know: where they are printed (render). Invariant:
+JSON keys are only ever added, and every key is present in every object (null where unknown).
+"""
+
+import time
+from typing import Any
+
+import msgspec
+
+from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
+from posthouse.states import EventKind, WorkerState
+from posthouse_cli.durations import shown
+
+__all__ = [
+    "EVENT_HEADER",
+    "EVENT_KEYS",
+    "EVENT_WIDTHS",
+    "HOST_HEADER",
+    "HOST_KEYS",
+    "STATUS_KEYS",
+    "WORKER_HEADER",
+    "WORKER_KEYS",
+    "event_cells",
+    "event_json",
+    "exit_words",
+    "handle_short",
+    "handle_text",
+    "host_cells",
+    "host_json",
+    "keys_text",
+    "state_word",
+    "status_json",
+    "up_for",
+    "worker_cells",
+    "worker_json",
+]
+
+
+def _plain(value: Any) -> Any:
+    """A record with all its fields, also those that equal their defaults."""
+    if isinstance(value, HandleRef):
+        return str(value.id)
+    if isinstance(value, msgspec.Struct):
+        return {name: _plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, bytes):
+        return {"$bytes": value.hex()}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """An event of the log."""
+    values: dict[str, Any] = _plain(event)
+    registry = values.pop("registry")
+    slot, generation = values.pop("slot"), values.pop("generation")
+    handle = None if slot is None else f"{registry}:{slot}.{generation}"
+    return {"cursor": str(event.cursor), "handle": handle, **values}
+
+
+def status_json(status: Status) -> dict[str, Any]:
+    """What a handle sees."""
+    return {"cursor": str(status.cursor), **_plain(status)}
+
+
+def worker_json(info: WorkerInfo) -> dict[str, Any]:
+    """A registration and its status, in one flat object."""
+    values: dict[str, Any] = _plain(info)
+    return {**status_json(info.status), **{k: v for k, v in values.items() if k != "status"}}
+
+
+def host_json(host: HostInfo) -> dict[str, Any]:
+    """A host."""
+    values: dict[str, Any] = _plain(host)
+    return values
+
+
+def handle_text(handle: HandleRef | None) -> str:
+    """The whole handle."""
+    return str(handle.id) if handle else ""
+
+
+def handle_short(handle: HandleRef | None) -> str:
+    """slot.generation."""
+    return handle.id.short if handle else ""
+
+
+def state_word(state: WorkerState) -> str:
+    """As people write it: not-yet-started."""
+    return str(state).replace("_", "-")
+
+
+def exit_words(exit: ExitFacts | None) -> str:  # noqa: A002 - the word of the contract
+    """How an incarnation ended."""
+    return exit.describe() if exit else ""
+
+
+def up_for(status: Status) -> str:
+    """How long it has been running."""
+    if status.state is not WorkerState.STARTED or status.started_unix_s is None:
+        return ""
+    return shown(max(0.0, time.time() - status.started_unix_s))
+
+
+WORKER_HEADER = ("NAME", "STATE", "HOST", "PID", "UP", "STARTS", "LAST EXIT")
+
+
+def worker_cells(info: WorkerInfo) -> tuple[str, ...]:
+    """A line of `posthouse ps`."""
+    status = info.status
+    running = status.state is WorkerState.STARTED
+    state = state_word(status.state)
+    return (
+        status.name,
+        state if status.reachable or not running else f"{state}, unreachable",
+        status.host or str(info.spec.get("host") or ""),
+        str(status.pid) if running and status.pid else "",
+        up_for(status),
+        str(info.starts),
+        exit_words(status.last_exit) or ("" if running else status.reason),
+    )
+
+
+HOST_HEADER = ("HOST", "STATE", "WORKERS", "SLOTS", "LABELS", "VERSION")
+
+
+def host_cells(host: HostInfo) -> tuple[str, ...]:
+    """A line of `posthouse hosts`."""
+    state = "reachable" if host.reachable else "unreachable"
+    if not host.reachable and host.last_heard_s is not None:
+        state += f", heard {shown(host.last_heard_s)} ago"
+    labels = ",".join(host.labels)
+    return (host.name, state, str(host.workers), str(host.slots), labels, host.version)
+
+
+EVENT_HEADER = ("TIME", "NAME", "EVENT", "HOST", "PID", "WHAT")
+EVENT_WIDTHS = (8, 8, 14, 4, 7)
+
+
+def event_cells(event: Event, *, full_time: bool) -> tuple[str, ...]:
+    """A line of `posthouse events`: when, who, what, where, which process, and why."""
+    when = time.localtime(event.at_unix_s)
+    if full_time:
+        at = time.strftime("%Y-%m-%dT%H:%M:%S%z", when)
+    else:
+        at = time.strftime("%H:%M:%S", when)
+    pid = str(event.pid) if event.pid else ""
+    return (at, event.name, str(event.kind), event.host, pid, _event_words(event))
+
+
+def _event_words(event: Event) -> str:
+    """Why, and what follows. The master says most of it itself in `reason`."""
+    words = [event.reason] if event.reason else []
+    if event.kind is EventKind.EXITED and event.exit and not event.reason:
+        words.append(event.exit.describe())
+        if event.restart_in_s is not None:
+            words.append(f"restarts in {shown(event.restart_in_s)}")
+    asked = event.kind in (EventKind.REGISTERED, EventKind.STOP_REQUESTED)
+    if asked and event.by and event.by not in event.reason:
+        words.append(f"by {event.by}")
+    return "; ".join(words)
+
+
+_IN_HANDLE = ("registry", "slot", "generation")
+EVENT_KEYS = (
+    "cursor",
+    "handle",
+    *(name for name in Event.__struct_fields__ if name not in _IN_HANDLE),
+)
+STATUS_KEYS = ("cursor", *Status.__struct_fields__)
+WORKER_KEYS = (*STATUS_KEYS, *(n for n in WorkerInfo.__struct_fields__ if n != "status"))
+HOST_KEYS = HostInfo.__struct_fields__
+
+
+def keys_text(keys: tuple[str, ...]) -> str:
+    """The sentence of a verb's help that names the keys of its JSON."""
+    return f"JSON keys: {', '.join(keys)}."
