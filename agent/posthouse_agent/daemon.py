@@ -113,7 +113,7 @@ class _Shell:
         self._channels = Channels(self._epoll)
         self._chores = Chores("io", limits.chores_queued_max)
         self._epoll.register(self._chores.fileno(), select.EPOLLIN)
-        self._starter = WardenStarter(settings.runtime_dir, settings.log_dir, settings.host)
+        self._starter = WardenStarter(settings)
         self._wardens: dict[str, WardenConnection] = {}
         self._inputs: deque[Input] = deque()
         self._signals = socket.socketpair()

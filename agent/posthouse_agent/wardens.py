@@ -19,6 +19,7 @@ from pathlib import Path
 
 from posthouse import limits, paths
 from posthouse.errors import PosthouseError
+from posthouse.settings import AgentSettings
 from posthouse_agent import orders
 from posthouse_agent.orders import Order, Report
 
@@ -106,10 +107,11 @@ class WardenConnection:
 class WardenStarter:
     """Connects to wardens and starts those that are missing. Blocks: for the I/O thread."""
 
-    def __init__(self, runtime_dir: str, log_dir: str, host: str) -> None:
-        self._runtime_dir = runtime_dir
-        self._log_dir = log_dir
-        self._host = host
+    def __init__(self, settings: AgentSettings) -> None:
+        self._runtime_dir = settings.runtime_dir
+        self._log_dir = settings.log_dir
+        self._host = settings.host
+        self._may_start = settings.start_wardens
         self._children: dict[int, str] = {}  # wardens that we exec'd, by pid
 
     def connect(self, kind: str) -> WardenConnection:
@@ -119,9 +121,9 @@ class WardenStarter:
         connection = _try(path)
         if connection is not None:
             return connection
-        pid = self._start(kind)
-        ended = False
-        deadline_s = time.monotonic() + _START_S
+        pid = self._start(kind) if self._may_start else 0
+        ended = not self._may_start
+        deadline_s = time.monotonic() + (_YIELD_S if ended else _START_S)
         while time.monotonic() < deadline_s:
             connection = _try(path)
             if connection is not None:
@@ -131,6 +133,8 @@ class WardenStarter:
                 # Perhaps because another one has the lock, which is about to listen: a moment more.
                 ended, deadline_s = True, min(deadline_s, time.monotonic() + _YIELD_S)
             time.sleep(_TRY_S)
+        if not self._may_start:
+            raise WardenLost(f"nobody listens at {path}, and start_wardens is false")
         what = "ended at once" if ended else f"did not listen within {_START_S:g} s"
         raise WardenLost(f"it {what}; {self._last_words(kind)}")
 
