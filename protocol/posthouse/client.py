@@ -186,22 +186,21 @@ class Cluster:
 
     def cursor(self, *, timeout: float | None = None) -> Cursor:
         """The present end of the event log."""
-        page = self._connection.ask(
-            ListWorkers(request=new_request_id(), limit=1), WorkersPage, timeout
-        )
-        return Cursor(page.timeline, page.sequence)
+        return self._connection.cursor(timeout)
 
-    def events(self, *, after: Cursor | None = None, timeout: float | None = None) -> "EventStream":
+    def events(
+        self, *, after: Cursor | None = None, follow: bool = True, timeout: float | None = None
+    ) -> EventStream:
         """The events of all registrations and hosts after a cursor, in order, each once; for ever.
 
-        Without `after`: from now on. `Cursor(0, 0)`: from the oldest that is kept. The iterator
-        raises TimedOut if none comes for `timeout` seconds (and may then be asked again), and
-        CursorTooOld if events after `after` are no longer kept: workers() tells the state then,
-        and `error.detail["cursor"]` where to go on.
+        Without `after`: from now on. `Cursor(0, 0)`: from the first. With follow=False it ends with
+        what there is now. The iterator raises TimedOut if none comes for `timeout` seconds (it may
+        then be asked again), and CursorTooOld if events after `after` are no longer kept: then
+        workers() tells the state, and `error.detail["cursor"]` where following may begin again.
         """
         if after is None:
             after = self.cursor()
-        return EventStream(self._connection, "", after, timeout)
+        return EventStream(self._connection, "", after, timeout, follow=follow)
 
     def shutdown(
         self,

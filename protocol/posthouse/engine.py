@@ -104,13 +104,18 @@ class Feed:
         self._events: deque[Event] = deque()
         self._error: PosthouseError | None = None
         self._taken = 0
-        self.cursor: Cursor | None = None  # everything up to here has been put here
+        self._cursor: Cursor | None = None  # everything up to here has been put here
 
-    def take(self, deadline: Deadline, *, until_silent: bool = False) -> Event:
-        """The next event. Raises TimedOut, what ended the watch, or Silence."""
+    def take(
+        self, deadline: Deadline, *, until: Cursor | None = None, until_silent: bool = False
+    ) -> Event | None:
+        """The next event; None if there is none up to the place `until`. Raises TimedOut, what
+        ended the watch, or Silence."""
         self._engine.check()
         with self.changed:
             while not self._events:
+                if until is not None and self._cursor is not None and self._cursor >= until:
+                    return None
                 if self._error is not None:
                     raise _own(self._error)
                 if until_silent and self._engine.silent_s is not None:
@@ -135,7 +140,7 @@ class Feed:
 
     def put(self, events: tuple[Event, ...], cursor: Cursor) -> None:
         self._events.extend(events)
-        self.cursor = cursor
+        self._cursor = cursor
         self.changed.notify_all()
 
     def fail(self, error: PosthouseError) -> None:

@@ -27,12 +27,14 @@ from posthouse.messages import (
     GetStatus,
     HostVerdict,
     LatchWorker,
+    ListWorkers,
     ReadOutput,
     Reply,
     Request,
     SignalWorker,
     StatusReply,
     Terminate,
+    WorkersPage,
 )
 from posthouse.messages import Output as OutputReply
 from posthouse.records import Event, Status
@@ -84,6 +86,11 @@ class Connection:
     def status(self, ref: str, timeout: float | None) -> Status:
         return self.ask(GetStatus(request=new_request_id(), ref=ref), StatusReply, timeout).status
 
+    def cursor(self, timeout: float | None) -> Cursor:
+        """The present end of the log."""
+        page = self.ask(ListWorkers(request=new_request_id(), limit=1), WorkersPage, timeout)
+        return Cursor(page.timeline, page.sequence)
+
     def explain(self, ref: str, timeout: float | None) -> "Explanation":
         answer = self.ask(Explain(request=new_request_id(), ref=ref), Explained, timeout)
         return Explanation(answer.reason, tuple(answer.verdicts))
@@ -128,10 +135,13 @@ class EventStream(Iterator[Event]):
         timeout: float | None,
         *,
         ends: bool = False,
+        follow: bool = True,
     ) -> None:
         self._connection = connection  # which lives as long as somebody reads
-        self._timeout = timeout
+        self.timeout = timeout
+        """How long `next()` waits; may be changed between two events."""
         self._ends = ends
+        self._until = None if follow else connection.cursor(None)
         engine = connection.engine
         self._feed = engine.watch(ref, after)
         unwatch = Unwatch(self._feed.subscription)
@@ -150,7 +160,12 @@ class EventStream(Iterator[Event]):
     def __next__(self) -> Event:
         if self._done:
             raise StopIteration
-        event = self._feed.take(Deadline(self._timeout))
+        event = None
+        if self._until is None or self.cursor < self._until:
+            event = self._feed.take(Deadline(self.timeout), until=self._until)
+        if event is None:
+            self.close()
+            raise StopIteration
         self.cursor = event.cursor
         if self._ends and event.kind is EventKind.UNREGISTERED:
             self.close()
@@ -223,13 +238,18 @@ class Handle:
         answer = self._connection.ask(request, OutputReply, timeout)
         return Output(answer.host, answer.offset, answer.data, answer.size, answer.lost)
 
-    def events(self, *, after: Cursor | None = None, timeout: float | None = None) -> EventStream:
+    def events(
+        self, *, after: Cursor | None = None, follow: bool = True, timeout: float | None = None
+    ) -> EventStream:
         """Its events after a cursor, in order, each once; ends after UNREGISTERED.
 
-        Without `after`: from its first event on, however late one looks. The iterator raises
-        TimedOut if none comes for `timeout` seconds, and CursorTooOld as Cluster.events does.
+        Without `after`: from its first event on, however late one looks. With follow=False it ends
+        with what there is now. The iterator raises TimedOut if none comes for `timeout` seconds,
+        and CursorTooOld as Cluster.events does.
         """
-        return EventStream(self._connection, str(self.id), after or FROM_START, timeout, ends=True)
+        start = after or FROM_START
+        ref = str(self.id)
+        return EventStream(self._connection, ref, start, timeout, ends=True, follow=follow)
 
     # --- waits ---
 
@@ -279,7 +299,9 @@ class Handle:
         try:
             with engine.watching(str(self.id), after) as feed:
                 while wait.outcome is None:
-                    wait.event(feed.take(deadline, until_silent=True))
+                    event = feed.take(deadline, until_silent=True)
+                    assert event is not None  # no end was given
+                    wait.event(event)
         except CursorTooOld:
             return  # a storm, or a restore: look again
 
