@@ -22,6 +22,7 @@ from posthouse.records import (
     Record,
     Status,
     Text,
+    Word,
     WorkerInfo,
 )
 from posthouse.states import ShutdownMode, StopReason
@@ -30,7 +31,6 @@ PROTOCOL_MIN = 0
 PROTOCOL_MAX = 0
 
 Bytes16 = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Word = Annotated[str, Meta(max_length=128)]
 Hex32 = Annotated[str, Meta(min_length=32, max_length=32)]
 Spec = Annotated[dict[str, Any], Meta(max_length=64)]
 Ref = Annotated[str, Meta(min_length=1, max_length=160)]
@@ -439,6 +439,8 @@ class Done(Reply, frozen=True, kw_only=True):
 
 
 class StatusReply(Reply, frozen=True, kw_only=True):
+    """The status, and the registration as it was made."""
+
     status: Status
     spec: Spec = {}
 
@@ -468,6 +470,8 @@ class HostVerdict(Record, frozen=True, kw_only=True):
 
 
 class Explained(Reply, frozen=True, kw_only=True):
+    """One verdict a host, and the outcome in words."""
+
     verdicts: Annotated[list[HostVerdict], Meta(max_length=limits.hosts_max)]
     reason: Text = ""
 

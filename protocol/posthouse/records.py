@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from posthouse.ids import Cursor, HandleId
+from posthouse.signals import signal_name
 from posthouse.states import EventKind, StopReason, WorkerState
 
 __all__ = ["Event", "ExitFacts", "HandleRef", "HostInfo", "Status", "WorkerInfo"]
@@ -17,6 +18,7 @@ __all__ = ["Event", "ExitFacts", "HandleRef", "HostInfo", "Status", "WorkerInfo"
 Int = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Pid = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Meta(min_length=1, max_length=96)]
+Word = Annotated[str, Meta(max_length=128)]
 Text = Annotated[str, Meta(max_length=4096)]
 Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
 
@@ -67,12 +69,9 @@ class ExitFacts(Record, frozen=True, kw_only=True):
         'killed by SIGKILL'
         """
         if self.signal is not None:
-            import signal
-
-            known = {s.value: s.name for s in signal.Signals}
             how = "ran out of memory, " if self.oom else ""
             core = " (core dumped)" if self.core else ""
-            return f"{how}killed by {known.get(self.signal, f'signal {self.signal}')}{core}"
+            return f"{how}killed by {signal_name(self.signal)}{core}"
         if self.code is not None:
             return f"exited with code {self.code}"
         return {
@@ -92,11 +91,11 @@ class Event(Record, frozen=True, kw_only=True):
     sequence: Int
     kind: EventKind
     at_unix_s: Finite
-    registry: str = ""
+    registry: Word = ""
     slot: Int | None = None
     generation: Int | None = None
-    name: str = ""
-    host: str = ""
+    name: Word = ""
+    host: Word = ""
     revision: Int | None = None
     incarnation: Int | None = None
     token: Int | None = None
@@ -107,8 +106,8 @@ class Event(Record, frozen=True, kw_only=True):
     restart_in_s: Finite | None = None
     final: bool = False
     reason: Text = ""
-    rule: str = ""
-    by: str = ""
+    rule: Word = ""
+    by: Word = ""
 
     @property
     def cursor(self) -> Cursor:
@@ -131,8 +130,8 @@ class Status(Record, frozen=True, kw_only=True):
 
     state: WorkerState
     handle: HandleRef | None = None
-    name: str = ""
-    host: str = ""
+    name: Word = ""
+    host: Word = ""
     pid: Pid | None = None
     incarnation: Int = 0
     token: Int | None = None
@@ -166,8 +165,8 @@ class WorkerInfo(Record, frozen=True, kw_only=True):
     status: Status
     spec: dict[str, Any]
     registered_unix_s: Finite = 0.0
-    by: str = ""
-    source: str = ""
+    by: Word = ""
+    source: Text = ""
     retired: bool = False
     starts: Int = 0
     failures: Int = 0
@@ -178,12 +177,12 @@ class HostInfo(Record, frozen=True, kw_only=True):
 
     name: Name
     reachable: bool
-    boot_id: str = ""
-    machine_id: str = ""
+    boot_id: Word = ""
+    machine_id: Word = ""
     last_heard_s: Finite | None = None
-    labels: list[str] = []
-    runtimes: list[str] = []
-    fences: list[str] = []
+    labels: Annotated[list[Word], Meta(max_length=32)] = []
+    runtimes: Annotated[list[Word], Meta(max_length=64)] = []
+    fences: Annotated[list[Word], Meta(max_length=4)] = []
     slots: Int = 0
     workers: Int = 0
-    version: str = ""
+    version: Word = ""
