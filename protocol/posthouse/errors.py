@@ -183,8 +183,11 @@ def _tree(cls: type[PosthouseError]) -> dict[str, type[PosthouseError]]:
 def from_wire(
     code: str, message: str, hint: str = "", detail: Mapping[str, Any] | None = None
 ) -> PosthouseError:
-    """The error that an ERROR message stands for; an unknown code becomes RefusedError."""
-    cls = _tree(PosthouseError).get(code, RefusedError)
-    error = cls(message, hint=hint)
+    """The error that a FAILED message stands for. An unknown code (of a newer master) becomes
+    RefusedError, with the code in `detail["code"]`."""
+    cls = _tree(PosthouseError).get(code)
+    error = (cls or RefusedError)(message, hint=hint)
     error.detail.update(detail or {})  # not as keywords: a peer may call a key "hint"
+    if cls is None:
+        error.detail.setdefault("code", code)
     return error

@@ -4,12 +4,17 @@ Invariant: a handle names one registration for ever; a stale one answers STOPPED
 registration (D11).
 """
 
+import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from posthouse import limits
 from posthouse.errors import InvalidField
 
 __all__ = ["Cursor", "HandleId", "Instant"]
+
+_HANDLE = re.compile(r"([0-9a-f]{32}):([0-9]{1,19})\.([0-9]{1,19})")
+_CURSOR = re.compile(r"([0-9]{1,19})/([0-9]{1,19})")
 
 
 class Instant(NamedTuple):
@@ -47,15 +52,8 @@ class HandleId:
     @classmethod
     def parse(cls, text: str) -> "HandleId":
         """The inverse of str(). Raises InvalidField."""
-        registry, _, rest = text.partition(":")
-        slot, _, generation = rest.partition(".")
-        if not (registry and slot.isdecimal() and generation.isdecimal()):
-            raise InvalidField(
-                f"handle {text!r} is not registry:slot.generation",
-                field="handle",
-                value=text,
-                rule="registry:slot.generation",
-            )
+        rule = "registry:slot.generation, as 32 hex digits:number.number"
+        registry, slot, generation = _parse(_HANDLE, "handle", text, rule)
         return cls(registry, int(slot), int(generation))
 
 
@@ -79,12 +77,20 @@ class Cursor:
     @classmethod
     def parse(cls, text: str) -> "Cursor":
         """The inverse of str(). Raises InvalidField."""
-        timeline, slash, sequence = text.partition("/")
-        if not (slash and timeline.isdecimal() and sequence.isdecimal()):
-            raise InvalidField(
-                f"cursor {text!r} is not timeline/sequence",
-                field="cursor",
-                value=text,
-                rule="timeline/sequence",
-            )
+        timeline, sequence = _parse(_CURSOR, "cursor", text, "timeline/sequence, as 1/42")
         return cls(int(timeline), int(sequence))
+
+
+def _parse(pattern: re.Pattern[str], field: str, text: str, rule: str) -> tuple[str, ...]:
+    match = pattern.fullmatch(text) if isinstance(text, str) else None
+    parts: tuple[str, ...] = match.groups() if match else ()
+    numbers = parts[-2:]
+    if not parts or any(int(number) > limits.int_max for number in numbers):
+        shown = repr(text) if len(text) <= 80 else f"{text[:60]!r}..."
+        raise InvalidField(
+            f"{field} is {shown}: must be {rule}",
+            field=field,
+            value=shown,
+            rule=f"must be {rule}",
+        )
+    return parts

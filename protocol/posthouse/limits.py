@@ -13,7 +13,7 @@ library_bytes_max: Final = 1024  # MAXPGPATH (F12)
 function_bytes_max: Final = 96  # BGW_MAXLEN (F13)
 main_arg_bytes_max: Final = 65_536  # a Datum is 8 bytes; U14 asks for real payloads (F14)
 extra_bytes_max: Final = 65_536  # BGW_EXTRALEN is 128; same complaint (F15)
-value_depth_max: Final = 14  # nesting of main_arg; the frame's own nesting adds 2 to make 16
+value_depth_max: Final = 12  # nesting of main_arg; a page of workers nests 4 around it, to make 16
 array_items_max: Final = 4096  # 1 MiB of empty arrays decodes to 72 MiB without it
 map_items_max: Final = 256  # same, for maps
 restart_time_s_max: Final = 86_400_000  # 1000 days, PostgreSQL's own (F10)
@@ -100,7 +100,7 @@ postmaster_grace_s: Final = 5.0  # QUIT to KILL in immediate shutdown and crash 
 
 # --- daemons ---
 drain_messages_max: Final = 512  # inputs handled before one commit; bounds the latency of a batch
-config_bytes_max: Final = 1024 * 1024
+config_bytes_max: Final = 1024 * 1024  # a configuration of a megabyte is something else
 socket_path_bytes_max: Final = 107  # sun_path is 108 bytes with its NUL
 lease_s_min: Final = 5.0  # below, a lost RENEW or two would end a healthy host's workers
 lease_s_max: Final = 3600.0  # how long a cut-off host may run what is placed nowhere else

@@ -10,7 +10,7 @@ from typing import Any
 from posthouse import limits
 from posthouse.errors import InvalidField
 
-__all__ = ["copy_value", "packed_size"]
+__all__ = ["Shown", "copy_value", "packed_size", "shorten", "sized"]
 
 
 def copy_value(field: str, value: Any) -> Any:
@@ -21,35 +21,58 @@ def copy_value(field: str, value: Any) -> Any:
     >>> copy_value("main_arg", {"topics": ("a", "b")})
     {'topics': ['a', 'b']}
     """
-    return _copy(field, value, 1)
+    return _Copier(field).copy(field, value, 1)
 
 
-def _copy(path: str, value: Any, depth: int) -> Any:
-    if depth > limits.value_depth_max:
-        raise _bad(path, value, f"nested at most {limits.value_depth_max} deep")
-    if value is None or isinstance(value, bool | float):
-        return value
-    if isinstance(value, int):
-        if not -(2**63) <= value <= limits.int_max:
-            raise _bad(path, value, "an integer of 64 bits")
-        return int(value)
-    if isinstance(value, str):
-        return _text(path, value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, list | tuple):
-        if len(value) > limits.array_items_max:
-            raise _bad(path, value, f"at most {limits.array_items_max} items")
-        return [_copy(f"{path}[{i}]", item, depth + 1) for i, item in enumerate(value)]
-    if isinstance(value, dict):
+class _Copier:
+    """Counts the parts as it goes: a part takes a byte at least, so a value that could not be
+    accepted is refused before all of it has been copied."""
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+        self._left = limits.main_arg_bytes_max
+
+    def copy(self, path: str, value: Any, depth: int) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            parts = f"more than {limits.main_arg_bytes_max} parts"
+            raise _refusal(self._field, parts, f"at most {limits.main_arg_bytes_max} bytes")
+        if isinstance(value, list | tuple | dict):
+            if depth > limits.value_depth_max:
+                raise _bad(path, value, f"nested at most {limits.value_depth_max} deep")
+            if isinstance(value, dict):
+                return self._map(path, value, depth)
+            if len(value) > limits.array_items_max:
+                raise _bad(path, value, f"at most {limits.array_items_max} items")
+            return [self.copy(f"{path}[{i}]", item, depth + 1) for i, item in enumerate(value)]
+        return _scalar(path, value)
+
+    def _map(self, path: str, value: dict[Any, Any], depth: int) -> dict[str, Any]:
         if len(value) > limits.map_items_max:
             raise _bad(path, value, f"at most {limits.map_items_max} keys")
         copied = {}
         for key, item in value.items():
             if not isinstance(key, str):
                 raise _bad(f"{path} key", key, "map keys are strings")
-            copied[_text(f"{path} key", key)] = _copy(f"{path}.{key}", item, depth + 1)
+            name = _text(f"{path} key", key)
+            copied[name] = self.copy(f"{path}.{name}", item, depth + 1)
         return copied
+
+
+def _scalar(path: str, value: Any) -> Any:
+    # A subclass is brought back to its base: it could carry anything, and would not come back.
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return float.__float__(value)
+    if isinstance(value, int):
+        if not -(2**63) <= value <= limits.int_max:
+            raise _bad(path, value, "an integer of 64 bits")
+        return int.__int__(value)
+    if isinstance(value, str):
+        return _text(path, value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
     raise _bad(path, value, "None, bool, int, float, str, bytes, list or dict")
 
 
@@ -58,19 +81,43 @@ def _text(path: str, value: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise _bad(path, value, "text that UTF-8 can carry") from None
-    return str(value)
+    return str.__str__(value)
 
 
 def _bad(path: str, value: Any, rule: str) -> InvalidField:
-    shown = shorten(value)
+    return _refusal(path, sized(value), rule)
+
+
+def _refusal(path: str, shown: str, rule: str) -> InvalidField:
     return InvalidField(
         f"{path} is {shown}: must be {rule}", field=path, value=shown, rule=f"must be {rule}"
     )
 
 
+class Shown(str):
+    """A phrase in the place of a value: shown without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def sized(value: Any) -> str:
+    """What a value is, without what it holds: it may be a secret.
+
+    >>> sized(b"secret"), sized(["a"]), sized(7)
+    (bytes of 6, list of 1, 7)
+    """
+    if isinstance(value, str | bytes | bytearray | memoryview | list | tuple | dict):
+        return Shown(f"{type(value).__name__} of {len(value)}")
+    return Shown(shorten(value))
+
+
 def shorten(value: Any) -> str:
-    """A repr that fits into an error message."""
-    text = repr(value)
+    """A repr that fits into an error message, whatever the value is."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - somebody else's __repr__
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 80 else f"{text[:60]}... ({type(value).__name__})"
 
 
