@@ -137,7 +137,7 @@ class LocalCluster:
         self.keep = False
         """Set it to leave the processes running and the folder in place."""
         self._own_dir = dir is None
-        self.dir = Path(dir or tempfile.mkdtemp(prefix="ph", dir=_short_tmp())).absolute()
+        self.dir = Path(dir or tempfile.mkdtemp(prefix="ph", dir=sweep.short_tmp())).absolute()
         self.clients = paths.ipc_endpoint(self.dir / "clients.sock")
         self.agents = paths.ipc_endpoint(self.dir / "agents.sock")
         self.env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
@@ -275,12 +275,7 @@ class LocalCluster:
 
     def _start_guard(self) -> None:
         """If we are killed, the pipe closes, and the guard ends what we started."""
-        self._guard = subprocess.Popen(
-            [sys.executable, "-I", "-S", sweep.__file__, str(self.dir)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            bufsize=0,
-        )
+        self._guard = sweep.start_guard(self.dir)
 
     def _agent_argv(self, host: str) -> list[str]:
         argv = ["agent", "--host", host]
@@ -296,9 +291,3 @@ class LocalCluster:
 def command() -> list[str]:
     """How `posthouse` is started with this very interpreter."""
     return [sys.executable, "-P", "-m", "posthouse_cli"]
-
-
-def _short_tmp() -> str:
-    """A socket's path has at most 107 bytes, and some TMPDIRs are long."""
-    short = "/tmp"  # noqa: S108 - mkdtemp makes the folder private
-    return short if os.access(short, os.W_OK) else tempfile.gettempdir()

@@ -12,13 +12,25 @@ import select
 import shutil
 import signal
 import stat
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ProcessId", "end", "end_all", "holders", "identify", "sweep", "writers"]
+__all__ = [
+    "ProcessId",
+    "end",
+    "end_all",
+    "holders",
+    "identify",
+    "short_tmp",
+    "start_guard",
+    "sweep",
+    "writers",
+]
 
 
 class ProcessId(NamedTuple):
@@ -151,12 +163,31 @@ def _all_holders(paths: Iterable[Path]) -> list[ProcessId]:
     return [who for path in paths for who in holders(path)]
 
 
+def start_guard(folder: str | Path) -> "subprocess.Popen[bytes]":
+    """A process that clears the folder away once its standard input is closed, also because we
+    were killed; unless `keep` was written there first."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", __file__, str(folder)],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+        bufsize=0,
+    )
+
+
+def short_tmp() -> str:
+    """A folder for temporary folders with sockets: a socket's path has at most 107 bytes, and some
+    TMPDIRs are long."""
+    short = "/tmp"  # noqa: S108 - mkdtemp makes what is put there private
+    return short if os.access(short, os.W_OK) else tempfile.gettempdir()
+
+
 def main(folder: str) -> None:
     """Wait until our standard input closes; unless it said `keep`, clear the folder away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if b"keep" not in sys.stdin.buffer.read() and Path(folder).exists():
-        sweep(folder, term_s=0.5)
+        for cluster in (Path(folder), Path(folder) / "house"):
+            sweep(cluster, term_s=0.5)
         shutil.rmtree(folder, ignore_errors=True)
 
 

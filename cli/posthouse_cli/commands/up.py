@@ -1,5 +1,6 @@
 """`posthouse up`: a whole cluster on this machine, in the foreground."""
 
+import os
 import shlex
 import sys
 
@@ -19,7 +20,8 @@ __all__ = ["up"]
     "--dir",
     "folder",
     metavar="DIR",
-    help="Folder of sockets, registry and logs (a short path). Default: this user's own folders.",
+    help="Folder of sockets, registry and logs; a short path. Default: $POSTHOUSE_DIR, else this "
+    "user's own folders.",
 )
 @click.option(
     "--path",
@@ -40,6 +42,7 @@ def up(session: Session, hosts: str, folder: str | None, import_path: tuple[str,
     names = [name.strip() for name in hosts.split(",")]
     if not all(names) or len(set(names)) != len(names):
         raise UsageError(f"--hosts is {hosts!r}: must be different names, as in --hosts a,b")
+    folder = folder or os.environ.get("POSTHOUSE_DIR")
     layout = Layout.at(folder) if folder else Layout(paths.local_dir(), paths.state_dir() / "up")
     from posthouse_cli.house import House
 
