@@ -83,18 +83,20 @@ class Link:
         return self._next - 1
 
     def send(self, message: Message, now_s: float) -> bytes:
-        """The frame of a sequenced message, kept until it is acknowledged. Raises LinkFull."""
+        """The frame of a sequenced message, kept until it is acknowledged. Raises LinkFull, or
+        InternalError for one that nobody would accept."""
         assert type(message) not in UNSEQUENCED
         body = codec.encode_body(message)
         if self.room <= 0:
             raise LinkFull(f"{len(self._outbox)} messages are unacknowledged")
+        sent = _Sent(self._next, KIND_OF[type(message)], body)
+        frame = self._frame(sent)  # first: a message that is too large must not stay in the outbox
         if not self._outbox:
             self._progress_s = now_s
-        sent = _Sent(self._next, KIND_OF[type(message)], body)
         self._next += 1
         self._outbox.append(sent)
         self._outbox_bytes += len(body)
-        return self._frame(sent)
+        return frame
 
     def loose(self, message: Message) -> bytes:
         """The frame of an unsequenced message. Only ACK acknowledges: a GRANT may overtake the
