@@ -289,8 +289,8 @@ class Handle:
         except Silence as silence:
             return self._master_died(wait.status, silence)
         except (TimedOut, Unreachable) as error:
-            if self._connection.engine.closed:
-                raise
+            if deadline.left_s != 0:
+                raise  # not the time: the connection was closed
             raise self._timed_out(wait, deadline) from error
         return wait.outcome
 

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 
 from posthouse import codec, transport
+from posthouse.follow import status_after
 from posthouse.link import Link
 from posthouse.messages import (
     MUTATING,
@@ -104,6 +106,8 @@ class Script:
             **fields,
         )
         self.log.append(event)
+        if slot in self.status:
+            self.status[slot] = status_after(self.status[slot], event)
         return event
 
     def worker(self, name: str = "w", state: WorkerState = WorkerState.NOT_YET_STARTED) -> int:
@@ -213,8 +217,6 @@ class Script:
                     return Failed(
                         request=request.request, code="no_such_worker", message="no such worker"
                     )
-                import msgspec
-
                 status = msgspec.structs.replace(self.status[slot_of], **head)
                 return StatusReply(request=request.request, status=status)
             case ListWorkers():

@@ -9,18 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from posthouse import errors, limits
-from posthouse.dial import Opened, Redial, Rejected, Transmit
+from posthouse.dial import Redial, Rejected, Transmit
 from posthouse.ids import Cursor
 from posthouse.messages import (
     Failed,
     GetStatus,
-    Goodbye,
     Refused,
     Register,
     Registered,
     Request,
-    Subscribe,
-    Terminate,
 )
 from posthouse.session import (
     Answered,
@@ -493,37 +490,49 @@ def test_close_answers_everything_and_says_goodbye(net: Net) -> None:
 
 # --- properties ---
 
-steps = st.lists(
-    st.sampled_from(
-        ("event", "event", "event", "register", "register", "restart", "cut", "heal", "broken")
-        + ("pause", "pause", "busy", "free", "lossy", "clean", "watch", "stopped")
-    ),
-    min_size=5,
-    max_size=60,
-)
+STEPS = [
+    "event",
+    "event",
+    "event",
+    "register",
+    "register",
+    "restart",
+    "cut",
+    "heal",
+    "broken",
+    "pause",
+    "pause",
+    "busy",
+    "free",
+    "lossy",
+    "clean",
+    "watch",
+    "stopped",
+]
 
 
-@settings(max_examples=60, deadline=None)
-@given(steps=steps, seed=st.integers(0, 2**32), window=st.integers(1, 8))
-def test_each_event_once_and_each_request_one_effect(
-    script: Any, steps: list[str], seed: int, window: int
-) -> None:
-    net = Net(script(), master_silence_s=60)
-    net.random.seed(seed)
-    net.script.worker()
-    asked: list[Request] = []
-    watches = itertools.count(1)
-    net.do(Tick())
-    first = next(watches)
-    began = {first: 0}
-    net.do(Watch(first, window=window))
-    for step in steps:
+class Play:
+    """What a test of properties does with the net, and what has to come of it."""
+
+    def __init__(self, net: Net, window: int) -> None:
+        self.net = net
+        self.window = window
+        self.asked: list[Request] = []
+        self.began: dict[int, int] = {}
+
+    def watch(self, after: int) -> None:
+        number = len(self.began) + 1
+        self.began[number] = after
+        self.net.do(Watch(number, after=Cursor(1, after), window=self.window))
+
+    def step(self, step: str) -> None:
+        net = self.net
         match step:
             case "event":
                 net.script.add(EXITED)
             case "register":
-                asked.append(register())
-                net.do(Call(asked[-1]))
+                self.asked.append(register())
+                net.do(Call(self.asked[-1]))
             case "restart":
                 net.script.restart()
             case "cut" | "heal":
@@ -537,22 +546,46 @@ def test_each_event_once_and_each_request_one_effect(
             case "lossy" | "clean":
                 net.loss = 0.3 if step == "lossy" else 0.0
             case "watch":
-                number = next(watches)
-                began[number] = net.random.randint(0, len(net.script.log))
-                net.do(Watch(number, after=Cursor(1, began[number]), window=window))
+                self.watch(net.random.randint(0, len(net.script.log)))
             case "stopped":
                 net.now_s += 20
         net.run(0.1)
-        for number, after in began.items():
-            rows = net.arrived.get(number, [])
+
+    def check(self) -> None:
+        for number, after in self.began.items():
+            rows = self.net.arrived.get(number, [])
             assert rows == list(range(after + 1, after + 1 + len(rows)))
-            assert net.held.get(number, 0) <= window
-    net.cut, net.loss, net.taking = False, 0.0, True
-    net.run(30)
-    head = len(net.script.log)
-    for number, after in began.items():
-        assert net.arrived.get(number, []) == list(range(after + 1, head + 1))
-    assert not net.failed
-    assert sorted(net.answers) == sorted(request.request for request in asked)
-    assert all(isinstance(answer, Registered) for answer in net.answers.values())
-    assert len(set(net.script.effects)) == len(net.script.effects) == len(asked)
+            assert self.net.held.get(number, 0) <= self.window
+
+    def settle(self) -> None:
+        net = self.net
+        net.cut, net.loss, net.taking = False, 0.0, True
+        net.run(30)
+        for number, after in self.began.items():
+            assert net.arrived.get(number, []) == list(range(after + 1, len(net.script.log) + 1))
+        assert not net.failed
+        assert sorted(net.answers) == sorted(request.request for request in self.asked)
+        assert all(isinstance(answer, Registered) for answer in net.answers.values())
+        effects = net.script.effects
+        assert len(set(effects)) == len(effects) == len(self.asked)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(st.sampled_from(STEPS), min_size=5, max_size=60),
+    seed=st.integers(0, 2**32),
+    window=st.integers(1, 8),
+)
+def test_each_event_once_and_each_request_one_effect(
+    script: Any, steps: list[str], seed: int, window: int
+) -> None:
+    net = Net(script(), master_silence_s=60)
+    net.random.seed(seed)
+    net.script.worker()
+    play = Play(net, window)
+    net.do(Tick())
+    play.watch(0)
+    for step in steps:
+        play.step(step)
+        play.check()
+    play.settle()
