@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from posthouse.messages import Running
 from posthouse.spec import BackgroundWorker
 
 __all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "wants_of"]
@@ -47,7 +48,10 @@ class Host:
     session: bytes = b""  # of the agent, if there is one
     settled: bool = False  # its inventory has been taken in whole
     choked: bool = False  # the link has little room: no START for now
-    inventory: dict[Key, int] | None = None  # tokens seen running, until the last page
+    joined: bool = False  # its offer has been heard, in this term or an earlier one
+    inventory: dict[int, Running] | None = None  # by token, until the last page
+    pages: int = 0  # of the inventory, so far
+    said_boot_id: str = ""  # of the HELLO; becomes boot_id once the inventory is settled
 
     def __repr__(self) -> str:
         state = "settled" if self.settled else "greeting" if self.session else "away"
@@ -203,9 +207,13 @@ class Fleet:
         return found
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Line:
-    entries: dict[Key, int] = field(default_factory=dict)  # key -> order; oldest first
+    """Equal wants, oldest first. Who has left stays as an entry that is skipped."""
+
+    entries: list[tuple[int, Key]] = field(default_factory=list)
+    head: int = 0
+    waiting: int = 0
 
 
 class StartQueue:
@@ -213,7 +221,7 @@ class StartQueue:
 
     def __init__(self) -> None:
         self._lines: dict[str, dict[Wants, _Line]] = {}  # by the host they name, "" for any
-        self._where: dict[Key, Wants] = {}
+        self._where: dict[Key, tuple[int, Wants]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -222,49 +230,58 @@ class StartQueue:
     def __contains__(self, key: Key) -> bool:
         return key in self._where
 
+    def __repr__(self) -> str:
+        return f"StartQueue({len(self._where)} waiting)"
+
     def add(self, key: Key, wants: Wants) -> None:
-        self.discard(key)
+        """Join the line of its wants, at the end; if it is there already, keep the place."""
+        if key in self._where:
+            if self._where[key][1] == wants:
+                return
+            self.discard(key)
         self._count += 1
-        self._where[key] = wants
-        lines = self._lines.setdefault(wants.host, {})
-        lines.setdefault(wants, _Line()).entries[key] = self._count
+        self._where[key] = (self._count, wants)
+        line = self._lines.setdefault(wants.host, {}).setdefault(wants, _Line())
+        line.entries.append((self._count, key))
+        line.waiting += 1
 
     def discard(self, key: Key) -> None:
-        wants = self._where.pop(key, None)
-        if wants is None:
+        found = self._where.pop(key, None)
+        if found is None:
             return
+        wants = found[1]
         lines = self._lines[wants.host]
-        del lines[wants].entries[key]
-        if not lines[wants].entries:
+        line = lines[wants]
+        line.waiting -= 1
+        if not line.waiting:
             del lines[wants]
             if not lines:
                 del self._lines[wants.host]
 
-    def everyone(self) -> list[Key]:
-        return list(self._where)
-
     def for_host(self, host: Host, fits: Callable[[Wants, Host], bool]) -> Iterator[Key]:
         """Those that this host could take, who has waited longest first. The taker discards what
         it takes, and stops asking when the host has no more room."""
-        lines = [
-            line
-            for name in (host.name, "")
-            for wants, line in self._lines.get(name, {}).items()
-            if fits(wants, host)
-        ]
-        heap = [(order, key, rest) for line in lines for order, key, rest in _head(line)]
+        heap: list[tuple[int, int, _Line]] = []  # (order, place in the line, line)
+        for name in (host.name, ""):
+            for wants, line in self._lines.get(name, {}).items():
+                if fits(wants, host):
+                    line.head = self._next(line, line.head)
+                    heap.append((line.entries[line.head][0], line.head, line))
         heapify(heap)
         while heap:
-            _, key, rest = heappop(heap)
-            following = next(rest, None)
-            if following is not None:
-                heappush(heap, (following[1], following[0], rest))
-            yield key
+            order, place, line = heappop(heap)
+            key = line.entries[place][1]
+            if self._valid(order, key):
+                yield key
+            place = self._next(line, place + 1)
+            if place < len(line.entries):
+                heappush(heap, (line.entries[place][0], place, line))
 
+    def _valid(self, order: int, key: Key) -> bool:
+        found = self._where.get(key)
+        return found is not None and found[0] == order
 
-def _head(line: _Line) -> Iterator[tuple[int, Key, Iterator[tuple[Key, int]]]]:
-    # A copy of the line is walked, because the taker removes from it.
-    rest = iter(list(line.entries.items()))
-    first = next(rest, None)
-    if first is not None:
-        yield first[1], first[0], rest
+    def _next(self, line: _Line, place: int) -> int:
+        while place < len(line.entries) and not self._valid(*line.entries[place]):
+            place += 1
+        return place

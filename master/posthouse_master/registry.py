@@ -107,8 +107,8 @@ class Registration:
     failures: int = 0  # ends that nobody asked for, and starts that failed
     trimmed_to: int = 0
     last_exit: bytes = b""
-    # In memory only: no START before every token in it is known to have no process (host, token).
-    strays: frozenset[tuple[str, int]] = frozenset()
+    # In memory only: processes of it that should not be; no START before all are known to be gone.
+    strays: int = 0
     # In memory only: hosts that said trying again is of no use, until their next session.
     barred: frozenset[str] = frozenset()
 

@@ -1,0 +1,191 @@
+"""CORE: what clients may ask to be changed.
+
+Owns: the rules of each request (unique names, known hosts, slots, what is not offered yet). Must
+not know: how a change is carried out (lifecycle), remembered (requests) or sent.
+Invariant: a command either raises before it has changed anything, or succeeds.
+"""
+
+from dataclasses import fields
+from typing import Any, Final
+
+import msgspec
+
+from posthouse.errors import (
+    AlreadyRegistered,
+    NoFreeSlot,
+    NotRunning,
+    RefusedError,
+    ShuttingDown,
+    UnknownHost,
+)
+from posthouse.ids import HandleId
+from posthouse.messages import (
+    Done,
+    LatchWorker,
+    Register,
+    Registered,
+    SetLatch,
+    Signal,
+    SignalWorker,
+    Terminate,
+)
+from posthouse.records import HandleRef
+from posthouse.spec import BackgroundWorker
+from posthouse.states import Phase
+from posthouse_master.lifecycle import Lifecycle
+from posthouse_master.placement import Fleet
+from posthouse_master.registry import Registration, Registry
+from posthouse_master.sessions import FrontDoor, Session
+from posthouse_master.store.base import Life
+from posthouse_master.turn import Turn
+
+__all__ = ["Commands"]
+
+_pack = msgspec.msgpack.Encoder().encode
+_DEFAULTS: Final = {f.name: f.default for f in fields(BackgroundWorker)}
+_HOSTS_SHOWN: Final = 32
+_HOLDERS_SHOWN: Final = 5
+_BACKLOG_MAX: Final = 1024  # commands that wait for an agent's link, before more are refused
+
+# Fields that would be without effect in this version, and what to do instead. Refused, because a
+# field that is silently ignored is a promise that is silently broken.
+_NOT_YET: Final = {
+    "notify": "no notification by signal yet: handles, events and waits never need it",
+    "restart_growth": "the delay between restarts is constant yet",
+    "restart_time_max": "the delay between restarts is constant yet",
+    "restart_jitter": "the delay between restarts is constant yet",
+    "restart_budget": "restarts are not counted yet",
+    "watchdog_s": "no watchdog yet",
+    "crash_domain": "no shared memory yet, so no crash domains",
+}
+
+
+class Commands:
+    """Each returns its answer or raises a PosthouseError that becomes FAILED."""
+
+    def __init__(
+        self, registry: Registry, fleet: Fleet, lifecycle: Lifecycle, door: FrontDoor
+    ) -> None:
+        self._registry = registry
+        self._fleet = fleet
+        self._lifecycle = lifecycle
+        self._door = door
+
+    def register(self, turn: Turn, session: Session, message: Register) -> Registered:
+        spec = BackgroundWorker.from_wire(message.spec)
+        if self._lifecycle.phase is Phase.STOPPING:
+            raise ShuttingDown("the cluster is shutting down", hint="register again when it is up")
+        _offered(spec)
+        self._unique(spec)
+        self._host(spec)
+        packed = _pack(spec.to_wire())
+        registration, event = self._lifecycle.register(
+            turn, spec, packed, session.principal, message.source
+        )
+        return Registered(
+            request=message.request,
+            handle=HandleRef(
+                registry=self._registry.identity,
+                slot=registration.slot,
+                generation=registration.generation,
+            ),
+            name=registration.name,
+            timeline=event.timeline,
+            sequence=event.sequence,
+        )
+
+    def terminate(self, turn: Turn, session: Session, message: Terminate) -> Done:
+        found = self._registry.find(message.ref)
+        if isinstance(found, HandleId):  # D12: a stale handle is a silent no-op
+            return Done(request=message.request, changed=False, message="no longer registered")
+        changed = self._lifecycle.terminate(turn, found, session.principal)
+        told = ""
+        if not changed:
+            told = "being terminated already" if found.live else "no longer registered"
+        return Done(request=message.request, changed=changed, message=told)
+
+    def signal(self, turn: Turn, session: Session, message: SignalWorker) -> Done:
+        registration, agent = self._process(message.ref)
+        turn.note(
+            "worker.signal", worker=registration.name, signal=message.signal, by=session.principal
+        )
+        command = Signal(
+            slot=registration.slot,
+            generation=registration.generation,
+            token=registration.token,
+            signal=message.signal,
+        )
+        self._door.command(turn, agent, command)
+        return Done(request=message.request)
+
+    def latch(self, turn: Turn, _session: Session, message: LatchWorker) -> Done:
+        registration, agent = self._process(message.ref)
+        command = SetLatch(
+            slot=registration.slot,
+            generation=registration.generation,
+            token=registration.token,
+        )
+        self._door.command(turn, agent, command)
+        return Done(request=message.request)
+
+    def _process(self, ref: str) -> tuple[Registration, Session]:
+        """The running worker and the session with its host's agent."""
+        found = self._registry.find(ref)
+        if isinstance(found, HandleId):
+            raise NotRunning(f"{found.short} is no longer registered")
+        if found.life is not Life.RUNNING:
+            raise NotRunning(f"{found.name!r} has no process now: {found.reason or found.life}")
+        host = self._fleet.hosts[found.host]
+        agent = self._door.get(host.session) if host.settled else None
+        if agent is None:
+            raise RefusedError(
+                f"host {host.name} is not reachable now", hint="`posthouse hosts` shows hosts"
+            )
+        if len(agent.backlog) >= _BACKLOG_MAX:
+            raise RefusedError(f"host {host.name} is too busy", hint="try again in a moment")
+        return found, agent
+
+    def _unique(self, spec: BackgroundWorker) -> None:
+        holder = self._registry.named(spec.name) if spec.unique else None
+        if holder is not None:
+            handle = self._registry.handle(holder)
+            raise AlreadyRegistered(
+                f"a worker named {spec.name!r} is registered already: {handle.short}",
+                hint="terminate it first, choose another name, or register with unique=False",
+                handle=str(handle),
+            )
+
+    def _host(self, spec: BackgroundWorker) -> None:
+        if spec.host is None:
+            return
+        host = self._fleet.hosts.get(spec.host)
+        if host is None:
+            known = sorted(self._fleet.hosts)[:_HOSTS_SHOWN]
+            shown = f"known are {', '.join(known)}" if known else "none has joined yet"
+            raise UnknownHost(
+                f"no host named {spec.host!r} has joined", hint=shown, hosts=known, host=spec.host
+            )
+        if self._fleet.free(host) <= 0:
+            placed = self._registry.placed_on(host.name).values()
+            holders = [r.name for r, _ in zip(placed, range(_HOLDERS_SHOWN), strict=False)]
+            slots = self._fleet.slots(host)
+            raise NoFreeSlot(
+                f"all {slots} slots of host {host.name} are taken",
+                hint="terminate a worker there, or raise max_worker_processes of the host",
+                limit=f"max_worker_processes of host {host.name}",
+                value=slots,
+                holders=holders,
+            )
+
+
+def _offered(spec: BackgroundWorker) -> None:
+    for name, told in _NOT_YET.items():
+        value: Any = getattr(spec, name)
+        if value != _DEFAULTS[name]:
+            raise RefusedError(
+                f"{name} is {value!r}: not offered by this version",
+                hint=told,
+                field=name,
+                value=repr(value),
+                rule=told,
+            )

@@ -1,0 +1,429 @@
+"""CORE: the master: one input in, the effects out.
+
+Owns: the wiring of the parts and the way of each message to its handler. Must not know: what a
+handler decides; time, sockets, disks.
+
+Invariant: `handle` never raises for anything that a peer sent: a bad frame costs the sender its
+session. What it does raise is a defect of ours and ends the process, whose successor reads the
+registry again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from posthouse import codec, limits
+from posthouse.codec import NO_SESSION, Envelope
+from posthouse.errors import BadFrame, InternalError, NotPermitted, PosthouseError, RequestConflict
+from posthouse.ids import Instant
+from posthouse.messages import (
+    AGENT_TO_MASTER,
+    CLIENT_TO_MASTER,
+    MUTATING,
+    Credit,
+    Exited,
+    Explain,
+    GetStatus,
+    Goodbye,
+    Grant,
+    Hello,
+    Inventory,
+    LatchWorker,
+    ListHosts,
+    ListWorkers,
+    LogChunk,
+    Message,
+    ReadOutput,
+    Ready,
+    Refused,
+    Register,
+    Renew,
+    Reply,
+    Request,
+    Shutdown,
+    SignalWorker,
+    Started,
+    StartFailed,
+    StopDone,
+    Subscribe,
+    Terminate,
+    Unsubscribe,
+    Unsupported,
+)
+from posthouse_master.answers import Answers, failed
+from posthouse_master.commands import Commands
+from posthouse_master.effects import (
+    Effect,
+    Input,
+    Interrupted,
+    Malformed,
+    Peer,
+    PeerGone,
+    Received,
+    Tick,
+)
+from posthouse_master.eventlog import EventLog
+from posthouse_master.hosts import Foreign, Hosts
+from posthouse_master.lifecycle import Lifecycle
+from posthouse_master.notify import Watchers
+from posthouse_master.placement import Fleet
+from posthouse_master.registry import Registry
+from posthouse_master.requests import RequestBook
+from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.shutdown import ShutdownWatch
+from posthouse_master.store.base import Counters, Life, PutCounters, PutState, Snapshot
+from posthouse_master.timers import Timers
+from posthouse_master.turn import Turn
+from posthouse_master.view import View
+
+__all__ = ["MasterCore", "MasterPolicy"]
+
+_Handler = Callable[[Turn, Session, Any], Reply | None]
+_ALLOWED: Final = {"agents": AGENT_TO_MASTER, "clients": CLIENT_TO_MASTER}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterPolicy:
+    """What the operator decides."""
+
+    max_worker_processes: int = limits.workers_per_cluster_max
+    max_worker_processes_per_host: int = limits.workers_per_host_max
+    version: str = ""
+
+
+class MasterCore:
+    """One term of one master, begun from what is durable."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        policy: MasterPolicy,
+        entropy: Callable[[int], bytes],
+        now: Instant,
+    ) -> None:
+        self.term = snapshot.term
+        self._counters = snapshot.counters
+        self._timers: Timers[TimerKey] = Timers()
+        self.registry = Registry(snapshot.term.registry, policy.max_worker_processes)
+        self.log = EventLog(
+            snapshot.term.timeline, snapshot.counters.sequence, snapshot.counters.trimmed_to
+        )
+        self.fleet = Fleet(self.registry.load, policy.max_worker_processes_per_host)
+        self.door = FrontDoor(snapshot.term, policy.version, self._timers, entropy)
+        self.watchers = Watchers(self.log, self.door)
+        self.lifecycle = Lifecycle(
+            self.registry, self.log, self.fleet, self.door, self.watchers, self._timers
+        )
+        self.hosts = Hosts(self.registry, self.fleet, self.lifecycle, self.door, self._timers)
+        self.book = RequestBook()
+        self.shutdown = ShutdownWatch(
+            self.registry, self.fleet, self.lifecycle, self.door, self.book, self._timers
+        )
+        self.view = View(
+            self.registry, self.log, self.fleet, self.lifecycle, self.door, self._timers
+        )
+        self._answers = Answers(
+            self.registry, self.log, self.fleet, self.door, self.watchers, self.view
+        )
+        commands = Commands(self.registry, self.fleet, self.lifecycle, self.door)
+        self._agent_handlers: dict[type[Message], Callable[[Turn, Session, Any], None]] = {
+            Inventory: self.hosts.inventory,
+            Started: self.hosts.started,
+            StartFailed: self.hosts.start_failed,
+            Ready: self.hosts.ready,
+            Exited: self.hosts.exited,
+            StopDone: self.hosts.stop_done,
+            LogChunk: self._answers.log_chunk,
+        }
+        self._client_handlers: dict[type[Message], _Handler] = {
+            Register: commands.register,
+            Terminate: commands.terminate,
+            SignalWorker: commands.signal,
+            LatchWorker: commands.latch,
+            Shutdown: self.shutdown.request,
+            GetStatus: self._answers.status,
+            ListWorkers: self._answers.workers,
+            ListHosts: self._answers.hosts,
+            Explain: self._answers.explain,
+            ReadOutput: self._answers.output,
+            Subscribe: self._answers.subscribe,
+            Credit: self._answers.credit,
+            Unsubscribe: self._answers.unsubscribe,
+        }
+        self._restore(snapshot, now)
+
+    def __repr__(self) -> str:
+        return f"MasterCore(epoch={self.term.epoch} {self.registry!r} {self.door!r} {self.log!r})"
+
+    @property
+    def wake_s(self) -> float | None:
+        """When a Tick is wanted at the latest."""
+        return self._timers.wake_s
+
+    def handle(self, event: Input, now: Instant) -> list[Effect]:
+        """The only way in. Effects come in the order in which they must happen."""
+        turn = Turn(now)
+        match event:
+            case Received(peer, frame):
+                self._received(turn, peer, frame)
+            case Malformed(peer):
+                self._bad(turn, peer, "a message is one frame")
+            case PeerGone(peer):
+                session = self.door.of_peer(peer)
+                if session is not None:
+                    self._end(turn, session, "", "its connection is gone")
+            case Tick():
+                self._tick(turn)
+            case Interrupted(reason):
+                self.door.say_goodbye(turn, reason)
+                turn.halt(0, reason)
+        return self._finish(turn)
+
+    def _finish(self, turn: Turn) -> list[Effect]:
+        self.shutdown.check(turn)
+        self.watchers.pump(turn)
+        while turn.broken:
+            identity, why = turn.broken.pop()
+            session = self.door.get(identity)
+            if session is not None:
+                self._end(turn, session, "stale_session", why)
+                self.watchers.pump(turn)
+        for registration in self.registry.changed.values():
+            turn.persist(PutState(registration.state_row()))
+        self.registry.changed.clear()
+        counters = Counters(
+            token=self.registry.token,
+            sequence=self.log.sequence,
+            trimmed_to=self.log.trimmed_to,
+        )
+        if counters != self._counters:
+            self._counters = counters
+            turn.persist(PutCounters(counters))
+        return turn.effects()
+
+    # --- frames ---
+
+    def _received(self, turn: Turn, peer: Peer, frame: bytes) -> None:
+        agents = peer.endpoint == "agents"
+        bytes_max = limits.agent_frame_bytes_max if agents else limits.client_frame_bytes_max
+        try:
+            envelope = codec.decode(frame, bytes_max)
+            kind = type(envelope.body)
+            if envelope.body is not None and kind not in _ALLOWED[peer.endpoint]:
+                raise BadFrame(f"{kind.__name__} is not for the endpoint of the {peer.endpoint}")
+            if isinstance(envelope.body, Hello):
+                self._hello(turn, peer, envelope)
+                return
+            session = self.door.match(peer, envelope)
+            if session is None:
+                self.door.refuse_stale(turn, peer, envelope)
+                return
+            self._in_session(turn, session, envelope)
+        except BadFrame as error:
+            self._bad(turn, peer, str(error))
+        except Foreign as error:
+            session = self.door.of_peer(peer)
+            if session is not None:
+                self._end(turn, session, "foreign_registry", str(error))
+
+    def _in_session(self, turn: Turn, session: Session, envelope: Envelope) -> None:
+        message = session.link.receive(envelope, turn.now.boot_s)
+        if session.backlog:
+            self.door.drain(turn, session)
+        if message is not None:
+            self._message(turn, session, message)
+        if session.role == "agent":
+            self._unchoke(turn, session)
+        else:
+            self.watchers.roused(session)
+        self.door.wind(session)
+
+    def _message(self, turn: Turn, session: Session, message: Message) -> None:
+        match message:
+            case Renew():
+                self._renew(turn, session, message)
+            case Goodbye():
+                self._end(turn, session, "", f"goodbye: {message.reason}")
+            case Unsupported() if message.kind:
+                frame = session.link.loose(message)  # a kind of a newer version: say so
+                turn.reply(session.peer, frame)
+            case Unsupported():
+                pass
+            case _ if session.role == "agent":
+                self._agent_handlers[type(message)](turn, session, message)
+            case _:
+                self._client(turn, session, message)
+
+    def _renew(self, turn: Turn, session: Session, message: Renew) -> None:
+        if session.role == "agent" and not self.fleet.hosts[session.host].settled:
+            return  # no grant before the last page of the inventory
+        # A grant says nothing about what is durable, so it need not wait for the commit.
+        turn.reply(session.peer, session.link.loose(Grant(stamp=message.stamp)), urgent=True)
+
+    def _unchoke(self, turn: Turn, session: Session) -> None:
+        host = self.fleet.hosts[session.host]
+        if host.choked and host.session == session.identity:
+            self.lifecycle.unchoke(turn, host, session)
+
+    # --- clients ---
+
+    def _client(self, turn: Turn, session: Session, message: Message) -> None:
+        handler = self._client_handlers[type(message)]
+        if not isinstance(message, Request):
+            handler(turn, session, message)
+            return
+        answer: Reply | None
+        try:
+            answer = self._answer(turn, session, message, handler)
+        except InternalError:
+            raise
+        except PosthouseError as error:
+            answer = failed(message.request, error)
+        if answer is not None:
+            self.door.send(turn, session, answer)
+
+    def _answer(
+        self, turn: Turn, session: Session, message: Request, handler: _Handler
+    ) -> Reply | None:
+        if type(message) not in MUTATING:
+            return handler(turn, session, message)
+        if session.role == "viewer":
+            raise NotPermitted(f"{session.principal} may only read", hint="use the key of a client")
+        known = self.book.recall(session.principal, message)
+        if known is not None:
+            return known
+        try:
+            answer = handler(turn, session, message)
+        except (InternalError, RequestConflict):
+            raise
+        except PosthouseError as error:
+            answer = failed(message.request, error)
+        if answer is not None:
+            self.book.remember(turn, session.principal, message, answer)
+        return answer
+
+    # --- sessions ---
+
+    def _hello(self, turn: Turn, peer: Peer, envelope: Envelope) -> None:
+        hello = envelope.body
+        assert isinstance(hello, Hello)
+        if envelope.session != NO_SESSION or envelope.sequence:
+            raise BadFrame("HELLO opens a session, so it names none")
+        admission = self.door.judge(peer, hello)
+        if isinstance(admission, Refused):
+            self._refused(turn, peer, hello, admission)
+            return
+        before = self.door.of_peer(peer)
+        if admission.role == "agent":
+            held = self.hosts.admit(turn, hello, admission.name)
+            if isinstance(held, Refused):
+                self._refused(turn, peer, hello, held)
+                return
+            if held is not None:
+                self._replace(turn, held)
+        if before is not None and self.door.get(before.identity) is not None:
+            self._end(turn, before, "", "the peer began another session")
+        session = self.door.open(turn, peer, hello, admission)
+        if admission.role == "agent":
+            self.hosts.joined(turn, hello, session)
+
+    def _refused(self, turn: Turn, peer: Peer, hello: Hello, refused: Refused) -> None:
+        turn.note(
+            "session.refused", role=hello.role, host=hello.host, code=refused.code, user=peer.user
+        )
+        self.door.refuse(turn, peer, refused)
+
+    def _replace(self, turn: Turn, session: Session) -> None:
+        """The host's agent has begun anew: the host was never away."""
+        self.door.close(turn, session, "stale_session", "the agent began another session")
+        self.hosts.replaced(session)
+        self._answers.agent_left(turn, session)
+
+    def _end(self, turn: Turn, session: Session, code: str, reason: str) -> None:
+        """End a session, and what depended on it."""
+        self.door.close(turn, session, code, reason)
+        if session.role == "agent":
+            self.hosts.left(turn, session, reason)
+            self._answers.agent_left(turn, session)
+        else:
+            self.watchers.drop(session)
+
+    def _bad(self, turn: Turn, peer: Peer, why: str) -> None:
+        turn.note("peer.bad_frame", endpoint=peer.endpoint, user=peer.user, reason=why[:256])
+        session = self.door.of_peer(peer)
+        if session is not None:
+            self._end(turn, session, "bad_frame", why[:256])
+        else:
+            self.door.refuse(turn, peer, Refused(code="bad_frame", message=why[:256]))
+
+    # --- time ---
+
+    def _tick(self, turn: Turn) -> None:
+        now_s = turn.now.boot_s
+        for kind, subject in self._timers.pop(now_s):
+            handler = self._due[kind]
+            handler(self, turn, subject)
+
+    def _silence_due(self, turn: Turn, identity: Any) -> None:
+        session = self.door.silent(identity, turn.now.boot_s)
+        if session is not None:
+            self._end(turn, session, "stale_session", "not heard for too long")
+
+    def _link_due(self, turn: Turn, identity: Any) -> None:
+        self.door.link_due(turn, identity)
+
+    def _restart_due(self, turn: Turn, key: Any) -> None:
+        self.lifecycle.restart_due(turn, key)
+
+    def _start_due(self, turn: Turn, key: Any) -> None:
+        """A START has gone unanswered for too long: a new session's inventory will tell."""
+        registration = self.registry.get(*key)
+        if registration is None or registration.life is not Life.STARTING:
+            return
+        session = self.door.get(self.fleet.hosts[registration.host].session)
+        if session is not None:
+            self._end(turn, session, "stale_session", f"START of {registration.name} unanswered")
+
+    def _host_due(self, turn: Turn, name: Any) -> None:
+        self.hosts.not_back(turn, name)
+
+    def _shutdown_due(self, turn: Turn, _subject: Any) -> None:
+        self.shutdown.finish(turn)
+
+    _due: Final[dict[str, Callable[["MasterCore", Turn, Any], None]]] = {
+        "silence": _silence_due,
+        "link": _link_due,
+        "restart": _restart_due,
+        "start": _start_due,
+        "host": _host_due,
+        "shutdown": _shutdown_due,
+    }
+
+    # --- the beginning ---
+
+    def _restore(self, snapshot: Snapshot, now: Instant) -> None:
+        self.registry.token = snapshot.counters.token
+        for event in snapshot.events:
+            self.log.restore(event)
+        for slot, generation in snapshot.slots:
+            self.registry.restore_slot(slot, generation)
+        states = {(row.slot, row.generation): row for row in snapshot.states}
+        restored = [
+            self.registry.restore(spec, states[spec.slot, spec.generation])
+            for spec in sorted(snapshot.specs, key=self._restore_order)
+        ]
+        self.registry.restored()
+        for row in snapshot.requests:
+            self.book.restore(row)
+        for host in snapshot.hosts:
+            self.hosts.restore(host, now.boot_s)
+        self.fleet.offer_changed()
+        turn = Turn(now)
+        for registration in sorted(restored, key=lambda r: r.order):
+            self.log.restore_trim(registration.stream, registration.trimmed_to)
+            self.lifecycle.resume(turn, registration)
+        assert not turn.ops, "nothing can start before a host has said HELLO"
+
+    def _restore_order(self, spec: Any) -> int:
+        """Retired ones come oldest first, which is the order of their last rows."""
+        return self.log.last_of(f"{spec.slot}.{spec.generation}")

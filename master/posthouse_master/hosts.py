@@ -1,0 +1,329 @@
+"""CORE: hosts that join and leave, and their word about processes.
+
+Owns: the known hosts, their sessions, the reconciliation of an inventory with what is believed.
+Must not know: frames, clients, why a registration is started or stopped (lifecycle).
+
+Invariant: a host's word counts only for workers that are placed on it, under the very token that
+was drawn for it; anything else that runs there is ended, and nothing is started in its place
+before it is known to be gone.
+"""
+
+from typing import Any
+
+import msgspec
+
+from posthouse import limits
+from posthouse.errors import BadFrame
+from posthouse.messages import (
+    Exit,
+    Exited,
+    Hello,
+    Inventory,
+    Ready,
+    Refused,
+    Running,
+    Started,
+    StartFailed,
+    StopDone,
+)
+from posthouse.records import ExitFacts
+from posthouse.states import EventKind
+from posthouse_master.lifecycle import Lifecycle, host_stream
+from posthouse_master.placement import Fleet, Host, Offer
+from posthouse_master.registry import Registration, Registry
+from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.store.base import HostRow, Life, PutHost
+from posthouse_master.timers import Timers
+from posthouse_master.turn import Turn
+
+__all__ = ["Foreign", "Hosts"]
+
+_TAKEN_RETRY_S = 1.0
+
+_pack_offer = msgspec.msgpack.Encoder().encode
+_unpack_offer = msgspec.msgpack.Decoder(Offer).decode
+
+
+class Foreign(Exception):
+    """The host runs processes of another registry; they are none of ours to judge."""
+
+
+class Hosts:
+    """All hosts that ever joined this cluster."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        lifecycle: Lifecycle,
+        door: FrontDoor,
+        timers: Timers[TimerKey],
+    ) -> None:
+        self._registry = registry
+        self._fleet = fleet
+        self._lifecycle = lifecycle
+        self._door = door
+        self._timers = timers
+
+    # --- joining and leaving ---
+
+    def restore(self, row: HostRow, now_s: float) -> None:
+        """A host of an earlier term. One that was up has a while to say HELLO."""
+        self._fleet.hosts[row.name] = Host(
+            name=row.name,
+            offer=_unpack_offer(row.offer),
+            machine_id=row.machine_id,
+            boot_id=row.boot_id,
+            up=row.up,
+            joined=True,
+        )
+        if row.up:
+            due_s = now_s + limits.silence_s + limits.dial_backoff_s_max
+            self._timers.set(("host", row.name), due_s)
+
+    def admit(self, turn: Turn, hello: Hello, name: str) -> Session | Refused | None:
+        """Whether this agent may speak for the host. The session that it replaces, if any."""
+        host = self._fleet.hosts.get(name)
+        if host is None and len(self._fleet.hosts) >= limits.hosts_max:
+            return Refused(
+                code="too_many_hosts",
+                message=f"{limits.hosts_max} hosts have joined already",
+                nonce=hello.nonce,
+            )
+        held = self._door.get(host.session) if host is not None else None
+        if held is None:
+            return None
+        same = hello.agent_instance == held.agent_instance or not held.wardens.isdisjoint(
+            warden.instance for warden in hello.wardens
+        )
+        silent = turn.now.boot_s - held.link.heard_s >= limits.silence_s
+        if same or silent:
+            return held
+        return Refused(
+            code="host_taken",
+            message=f"another agent speaks for host {name}, with another warden",
+            hint="two hosts must not have one name",
+            retry_after_s=_TAKEN_RETRY_S,
+            nonce=hello.nonce,
+        )
+
+    def joined(self, turn: Turn, hello: Hello, session: Session) -> None:
+        """A session with the host's agent is open; its inventory is awaited."""
+        host = self._fleet.hosts.setdefault(session.host, Host(name=session.host))
+        offer = Offer(
+            labels=tuple(hello.labels),
+            runtimes=tuple(hello.runtimes),
+            modules=tuple(hello.modules),
+            allow_exec=hello.allow_exec,
+            users=tuple(hello.users),
+            fences=tuple(hello.fences),
+            slots=hello.slots,
+            version=hello.version,
+        )
+        changed = offer != host.offer or hello.machine_id != host.machine_id or not host.up
+        host.session = session.identity
+        host.settled = host.choked = False
+        host.inventory, host.pages = {}, 0
+        host.heard_s = turn.now.boot_s
+        host.said_boot_id = hello.boot_id
+        self._timers.cancel(("host", host.name))
+        if offer != host.offer or not host.joined:
+            host.offer, host.joined = offer, True
+            self._fleet.offer_changed()
+        host.machine_id = hello.machine_id
+        if not host.up:
+            host.up = True
+            reason = "its agent said HELLO"
+            self._record(turn, EventKind.HOST_UP, host, reason)
+        if changed:
+            self._persist(turn, host)
+        self._lifecycle.unbar(turn, host.name)
+
+    def left(self, turn: Turn, session: Session, reason: str) -> None:
+        """The session is over, and no other took its place. Says nothing about the workers."""
+        host = self._fleet.hosts[session.host]
+        if host.session != session.identity:
+            return
+        host.session, host.settled, host.inventory = b"", False, None
+        host.heard_s = session.link.heard_s
+        self._down(turn, host, reason)
+
+    def replaced(self, session: Session) -> None:
+        """The agent has begun another session: nobody was away."""
+        host = self._fleet.hosts[session.host]
+        if host.session == session.identity:
+            host.session, host.settled, host.inventory = b"", False, None
+
+    def not_back(self, turn: Turn, name: str) -> None:
+        """A host that was up when the master before this one ended has not said HELLO."""
+        host = self._fleet.hosts[name]
+        if not host.reachable and host.up:
+            self._down(turn, host, "not heard since the master started")
+
+    def _down(self, turn: Turn, host: Host, reason: str) -> None:
+        if host.up:
+            host.up = False
+            self._record(turn, EventKind.HOST_DOWN, host, reason)
+            self._persist(turn, host)
+
+    def _record(self, turn: Turn, kind: EventKind, host: Host, reason: str) -> None:
+        self._lifecycle.record(
+            turn,
+            kind,
+            stream=host_stream(host.name),
+            registry=self._registry.identity,
+            host=host.name,
+            reason=reason,
+        )
+        turn.note(str(kind).replace("_", "."), host=host.name, reason=reason)
+
+    def _persist(self, turn: Turn, host: Host) -> None:
+        turn.persist(
+            PutHost(
+                HostRow(
+                    name=host.name,
+                    machine_id=host.machine_id,
+                    boot_id=host.boot_id,
+                    offer=_pack_offer(host.offer),
+                    heard_unix_s=turn.now.unix_s,
+                    up=host.up,
+                )
+            )
+        )
+
+    # --- the inventory ---
+
+    def inventory(self, turn: Turn, session: Session, page: Inventory) -> None:
+        """A page. Exits count at once; what runs is judged when the last page is here, because
+        before it nothing may be started or stopped. Raises BadFrame, Foreign."""
+        host = self._fleet.hosts[session.host]
+        seen = host.inventory
+        if seen is None or page.page != host.pages:
+            raise BadFrame(f"inventory page {page.page}, expected {host.pages}")
+        if len(seen) + len(page.running) > limits.exit_records_max:
+            raise BadFrame("an inventory without end")
+        entries: list[Running | Exit] = [*page.running, *page.exits]
+        for entry in entries:
+            if entry.registry != self._registry.identity:
+                raise Foreign(
+                    f"host {host.name} has workers of registry {entry.registry}, "
+                    f"this is {self._registry.identity}"
+                )
+        host.pages += 1
+        self._registry.token = max(self._registry.token, page.highest_token)
+        for running in page.running:
+            seen[running.token] = running
+        for ended in page.exits:
+            self._exited(turn, host, ended)
+        if page.last:
+            self._settle(turn, host, seen)
+
+    def _settle(self, turn: Turn, host: Host, seen: dict[int, Running]) -> None:
+        """The whole inventory is here: believed and seen are made one."""
+        rebooted = bool(host.boot_id) and host.said_boot_id != host.boot_id
+        host.settled, host.inventory, host.pages = True, None, 0
+        # 1. What is believed to run there and does not: it ended unseen, or its START was lost.
+        for registration in list(self._registry.placed_on(host.name).values()):
+            if registration.token not in seen:
+                self._missing(turn, host, registration, rebooted=rebooted)
+        if host.said_boot_id != host.boot_id:
+            host.boot_id = host.said_boot_id
+            self._persist(turn, host)
+        # 2. Processes of which nothing is believed, before anything can be started.
+        self._lifecycle.strays_settled(turn, host.name, seen)
+        for running in seen.values():
+            self._running(turn, host, running, settling=True)
+        turn.note("host.settled", host=host.name, running=len(seen))
+        # 3. Who waits for this host.
+        self._lifecycle.serve(turn, host)
+
+    def _missing(
+        self, turn: Turn, host: Host, registration: Registration, *, rebooted: bool
+    ) -> None:
+        if registration.life is Life.STARTING and not rebooted:
+            # The wardens of one boot remember every START they obeyed.
+            why = f"the START did not reach host {host.name}"
+            self._lifecycle.never_reached(turn, registration, why)
+            return
+        # A START just before a reboot may have run: like an end that nobody saw.
+        self._lost(turn, registration, "host_rebooted" if rebooted else "warden_died")
+
+    def _lost(self, turn: Turn, registration: Registration, cause: str) -> None:
+        facts = ExitFacts(
+            cause=cause, pid=registration.pid, started_unix_s=registration.started_unix_s
+        )
+        ended = Exit(
+            registry=self._registry.identity,
+            slot=registration.slot,
+            generation=registration.generation,
+            incarnation=registration.incarnation,
+            token=registration.token,
+            facts=facts,
+            stop=registration.stopping,
+        )
+        self._lifecycle.exited(turn, registration, ended)
+
+    # --- the word of a settled host ---
+
+    def started(self, turn: Turn, session: Session, message: Started) -> None:
+        host = self._fleet.hosts[session.host]
+        self._running(turn, host, message.worker, settling=False)
+
+    def ready(self, turn: Turn, session: Session, message: Ready) -> None:
+        registration = self._believed(session.host, message)
+        if registration is not None:
+            self._lifecycle.ready(turn, registration)
+
+    def exited(self, turn: Turn, session: Session, message: Exited) -> None:
+        self._exited(turn, self._fleet.hosts[session.host], message.worker)
+
+    def start_failed(self, turn: Turn, session: Session, message: StartFailed) -> None:
+        registration = self._believed(session.host, message)
+        if registration is not None and registration.life is Life.STARTING:
+            self._lifecycle.start_failed(
+                turn, registration, message.reason, message.code, retry=message.retry
+            )
+
+    def stop_done(self, turn: Turn, session: Session, message: StopDone) -> None:
+        """No process has the token, and none ever will."""
+        registration = self._believed(session.host, message)
+        if registration is None:
+            self._lifecycle.stray_gone(turn, session.host, message.token)
+        elif registration.life is Life.STARTING:
+            why = "it was stopped before it was started"
+            self._lifecycle.never_reached(turn, registration, why)
+        else:
+            self._lost(turn, registration, "warden_died")
+
+    def _running(self, turn: Turn, host: Host, running: Running, *, settling: bool) -> None:
+        registration = self._believed(host.name, running)
+        if registration is None:
+            if not self._lifecycle.is_stray(host.name, running.token):
+                self._lifecycle.stop_stray(turn, host, running)
+            return
+        if registration.life is Life.STARTING:
+            self._lifecycle.started(turn, registration, running)
+        elif running.ready:
+            self._lifecycle.ready(turn, registration)
+        if settling and registration.stopping is not None and running.stopping is None:
+            # Its STOP was void, or never sent. In the session that carried it, it is on its way.
+            self._lifecycle.send_stop(turn, registration)
+
+    def _exited(self, turn: Turn, host: Host, ended: Exit) -> None:
+        if host.inventory:
+            host.inventory.pop(ended.token, None)  # it was listed as running a moment ago
+        registration = self._believed(host.name, ended)
+        if registration is not None:
+            self._lifecycle.exited(turn, registration, ended)
+        elif not self._lifecycle.stray_gone(turn, host.name, ended.token):
+            handle = f"{ended.slot}.{ended.generation}"
+            turn.note("worker.exit_known", host=host.name, handle=handle, token=ended.token)
+
+    def _believed(self, host: str, word: Any) -> Registration | None:
+        """The registration that a host's word is about, if it has, or may have, this process."""
+        registration = self._registry.get(word.slot, word.generation)
+        if registration is None or not registration.placed:
+            return None
+        if registration.host != host or registration.token != word.token:
+            return None
+        return registration

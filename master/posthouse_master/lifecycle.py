@@ -1,0 +1,532 @@
+"""CORE: what happens to registrations: placed, started, stopped, ended, started again, forgotten.
+
+Owns: the meaning of every step, its rows in the log, its commands to hosts. Must not know: frames,
+who may ask for what, how a host's word arrives.
+
+Invariant: an incarnation has one STARTING row, written with its token before its START leaves, and
+exactly one terminal row (EXITED or START_FAILED) after it; a new token is drawn only when no
+process of an older one can exist. The slot is free in the transaction that tells of the end (D15).
+"""
+
+from collections.abc import Container
+from signal import Signals
+from typing import Any, Final
+
+import msgspec
+
+from posthouse import limits
+from posthouse.messages import Exit, Running, Start, Stop
+from posthouse.records import Event, ExitFacts
+from posthouse.restart import Decision, decide, decide_failed_start
+from posthouse.spec import BackgroundWorker
+from posthouse.states import EventKind, Phase, StopReason
+from posthouse_master.eventlog import EventLog
+from posthouse_master.notify import Watchers
+from posthouse_master.phases import may_start
+from posthouse_master.placement import Fleet, Host, StartQueue, wants_of
+from posthouse_master.registry import Key, Registration, Registry, Step
+from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.store.base import (
+    DropRegistration,
+    Life,
+    PutEvent,
+    PutRegistration,
+    PutSlot,
+    TrimEvents,
+)
+from posthouse_master.timers import Timers
+from posthouse_master.turn import Turn
+
+__all__ = ["CLUSTER_STREAM", "Lifecycle", "host_stream", "pack_facts", "unpack_facts"]
+
+CLUSTER_STREAM: Final = "cluster"
+_START_ROOM: Final = 128  # messages a link keeps free for stops and signals while it is given work
+_UNKNOWN_GRACE_S: Final = 5.0  # for processes whose registration, and so whose grace, is not known
+
+pack_facts = msgspec.msgpack.Encoder().encode
+unpack_facts = msgspec.msgpack.Decoder(ExitFacts).decode
+
+
+def host_stream(host: str) -> str:
+    return f"host:{host}"
+
+
+def _choked(session: Session) -> bool:
+    return session.link.room <= _START_ROOM or bool(session.backlog)
+
+
+def _signal(name: str) -> int:
+    return Signals[f"SIG{name}"].value
+
+
+class Lifecycle:
+    """All steps of all registrations. It is the only caller of Registry.move."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        log: EventLog,
+        fleet: Fleet,
+        door: FrontDoor,
+        watchers: Watchers,
+        timers: Timers[TimerKey],
+    ) -> None:
+        self.phase = Phase.RUNNING
+        self.queue = StartQueue()
+        self._registry = registry
+        self._log = log
+        self._fleet = fleet
+        self._door = door
+        self._watchers = watchers
+        self._timers = timers
+        self._strays: dict[str, dict[int, Key]] = {}  # by host and token: whose START they hold up
+        self._barred: dict[str, set[Key]] = {}  # by host: who cannot be started there
+
+    # --- the log ---
+
+    def record(
+        self,
+        turn: Turn,
+        kind: EventKind,
+        registration: Registration | None = None,
+        *,
+        stream: str = CLUSTER_STREAM,
+        **values: Any,
+    ) -> Event:
+        """Append a row. Rows of a registration carry its identity, place and incarnation."""
+        if registration is not None:
+            stream = registration.stream
+            identity = {
+                "registry": self._registry.identity,
+                "slot": registration.slot,
+                "generation": registration.generation,
+                "name": registration.name,
+                "host": registration.host,
+                "revision": registration.revision,
+                "incarnation": registration.incarnation or None,
+                "token": registration.token or None,
+            }
+            values = identity | values
+        event = Event(
+            timeline=self._log.timeline,
+            sequence=self._log.sequence + 1,
+            kind=kind,
+            at_unix_s=turn.now.unix_s,
+            **values,
+        )
+        turn.persist(PutEvent(self._log.append(stream, event)))
+        gone = self._log.overflow(stream)
+        if gone:
+            turn.persist(TrimEvents(gone))
+            if registration is not None:
+                registration.trimmed_to = gone[-1]
+                self._registry.changed[registration.key] = registration
+        self._watchers.grown(stream)
+        return event
+
+    # --- registering and starting ---
+
+    def register(
+        self, turn: Turn, spec: BackgroundWorker, packed: bytes, by: str, source: str
+    ) -> tuple[Registration, Event]:
+        """M1: take a slot, write it down, and start it if a host takes it. Raises NoFreeSlot."""
+        slot, generation = self._registry.take_slot()
+        registration = Registration(
+            slot=slot,
+            generation=generation,
+            revision=1,
+            name=spec.name,
+            packed=packed,
+            pinned=spec.host or "",
+            registered_unix_s=turn.now.unix_s,
+            by=by,
+            source=source,
+            order=self._log.sequence + 1,
+        )
+        turn.persist(PutSlot(slot, generation))
+        turn.persist(PutRegistration(registration.spec_row()))
+        self._registry.add(registration)
+        event = self.record(turn, EventKind.REGISTERED, registration, by=by)
+        turn.note("worker.registered", worker=spec.name, handle=f"{slot}.{generation}", by=by)
+        self.offer(turn, registration)
+        return registration, event
+
+    def offer(self, turn: Turn, registration: Registration) -> None:
+        """It may run as far as it is concerned: start it, or let it wait in line."""
+        if registration.strays:
+            return  # asked again when the last of them is known to be gone
+        wants = wants_of(registration.spec, registration.barred)
+        self.queue.add(registration.key, wants)
+        host = self._fleet.choose(wants)
+        if host is not None:
+            self.serve(turn, host)  # who has waited longer for this host goes first
+
+    def serve(self, turn: Turn, host: Host) -> None:
+        """The host has room: start there who has waited for it longest."""
+        if not host.open or not len(self.queue) or self.phase is Phase.STOPPING:
+            return
+        for key in self.queue.for_host(host, self._fleet.fits):
+            registration = self._registry.get(*key)
+            assert registration is not None
+            if not host.open:
+                return
+            if not registration.pinned and self._fleet.free(host) <= 0:
+                continue  # one that names the host may still follow: its slot is its own
+            if may_start(self.phase, registration.spec.start_time):
+                self._start(turn, registration, host)
+
+    def _start(self, turn: Turn, registration: Registration, host: Host) -> None:
+        session = self._door.get(host.session)
+        assert session is not None
+        self.queue.discard(registration.key)
+        self._timers.cancel(("restart", registration.key))
+        self._registry.move(
+            registration,
+            Step.START,
+            host=host.name,
+            incarnation=registration.incarnation + 1,
+            token=self._registry.draw_token(),
+            pid=None,
+            pid_start=None,
+            started_unix_s=None,
+            ready=False,
+            stopping=None,
+            stop_by="",
+            reason=f"starting on {host.name}",
+            rule="M12" if registration.starts else "M5",
+            restart_delay_s=None,
+        )
+        self.record(turn, EventKind.STARTING, registration)
+        start = Start(
+            registry=self._registry.identity,
+            slot=registration.slot,
+            generation=registration.generation,
+            incarnation=registration.incarnation,
+            token=registration.token,
+            revision=registration.revision,
+            spec=registration.wire,
+            warden=registration.warden,
+        )
+        self._door.command(turn, session, start)
+        host.choked = _choked(session)
+        due_s = turn.now.boot_s + limits.start_attempt_s
+        self._timers.set(("start", registration.key), due_s)
+
+    def unchoke(self, turn: Turn, host: Host, session: Session) -> None:
+        """The host has acknowledged something: there may be room for starts again."""
+        if not _choked(session):
+            host.choked = False
+            self.serve(turn, host)
+
+    def resume(self, turn: Turn, registration: Registration) -> None:
+        """After the master's own restart: a delay runs again in full, because nobody knows how
+        long it has been; a shutdown is over."""
+        if registration.stopping is StopReason.SHUTDOWN:
+            registration.stopping, registration.stop_by = None, ""
+        if registration.life is Life.WAITING:
+            self._restart_in(turn, registration, registration.restart_delay_s or 0.0)
+        elif registration.life is Life.SUBMITTED:
+            self.offer(turn, registration)
+
+    # --- what hosts report ---
+
+    def started(self, turn: Turn, registration: Registration, running: Running) -> None:
+        """The process of the drawn token exists (M5, M12)."""
+        self._started(turn, registration, running.pid, running.pid_start, running.started_unix_s)
+        if running.ready:
+            self.ready(turn, registration)
+
+    def _started(
+        self,
+        turn: Turn,
+        registration: Registration,
+        pid: int | None,
+        pid_start: int | None,
+        started_unix_s: float | None,
+    ) -> None:
+        self._timers.cancel(("start", registration.key))
+        self._registry.move(
+            registration,
+            Step.STARTED,
+            pid=pid,
+            pid_start=pid_start,
+            started_unix_s=started_unix_s,
+            starts=registration.starts + 1,
+            reason=f"running on {registration.host}",
+        )
+        self.record(turn, EventKind.STARTED, registration, pid=pid)
+        turn.note("worker.started", **self._fields(registration), pid=pid)
+
+    def ready(self, turn: Turn, registration: Registration) -> None:
+        if registration.life is Life.RUNNING and not registration.ready:
+            self._registry.move(registration, Step.READY, ready=True)
+            self.record(turn, EventKind.READY, registration, pid=registration.pid)
+
+    def exited(self, turn: Turn, registration: Registration, ended: Exit) -> None:
+        """The process is gone and reaped; the word of the host is judged by restart.decide."""
+        facts = ended.facts
+        if registration.life is Life.STARTING:  # its STARTED was never heard
+            self._started(turn, registration, facts.pid, None, facts.started_unix_s)
+        if ended.ready:
+            self.ready(turn, registration)
+        # TERMINATE is the master's own word and stands whatever the host heard of it. Any other
+        # stop counts only if the host had begun it: else the worker ended by itself before.
+        terminating = registration.stopping is StopReason.TERMINATE
+        stop = StopReason.TERMINATE if terminating else ended.stop
+        decision = decide(registration.spec, facts, stop, registration.stop_by if stop else "")
+        changes: dict[str, Any] = {"last_exit": pack_facts(facts)}
+        if stop is None:
+            changes["failures"] = registration.failures + (decision.kind != "unregister")
+        self._settle(turn, registration, decision, stop, facts, changes)
+
+    def start_failed(
+        self, turn: Turn, registration: Registration, why: str, code: str, *, retry: bool
+    ) -> None:
+        """The drawn incarnation never ran (M6, M7)."""
+        decision = decide_failed_start(
+            registration.spec, why, registration.stopping, registration.stop_by
+        )
+        changes: dict[str, Any] = {"failures": registration.failures + 1}
+        if not retry:
+            changes["barred"] = registration.barred | {registration.host}
+            self._barred.setdefault(registration.host, set()).add(registration.key)
+        turn.note("worker.start_failed", **self._fields(registration), code=code, reason=why)
+        self._settle(turn, registration, decision, registration.stopping, None, changes)
+
+    def never_reached(self, turn: Turn, registration: Registration, why: str) -> None:
+        """Its START did not get to the host and never will: nobody's failure, so no delay."""
+        if registration.stopping is None:
+            decision = Decision("restart", 0.0, "M5", why)
+        else:
+            decision = decide_failed_start(
+                registration.spec, why, registration.stopping, registration.stop_by
+            )
+        self._settle(turn, registration, decision, registration.stopping, None, {})
+
+    def _settle(
+        self,
+        turn: Turn,
+        registration: Registration,
+        decision: Decision,
+        stop: StopReason | None,
+        facts: ExitFacts | None,
+        changes: dict[str, Any],
+    ) -> None:
+        """The incarnation has ended: its terminal row, then what becomes of the registration."""
+        self._timers.cancel(("start", registration.key))
+        ran = registration.life is Life.RUNNING
+        final = decision.kind == "unregister"
+        pid = registration.pid
+        again = decision.kind == "restart"
+        values: dict[str, Any] = {"reason": decision.reason, "rule": decision.rule, "final": final}
+        if again:
+            values["restart_in_s"] = decision.delay_s
+            values["restart_at_unix_s"] = turn.now.unix_s + decision.delay_s
+        if stop is not None:
+            values |= {"stop": stop, "by": registration.stop_by}
+        if ran:
+            values |= {"exit": facts, "pid": pid}
+        step = (Step.EXIT_FOR_GOOD if final else Step.EXIT) if ran else None
+        step = step or (Step.FAIL_FOR_GOOD if final else Step.FAIL)
+        by = registration.stop_by
+        self._registry.move(
+            registration,
+            step,
+            pid=None,
+            pid_start=None,
+            ready=False,
+            stopping=None,
+            stop_by="",
+            reason=decision.reason,
+            rule=decision.rule,
+            restart_delay_s=decision.delay_s if again else None,
+            **changes,
+        )
+        self.record(
+            turn, EventKind.EXITED if ran else EventKind.START_FAILED, registration, **values
+        )
+        if ran:
+            fields = self._fields(registration)
+            turn.note("worker.exited", **fields, pid=pid, reason=decision.reason, final=final)
+        if final:
+            self._unregistered(turn, registration, by)
+        elif again:
+            self._restart_in(turn, registration, decision.delay_s)
+        # A slot of the host is free: for whoever waits for one.
+        host = self._fleet.hosts.get(registration.host)
+        if host is not None:
+            self.serve(turn, host)
+
+    def _restart_in(self, turn: Turn, registration: Registration, delay_s: float) -> None:
+        if delay_s > 0:
+            self._timers.set(("restart", registration.key), turn.now.boot_s + delay_s)
+        else:
+            self.offer(turn, registration)
+
+    def unbar(self, turn: Turn, host: str) -> None:
+        """The host begins anew: what it said can never run there may be tried again."""
+        for key in list(self._barred.pop(host, ())):
+            registration = self._registry.get(*key)
+            if registration is None or host not in registration.barred:
+                continue
+            registration.barred -= {host}
+            if key in self.queue:
+                self.offer(turn, registration)
+
+    def restart_due(self, turn: Turn, key: Key) -> None:
+        """T1: its delay is over."""
+        registration = self._registry.get(*key)
+        if registration is not None and registration.life is Life.WAITING:
+            self.offer(turn, registration)
+
+    # --- stopping ---
+
+    def terminate(self, turn: Turn, registration: Registration, by: str) -> bool:
+        """Unregister it, once its process, if any, is gone. False if there is nothing to do."""
+        if not registration.live or registration.stopping is StopReason.TERMINATE:
+            return False
+        if registration.placed:
+            self.stop(turn, registration, StopReason.TERMINATE, by)
+            return True
+        rule = "M13" if registration.life is Life.WAITING else "M4"
+        reason = f"terminated by {by} while it had no process"
+        self.queue.discard(registration.key)
+        self._timers.cancel(("restart", registration.key))
+        self._registry.move(registration, Step.CANCEL, reason=reason, rule=rule)
+        self._unregistered(turn, registration, by)
+        return True
+
+    def stop(
+        self,
+        turn: Turn,
+        registration: Registration,
+        reason: StopReason,
+        by: str,
+        *,
+        signal: str | None = None,
+        grace_s: float | None = None,
+    ) -> None:
+        """Have its process ended (M8). The word is durable before STOP leaves; a host that is
+        away hears it with its next inventory."""
+        first = registration.stopping is None
+        terminating = registration.stopping is StopReason.TERMINATE
+        if not terminating:
+            self._registry.move(registration, Step.STOP, stopping=reason, stop_by=by)
+            self.record(turn, EventKind.STOP_REQUESTED, registration, stop=reason, by=by, rule="M8")
+        if first or signal is not None:
+            self.send_stop(turn, registration, signal=signal, grace_s=grace_s)
+
+    def send_stop(
+        self,
+        turn: Turn,
+        registration: Registration,
+        *,
+        signal: str | None = None,
+        grace_s: float | None = None,
+    ) -> None:
+        """STOP for the incarnation that is believed to have a process, if its host is there."""
+        assert registration.stopping is not None
+        host = self._fleet.hosts.get(registration.host)
+        session = self._door.get(host.session) if host is not None and host.settled else None
+        if session is None:
+            return
+        spec = registration.spec
+        self._door.command(
+            turn,
+            session,
+            Stop(
+                registry=self._registry.identity,
+                slot=registration.slot,
+                generation=registration.generation,
+                token=registration.token,
+                reason=registration.stopping,
+                signal=_signal(signal or spec.stop_signal),
+                grace_s=float(spec.stop_grace_s if grace_s is None else grace_s),
+            ),
+        )
+
+    def stop_stray(self, turn: Turn, host: Host, running: Running) -> None:
+        """A process that should not be there: end it, and let its registration start nothing
+        before it is known to be gone. Never two."""
+        registration = self._registry.get(running.slot, running.generation)
+        spec = registration.spec if registration is not None else None
+        if registration is not None and registration.live:
+            self._strays.setdefault(host.name, {})[running.token] = registration.key
+            registration.strays += 1
+            self.queue.discard(registration.key)
+        session = self._door.get(host.session)
+        assert session is not None
+        turn.note(
+            "worker.stray",
+            host=host.name,
+            handle=f"{running.slot}.{running.generation}",
+            token=running.token,
+            pid=running.pid,
+        )
+        self._door.command(
+            turn,
+            session,
+            Stop(
+                registry=running.registry,
+                slot=running.slot,
+                generation=running.generation,
+                token=running.token,
+                reason=StopReason.UNKNOWN,
+                signal=_signal(spec.stop_signal if spec else "TERM"),
+                grace_s=float(spec.stop_grace_s if spec else _UNKNOWN_GRACE_S),
+            ),
+        )
+
+    def is_stray(self, host: str, token: int) -> bool:
+        return token in self._strays.get(host, {})
+
+    def stray_gone(self, turn: Turn, host: str, token: int) -> bool:
+        """The process of this token is gone for sure. False if nobody waited to hear so."""
+        key = self._strays.get(host, {}).pop(token, None)
+        if key is None:
+            return False
+        registration = self._registry.get(*key)
+        if registration is not None:
+            registration.strays -= 1
+            waits = registration.life in (Life.SUBMITTED, Life.WAITING)
+            delayed = self._timers.due_of(("restart", key)) is not None
+            if waits and not delayed and not registration.strays:
+                self.offer(turn, registration)
+        return True
+
+    def strays_settled(self, turn: Turn, host: str, alive: Container[int]) -> None:
+        """The host's inventory is whole: strays that it does not list are gone."""
+        for token in list(self._strays.get(host, ())):
+            if token not in alive:
+                self.stray_gone(turn, host, token)
+
+    # --- the end ---
+
+    def _unregistered(self, turn: Turn, registration: Registration, by: str) -> None:
+        self.record(
+            turn,
+            EventKind.UNREGISTERED,
+            registration,
+            final=True,
+            reason=registration.reason,
+            rule=registration.rule,
+            by=by,
+        )
+        turn.note("worker.unregistered", **self._fields(registration), reason=registration.reason)
+        while (oldest := self._registry.oldest_retired(limits.retired_max)) is not None:
+            self._registry.forget(oldest)
+            turn.persist(DropRegistration(oldest.slot, oldest.generation))
+            last = self._log.last_of(oldest.stream)
+            gone = self._log.drop(oldest.stream)
+            if gone:
+                turn.persist(TrimEvents(gone))
+            self._watchers.forgotten(turn, oldest.stream, last)
+
+    def _fields(self, registration: Registration) -> dict[str, object]:
+        return {
+            "worker": registration.name,
+            "handle": f"{registration.slot}.{registration.generation}",
+            "host": registration.host,
+            "incarnation": registration.incarnation,
+            "token": registration.token,
+        }

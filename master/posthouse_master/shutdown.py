@@ -1,0 +1,117 @@
+"""CORE: the end of the whole cluster: smart, fast, immediate.
+
+Owns: the mode, who waits for its outcome, when it is over. Must not know: exit classes; an exit
+during a shutdown is judged like any other, and the phase keeps everything from starting again.
+
+Invariant: modes only escalate (N10); no registration is lost by a shutdown; who asked is told
+which hosts were not reached and what did not end in time.
+"""
+
+from typing import Final
+
+from posthouse import limits
+from posthouse.messages import Done, Shutdown
+from posthouse.states import EventKind, Phase, ShutdownMode, StopReason
+from posthouse_master.lifecycle import Lifecycle
+from posthouse_master.placement import Fleet
+from posthouse_master.registry import Registry
+from posthouse_master.requests import RequestBook
+from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.timers import Timers
+from posthouse_master.turn import Turn
+
+__all__ = ["ShutdownWatch"]
+
+_SEVERITY: Final = list(ShutdownMode)  # smart < fast < immediate
+_SLACK_S: Final = 10.0  # beyond the longest grace: KILL, reaping and the way back
+
+
+class ShutdownWatch:
+    """Idle until the first request."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        lifecycle: Lifecycle,
+        door: FrontDoor,
+        book: RequestBook,
+        timers: Timers[TimerKey],
+    ) -> None:
+        self.mode: ShutdownMode | None = None
+        self._registry = registry
+        self._fleet = fleet
+        self._lifecycle = lifecycle
+        self._door = door
+        self._book = book
+        self._timers = timers
+        self._waiting: dict[tuple[str, bytes], tuple[bytes, Shutdown]] = {}
+        self._over = False
+
+    def request(self, turn: Turn, session: Session, message: Shutdown) -> None:
+        """Begin, join or escalate. The answer comes when it is over."""
+        self._waiting[session.principal, message.request] = (session.identity, message)
+        if self.mode is not None and _SEVERITY.index(message.mode) <= _SEVERITY.index(self.mode):
+            return
+        self.mode = message.mode
+        self._lifecycle.phase = Phase.STOPPING
+        turn.note("shutdown.begun", mode=str(message.mode), by=session.principal)
+        if message.mode is ShutdownMode.SMART:
+            return
+        immediate = message.mode is ShutdownMode.IMMEDIATE
+        longest_s = limits.postmaster_grace_s
+        for name in self._registry.hosts_with_workers():
+            for registration in list(self._registry.placed_on(name).values()):
+                grace_s = limits.postmaster_grace_s if immediate else message.grace_s
+                longest_s = max(
+                    longest_s, registration.spec.stop_grace_s if grace_s is None else grace_s
+                )
+                self._lifecycle.stop(
+                    turn,
+                    registration,
+                    StopReason.SHUTDOWN,
+                    session.principal,
+                    signal="QUIT" if immediate else None,
+                    grace_s=grace_s,
+                )
+        self._timers.set(("shutdown", ""), turn.now.boot_s + longest_s + _SLACK_S)
+
+    def check(self, turn: Turn) -> None:
+        """Over, if no host that is there has a worker left."""
+        if self.mode is None or self._over:
+            return
+        if any(self._registry.placed_on(h.name) for h in self._fleet.hosts.values() if h.reachable):
+            return
+        self.finish(turn)
+
+    def finish(self, turn: Turn) -> None:
+        """Tell who asked, write it down, end the process."""
+        self._over = True
+        missed = [
+            f"{name} ({len(self._registry.placed_on(name))} workers)"
+            for name in self._registry.hosts_with_workers()
+            if not self._fleet.hosts[name].reachable
+        ]
+        late = [
+            registration.name
+            for name in self._registry.hosts_with_workers()
+            if self._fleet.hosts[name].reachable
+            for registration in self._registry.placed_on(name).values()
+        ]
+        told = [f"{self.mode} shutdown"]
+        if missed:
+            told.append(f"hosts not reached, their workers may still run: {', '.join(missed[:32])}")
+        if late:
+            told.append(f"did not end in time: {', '.join(late[:32])}")
+        text = "; ".join(told)[: limits.wide_text_bytes_max]
+        self._lifecycle.record(
+            turn, EventKind.SHUTDOWN, registry=self._registry.identity, reason=text
+        )
+        for (principal, request), (identity, message) in self._waiting.items():
+            answer = Done(request=request, message=text)
+            self._book.remember(turn, principal, message, answer)
+            session = self._door.get(identity)
+            if session is not None:
+                self._door.send(turn, session, answer)
+        self._door.say_goodbye(turn, "the cluster is shut down")
+        turn.halt(0, text)

@@ -1,0 +1,190 @@
+"""CORE: registrations and hosts as people and programs see them.
+
+Owns: the translation of what is believed into Status, WorkerInfo, HostInfo. Must not know: who
+asks, how it travels.
+
+Invariant: a status never claims more than is known: STARTED only between the host's word that a
+process exists and its word that it has ended; beside it stands whether the host is heard now.
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from posthouse.ids import HandleId, Instant
+from posthouse.records import ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
+from posthouse.states import Phase, StopReason, WorkerState
+from posthouse_master.eventlog import EventLog
+from posthouse_master.lifecycle import Lifecycle, unpack_facts
+from posthouse_master.phases import may_start
+from posthouse_master.placement import Fleet, Host, wants_of
+from posthouse_master.registry import Registration, Registry
+from posthouse_master.sessions import FrontDoor, TimerKey
+from posthouse_master.store.base import Life
+from posthouse_master.timers import Timers
+
+__all__ = ["PRIVATE_FIELDS", "View"]
+
+PRIVATE_FIELDS: Final = ("main_arg", "extra", "env")
+"""May hold secrets: shown only to who may register, and in no list."""
+
+
+class View:
+    """Read-only."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        log: EventLog,
+        fleet: Fleet,
+        lifecycle: Lifecycle,
+        door: FrontDoor,
+        timers: Timers[TimerKey],
+    ) -> None:
+        self._registry = registry
+        self._log = log
+        self._fleet = fleet
+        self._lifecycle = lifecycle
+        self._door = door
+        self._timers = timers
+
+    def status(self, registration: Registration, now: Instant) -> Status:
+        """What a handle sees (H1-H5), and why."""
+        life = registration.life
+        state = _state(registration)
+        host = self._fleet.hosts.get(registration.host)
+        in_s = self._restart_in(registration, now)
+        placed = registration.placed
+        return Status(
+            state=state,
+            handle=HandleRef(
+                registry=self._registry.identity,
+                slot=registration.slot,
+                generation=registration.generation,
+            ),
+            name=registration.name,
+            host=registration.host,
+            pid=registration.pid if state is WorkerState.STARTED else None,
+            incarnation=registration.incarnation,
+            token=registration.token or None,
+            revision=registration.revision,
+            ready=registration.ready,
+            reason=self._reason(registration, in_s),
+            final=life is Life.RETIRED,
+            restart_in_s=in_s,
+            restart_at_unix_s=None if in_s is None else now.unix_s + in_s,
+            started_unix_s=registration.started_unix_s,
+            stopping=registration.stopping,
+            reachable=host.reachable if placed and host is not None else not placed,
+            last_heard_s=self._heard(host, now) if placed and host is not None else None,
+            last_exit=unpack_facts(registration.last_exit) if registration.last_exit else None,
+            timeline=self._log.timeline,
+            sequence=self._log.sequence,
+        )
+
+    def stale(self, handle: HandleId) -> Status:
+        """D11: a handle that reaches no registration any more answers STOPPED."""
+        foreign = handle.registry != self._registry.identity
+        return Status(
+            state=WorkerState.STOPPED,
+            handle=HandleRef(
+                registry=handle.registry, slot=handle.slot, generation=handle.generation
+            ),
+            reason="a handle of another registry" if foreign else "no longer registered",
+            final=True,
+            timeline=self._log.timeline,
+            sequence=self._log.sequence,
+        )
+
+    def info(self, registration: Registration, now: Instant) -> WorkerInfo:
+        """A line of a list: without what may be secret or long."""
+        status = self.status(registration, now)
+        if status.last_exit is not None:
+            status = msgspec.structs.replace(status, last_exit=_short(status.last_exit))
+        return WorkerInfo(
+            status=status,
+            spec=public(registration.wire),
+            registered_unix_s=registration.registered_unix_s,
+            by=registration.by,
+            source=registration.source,
+            retired=not registration.live,
+            starts=registration.starts,
+            failures=registration.failures,
+        )
+
+    def host(self, host: Host, now: Instant) -> HostInfo:
+        return HostInfo(
+            name=host.name,
+            reachable=host.reachable,
+            boot_id=host.boot_id,
+            machine_id=host.machine_id,
+            last_heard_s=self._heard(host, now),
+            labels=list(host.offer.labels),
+            runtimes=list(host.offer.runtimes),
+            fences=list(host.offer.fences),
+            slots=self._fleet.slots(host),
+            workers=len(self._registry.placed_on(host.name)),
+            version=host.offer.version,
+        )
+
+    def why_not_running(self, registration: Registration) -> str:
+        """What a registration without a process waits for."""
+        if registration.strays:
+            return "a process of it that should not exist is being ended first"
+        phase = self._lifecycle.phase
+        if phase is Phase.STOPPING:
+            return "the cluster is shutting down"
+        spec = registration.spec
+        if not may_start(phase, spec.start_time):
+            return f"starts at {spec.start_time}, the cluster is {phase}"
+        return self._fleet.why_waiting(wants_of(spec, registration.barred))
+
+    def _reason(self, registration: Registration, in_s: float | None) -> str:
+        life = registration.life
+        if life is Life.SUBMITTED:
+            return f"waiting: {self.why_not_running(registration) or 'about to be started'}"
+        if life is Life.WAITING:
+            if in_s is not None:
+                verb = "restarts" if registration.starts else "tried again"
+                return f"{registration.reason}; {verb} in {in_s:.1f} s"
+            waits = self.why_not_running(registration)
+            return f"{registration.reason}; waiting: {waits}" if waits else registration.reason
+        if registration.stopping is not None:
+            verb = _VERBS.get(registration.stopping, str(registration.stopping))
+            by = f" by {registration.stop_by}" if registration.stop_by else ""
+            return f"{registration.reason}; {verb}{by}, its end is awaited"
+        return registration.reason
+
+    def _restart_in(self, registration: Registration, now: Instant) -> float | None:
+        if registration.life is not Life.WAITING:
+            return None
+        due_s = self._timers.due_of(("restart", registration.key))
+        return None if due_s is None else max(0.0, due_s - now.boot_s)
+
+    def _heard(self, host: Host, now: Instant) -> float | None:
+        session = self._door.get(host.session)
+        heard_s = session.link.heard_s if session is not None else host.heard_s
+        return None if heard_s is None else max(0.0, now.boot_s - heard_s)
+
+
+_VERBS: Final = {
+    StopReason.TERMINATE: "terminated",
+    StopReason.SHUTDOWN: "stopped for the shutdown",
+}
+
+
+def public(wire: dict[str, Any]) -> dict[str, Any]:
+    """The record without PRIVATE_FIELDS."""
+    return {name: value for name, value in wire.items() if name not in PRIVATE_FIELDS}
+
+
+def _state(registration: Registration) -> WorkerState:
+    if registration.life is Life.RUNNING:
+        return WorkerState.STARTED  # H2
+    if registration.life is Life.RETIRED or registration.starts:
+        return WorkerState.STOPPED  # H3, H5
+    return WorkerState.NOT_YET_STARTED  # H1, M6
+
+
+def _short(facts: ExitFacts) -> ExitFacts:
+    return msgspec.structs.replace(facts, output_tail="", traceback="")
