@@ -1,0 +1,151 @@
+"""`posthouse up`: everything on one machine, ended whole, and cleaned up after a kill -9."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from posthouse_cli.screen import Screen
+from posthouse_testing import sweep
+from posthouse_testing.cluster import command
+
+WORKERS = Path(__file__).parent / "workers"
+PATIENCE_S = 30.0
+
+
+class Place:
+    """A private folder for `up`, and commands against it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("POSTHOUSE_")}
+        self.env |= {"POSTHOUSE_DIR": str(folder), "NO_COLOR": "1"}
+        self.screens = []
+
+    def up(self, *options):
+        screen = Screen(["up", *options], WORKERS, self.env)
+        self.screens.append(screen)
+        return screen
+
+    def run(self, *arguments, status=0):
+        ran = subprocess.run(
+            [*command(), *arguments],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+        assert ran.returncode == status, ran
+        return ran.stdout
+
+    def start_idle(self):
+        self.run("run", "jobs:idle", "--on", "b", "--detach", "--restart-time", "0.1")
+        return self.idle_pid()
+
+    def idle_pid(self):
+        self.run("wait", "jobs.idle", "--for", "started", "--timeout", "20")
+        return int(self.run("pid", "jobs.idle"))
+
+    def nobody(self):
+        deadline_s = time.monotonic() + 5
+        while left := sweep.writers(self.folder):
+            assert time.monotonic() < deadline_s, left
+            time.sleep(0.02)
+        return True
+
+
+@pytest.fixture
+def place():
+    folder = Path(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
+    guard = sweep.start_guard(folder)
+    there = Place(folder)
+    yield there
+    for screen in there.screens:
+        screen.end(PATIENCE_S)
+    guard.stdin.close()
+    guard.wait()
+    assert not folder.exists()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_ends_all_and_registrations_stay(place, number):
+    screen = place.up("--hosts", "a,b")
+    assert "hosts a, b" in screen.wait_for("ready:", PATIENCE_S)
+    pid = place.start_idle()
+    screen.signal(number)
+    assert "registrations are kept" in screen.rest(PATIENCE_S)
+    assert screen.wait(PATIENCE_S) == 0
+    assert sweep.identify(pid) is None
+    assert place.nobody()
+
+    again = place.up("--hosts", "a,b")
+    again.wait_for("ready:", PATIENCE_S)
+    assert place.idle_pid() != pid
+
+
+def test_logs_are_prefixed_with_who_says_it(place):
+    screen = place.up("--hosts", "left,right")
+    screen.wait_for("ready:", PATIENCE_S)
+    screen.signal(signal.SIGINT)
+    text = screen.rest(PATIENCE_S)
+    assert screen.wait(PATIENCE_S) == 0
+    assert "shutting down" in text
+
+
+def test_after_kill_9_the_next_one_cleans_up(place):
+    first = place.up("--hosts", "a,b")
+    first.wait_for("ready:", PATIENCE_S)
+    pid = place.start_idle()
+    left = set(sweep.writers(place.folder))
+    first.signal(signal.SIGKILL)
+    first.wait(PATIENCE_S)
+    # Killed, it can end nothing itself: master, agents, wardens and the worker go on.
+    assert len(left & set(sweep.writers(place.folder))) >= 6
+    assert int(place.run("pid", "jobs.idle")) == pid
+
+    second = place.up("--hosts", "a")
+    assert "ending what it left" in second.wait_for("an earlier", PATIENCE_S)
+    second.wait_for("ready:", PATIENCE_S)
+    assert sweep.identify(pid) is None
+    still = left & set(sweep.writers(place.folder))
+    assert not still
+    # The registration is there; its host b is not.
+    assert "jobs.idle" in place.run("ps")
+    second.signal(signal.SIGINT)
+    assert second.wait(PATIENCE_S) == 0
+    assert place.nobody()
+
+
+def test_a_second_one_is_refused(place):
+    first = place.up("--hosts", "a")
+    first.wait_for("ready:", PATIENCE_S)
+    second = place.up("--hosts", "a")
+    assert "is running in" in second.wait_for("posthouse:", PATIENCE_S)
+    assert second.wait(PATIENCE_S) == 1
+    assert place.run("hosts").startswith("a\treachable")
+
+
+def test_a_killed_agent_or_master_is_started_again(place):
+    screen = place.up("--hosts", "a,b")
+    screen.wait_for("ready:", PATIENCE_S)
+    pid = place.start_idle()
+    [agent] = sweep.holders(place.folder / "hosts/b/agent.lock")
+    os.kill(agent.pid, signal.SIGKILL)
+    screen.wait_for("b ended with status -9; starting it again", PATIENCE_S)
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not sweep.holders(place.folder / "hosts/b/agent.lock"):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert place.idle_pid() == pid
+
+
+def test_impossible_options(place):
+    assert place.up("--hosts", "a,a").wait(PATIENCE_S) == 2
+    assert place.up("--hosts", "").wait(PATIENCE_S) == 2
+    assert place.up("--dir", "/" + "x" * 120).wait(PATIENCE_S) == 2

@@ -1,0 +1,58 @@
+"""Workers that the command line's tests register."""
+
+import sys
+from typing import Any
+
+from posthouse import worker
+
+
+def idle(_arg: Any) -> None:
+    """Runs until it is told to stop."""
+    worker.unblock_signals()
+    worker.ready()
+    while True:
+        worker.latch.wait(worker.POSTMASTER_DEATH, timeout=60.0)
+        worker.latch.reset()
+
+
+def speak(lines: list[str]) -> None:
+    """Prints the lines, then idles."""
+    for line in lines:
+        print(line, flush=True)
+    idle(None)
+
+
+def unready(_arg: Any) -> None:
+    """Never says that it is ready."""
+    worker.unblock_signals()
+    while True:
+        worker.latch.wait(worker.POSTMASTER_DEATH, timeout=60.0)
+        worker.latch.reset()
+
+
+def leave(code: int) -> None:
+    """Ends at once."""
+    print("leaving with", code)
+    sys.exit(code)
+
+
+def raise_error(words: str) -> None:
+    """Ends with a traceback."""
+    raise RuntimeError(words)
+
+
+def count(path: str) -> None:
+    """Prints which of its starts this is, and fails."""
+    with open(path, "a+") as file:
+        file.write("x")
+        file.seek(0)
+        print("start", len(file.read()), flush=True)
+    sys.exit(1)
+
+
+def tell_environment(_arg: Any) -> None:
+    """Registers another worker from inside."""
+    import posthouse
+
+    with posthouse.connect() as cluster:
+        print("registry", cluster.registry, flush=True)
