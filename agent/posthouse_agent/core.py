@@ -472,10 +472,11 @@ class AgentCore:
         self._start_failed(failed, failed.code, failed.reason, failed.retry)
 
     def _ended(self, kind: str, ended: Ended) -> None:
-        if ended.token in self._exits:
+        self._stopping.pop(ended.token, None)
+        if ended.known and self._seats[kind].complete:
+            # Said again in answer to a STOP. It may even be confirmed, with Confirm on its way.
             return
         self._starting.pop(ended.token, None)
-        self._stopping.pop(ended.token, None)
         self._workers.pop(ended.token, None)
         self._digest_now = None
         worker = inventory.exit_of(ended)
