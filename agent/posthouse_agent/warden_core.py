@@ -302,6 +302,9 @@ class WardenCore:
     def _on_end(self, token: int, facts: dict[str, Any]) -> list[Effect]:
         w = self._live.pop(token)
         del self._holders[w.intent.slot]
+        if w.stop and facts.get("cause") == "daemonised":
+            # It was asked to end and did; that it left its helpers to us is no fault.
+            facts = facts | {"cause": "exited", "code": 0}
         gone = Orphan(
             intent=w.intent,
             pid=w.pid,

@@ -86,6 +86,8 @@ runtime_bytes_max: Final = 65_536  # path and env of one: with the largest START
 exit_tail_bytes_max: Final = 4_096  # last output in an exit record: a traceback's worth
 exit_tail_lines_max: Final = 40  # and never more lines
 traceback_bytes_max: Final = 16_384  # the traceback of an uncaught error
+warden_reports_max: Final = 200_000  # for an agent that does not read; a snapshot fits in it
+warden_callers_max: Final = 16  # connections that have not said Attach yet
 warden_frame_bytes_max: Final = 262_144  # agent <-> warden, one SEQPACKET message
 channel_frame_bytes_max: Final = (
     131_072  # worker <-> agent; a registration with a full main_arg fits

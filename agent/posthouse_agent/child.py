@@ -1,0 +1,363 @@
+"""The first code in a worker: from the fork to main, and from main's end to _exit.
+
+Owns: the order of the set-up, the default signal handlers, the way out. Must not know: the
+warden's tables. Invariant: main never runs before session, descriptors, limits, environment and
+parent-death signal are in place; every path out of here is os._exit.
+
+The way out, as PostgreSQL's and the interpreter's combined: before_exit callbacks (last first),
+threads that are no daemons are joined, on_exit callbacks (last first), atexit handlers that were
+registered in this process, streams flushed, os._exit.
+"""
+
+import atexit
+import faulthandler
+import gc
+import importlib
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any, Final, NoReturn
+
+from posthouse import exec as posthouse_exec
+from posthouse import limits, worker
+from posthouse.ids import HandleId
+from posthouse.spec import BackgroundWorker
+from posthouse.states import DATABASE_CONNECTION
+from posthouse_agent import native
+from posthouse_agent.orders import StartWorker
+
+try:
+    import setproctitle
+except ImportError:  # not in an application's own environment
+    setproctitle = None  # type: ignore[assignment]
+
+__all__ = ["Inheritance", "run", "set_title"]
+
+COOKIE: Final = "POSTHOUSE_COOKIE"  # instance:token in the environment of all that a worker starts
+EXEC: Final = "posthouse.exec"
+
+# What belongs to the daemons: keys, and systemd's messages to the one service it started.
+_NOT_INHERITED: Final = frozenset(
+    (
+        "CREDENTIALS_DIRECTORY",
+        "INVOCATION_ID",
+        "JOURNAL_STREAM",
+        "LISTEN_FDNAMES",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "MAINPID",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    )
+)
+_NOT_INHERITED_PREFIX: Final = "POSTHOUSE_KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inheritance:
+    """What the warden hands to a child: descriptors, and what it must check or restore."""
+
+    warden_pid: int
+    cookie: str
+    log_fd: int
+    channel_fd: int
+    latch_fd: int
+    last_words_fd: int
+    host_lock_fd: int
+    nofile: tuple[int, int]  # the limit before the warden raised its own
+
+
+class Terminated(SystemExit):
+    """What TERM's default handler raises: exit 1 from inside the handler (W2)."""
+
+
+def set_title(title: str) -> None:
+    """The name in process listings."""
+    if setproctitle is not None:
+        setproctitle.setproctitle(title)
+    else:
+        native.set_short_name(title)
+
+
+def run(order: StartWorker, given: Inheritance) -> NoReturn:
+    """The whole life of a worker, called in the forked child, with all signals blocked."""
+    status = 1
+    try:
+        gc.freeze()  # a collection here must not touch, and so unshare, the warden's objects
+        gc.enable()
+        status = _run(order, given)
+    except BaseException as error:  # noqa: BLE001 - the last barrier of the process
+        with suppress(BaseException):
+            _last_words(given.last_words_fd, error)
+    finally:
+        os._exit(status)
+
+
+def _run(order: StartWorker, given: Inheritance) -> int:
+    try:
+        _redirect(given)
+        entry = _entry(order)
+        _set_limits(entry.spec, given)
+        _set_environment(order, entry, given)
+        _set_interpreter(order, entry)
+        _set_signals(entry.spec)
+        worker.begin(entry, given.channel_fd, given.latch_fd)
+        native.no_new_privileges()
+        native.die_with_parent()
+        # The warden may have died before the line above; then nobody would ever kill this process.
+        if os.getppid() != given.warden_pid:
+            os._exit(1)
+    except BaseException as error:
+        error.add_note("posthouse could not set up this worker's process")
+        raise
+    status = 1
+    try:
+        status = _guard(lambda: _main(entry), given.last_words_fd)
+        _Leaving.now = True
+    except Terminated:  # raised by the handler between the guard's end and the line above
+        _Leaving.now = True
+    return _leave(status, given.last_words_fd)
+
+
+# --- before main, in this order ---
+
+
+def _redirect(given: Inheritance) -> None:
+    """A session of its own; nothing but the log, and the four descriptors it is meant to have."""
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(given.log_fd, 1)
+    os.dup2(given.log_fd, 2)
+    kept = sorted((given.channel_fd, given.latch_fd, given.last_words_fd, given.host_lock_fd))
+    low = 3
+    for fd in kept:
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 2**31 - 1)
+    # Held by whatever this worker becomes or starts by fork: while anything has it, a new warden
+    # knows that something of the old one's still lives.
+    os.set_inheritable(given.host_lock_fd, True)
+
+
+def _entry(order: StartWorker) -> worker.Entry:
+    return worker.Entry(
+        spec=BackgroundWorker.from_wire(order.spec),
+        handle=HandleId(order.registry, order.slot, order.generation),
+        host=order.host,
+        incarnation=order.incarnation,
+        token=order.token,
+        revision=order.revision,
+    )
+
+
+def _set_limits(spec: BackgroundWorker, given: Inheritance) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, given.nofile)
+    for name, limit in spec.rlimits.items():
+        number = getattr(resource, f"RLIMIT_{name}")
+        resource.setrlimit(number, (limit, limit))
+    os.umask(spec.umask)
+    if spec.nice:
+        os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
+    os.chdir(spec.cwd or "/")
+
+
+def _set_environment(order: StartWorker, entry: worker.Entry, given: Inheritance) -> None:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _NOT_INHERITED and not name.startswith(_NOT_INHERITED_PREFIX)
+    }
+    own = {
+        "POSTHOUSE_NAME": entry.name,
+        "POSTHOUSE_HOST": entry.host,
+        "POSTHOUSE_HANDLE": str(entry.handle),
+        "POSTHOUSE_INCARNATION": str(entry.incarnation),
+        "POSTHOUSE_TOKEN": str(entry.token),
+        COOKIE: given.cookie,
+    }
+    wanted = {**kept, **order.env, **entry.spec.env, **own}
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
+def _set_interpreter(order: StartWorker, entry: worker.Entry) -> None:
+    """An interpreter as if it had just begun: path, arguments, streams, no inherited handlers."""
+    set_title(entry.name)
+    sys.path[:0] = [p for p in order.path if p not in sys.path]
+    sys.argv = [entry.spec.entry_point]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        stream = open(  # noqa: SIM115 - lives as long as the process
+            fd, mode, buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    atexit._clear()  # noqa: SLF001 - there is no public way; the warden's handlers are not ours
+    # Processes that this worker forks begin with open signals, like any other program's.
+    os.register_at_fork(after_in_child=_open_signals)
+
+
+def _open_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _set_signals(spec: BackgroundWorker) -> None:
+    """The defaults of W2, all of them in place before anything is unblocked.
+
+    Differences: USR1 always sets the latch (ignoring it is PostgreSQL's trap N4). FPE of a worker
+    with DATABASE_CONNECTION keeps the kernel's action: a handler in Python cannot leave the
+    faulting instruction. INT cancels a statement, and there is none yet.
+    """
+    faulthandler.enable(file=2)
+    handlers: dict[int, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
+        signal.SIGTERM: _make_die(spec.type or spec.name),
+        signal.SIGQUIT: _quit,
+        signal.SIGUSR1: _wake,
+        signal.SIGINT: signal.SIG_IGN,
+        signal.SIGHUP: signal.SIG_IGN,
+        signal.SIGPIPE: signal.SIG_IGN,
+        signal.SIGUSR2: signal.SIG_IGN,
+        signal.SIGCHLD: signal.SIG_DFL,
+    }
+    if not spec.flags & DATABASE_CONNECTION:
+        handlers[signal.SIGFPE] = signal.SIG_IGN
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    everything = set(signal.valid_signals()) if spec.unblock_signals else set()
+    signal.pthread_sigmask(signal.SIG_SETMASK, worker.BLOCKED - everything)
+
+
+def _quit(_number: int, _frame: FrameType | None) -> None:
+    os._exit(2)
+
+
+def _wake(_number: int, _frame: FrameType | None) -> None:
+    worker.latch.set()
+
+
+def _make_die(shown: str) -> Callable[[int, FrameType | None], None]:
+    def die(_number: int, _frame: FrameType | None) -> None:
+        if _Leaving.now:
+            return  # PostgreSQL: no interrupt during proc_exit
+        text = f'FATAL: terminating background worker "{shown}" due to administrator command\n'
+        os.write(2, text.encode())  # not through a stream: the signal may have come inside it
+        raise Terminated(1)
+
+    return die
+
+
+# --- main ---
+
+
+def _main(entry: worker.Entry) -> None:
+    name = entry.spec.entry_point
+    if name == EXEC:
+        posthouse_exec.run(entry.main_arg)
+    result = _find(name)(entry.main_arg)
+    if hasattr(result, "__await__"):
+        raise TypeError(f"{name} is an async function: call asyncio.run() in a plain one")
+
+
+def _find(name: str) -> Callable[[Any], Any]:
+    """The function "module:qualified.name", imported here, after the fork (F12, F13)."""
+    module_name, _, path = name.partition(":")
+    found: Any = importlib.import_module(module_name)
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise AttributeError(
+                f"could not find function {path!r} in module {module_name!r} "
+                f"({getattr(sys.modules[module_name], '__file__', 'built-in')})"
+            ) from None
+    if not callable(found):
+        raise TypeError(f"{name} is {found!r}, which cannot be called")
+    return found  # type: ignore[no-any-return]
+
+
+def _guard(function: Callable[[], object], last_words_fd: int, status: int = 0) -> int:
+    """Call it; the exit status it leads to. Errors are printed and become last words."""
+    try:
+        function()
+    except SystemExit as leaving:
+        return _exit_status(leaving.code) or status  # a callback cannot make a failure good
+    except BaseException as error:  # noqa: BLE001 - an uncaught error ends the worker with 1 (W6)
+        _last_words(last_words_fd, error)
+        return 1
+    return status
+
+
+def _exit_status(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        # A code such as 256 must not turn into 0, "done for good".
+        return (code & 0xFF) or (1 if code else 0)
+    with suppress(OSError):
+        os.write(2, f"{code}\n".encode(errors="backslashreplace"))
+    return 1
+
+
+def _last_words(fd: int, error: BaseException) -> None:
+    """The traceback, without the frames of this file: to stderr, and to the warden."""
+    tb: TracebackType | None = error.__traceback__
+    while tb is not None and tb.tb_frame.f_code.co_filename == __file__:
+        tb = tb.tb_next
+    lines = traceback.format_exception(type(error), error, tb)
+    data = "".join(lines).encode(errors="backslashreplace")
+    with suppress(OSError):
+        os.pwrite(fd, data[-limits.traceback_bytes_max :], 0)
+    with suppress(Exception):
+        sys.stderr.flush()
+    with suppress(OSError):
+        os.write(2, data)
+
+
+# --- after main ---
+
+
+class _Leaving:
+    """Whether the way out has begun; TERM's default handler looks."""
+
+    now = False
+
+
+def _end_threads() -> None:
+    """As the interpreter does before its atexit handlers: join all that are no daemons."""
+    threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _leave(status: int, last_words_fd: int) -> int:
+    before, after = worker.exit_callbacks()
+    steps: Sequence[Callable[[int], int]] = (
+        lambda s: _drain(before, last_words_fd, s),
+        lambda s: _guard(_end_threads, last_words_fd, s),
+        lambda s: _drain(after, last_words_fd, s),
+        lambda s: _guard(atexit._run_exitfuncs, last_words_fd, s),  # noqa: SLF001 - as above
+    )
+    for step in steps:
+        status = step(status)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    return status
+
+
+def _drain(callbacks: list[Callable[[], object]], last_words_fd: int, status: int) -> int:
+    """Each is taken off before it runs: one that fails is not run again, and the rest still are."""
+    while callbacks:
+        status = _guard(callbacks.pop(), last_words_fd, status)
+    return status

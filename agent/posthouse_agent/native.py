@@ -1,0 +1,161 @@
+"""The few system calls that Python 3.11 does not offer: prctl, signalfd, waitid with rusage.
+
+Owns: their calling conventions. Must not know: wardens and workers. Invariant: every failure is an
+OSError with its errno.
+"""
+
+import ctypes
+import os
+import platform
+import signal
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "Death",
+    "become_subreaper",
+    "die_with_parent",
+    "no_new_privileges",
+    "open_signalfd",
+    "read_signalfd",
+    "reserve_space",
+    "set_short_name",
+    "wait_facts",
+]
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_SET_NO_NEW_PRIVS: Final = 38
+_P_PIDFD: Final = 3
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_SIGNALFD_INFO_BYTES: Final = 128
+_SIGINFO_BYTES: Final = 128
+_CLD_EXITED: Final = 1
+_CLD_DUMPED: Final = 3
+# os.waitid drops the rusage that the kernel's waitid gives, and glibc's wrapper has none either.
+_WAITID_NUMBERS: Final = {
+    "x86_64": 247,
+    "i686": 284,
+    "aarch64": 95,
+    "riscv64": 95,
+    "loongarch64": 95,
+    "armv7l": 280,
+    "ppc64le": 272,
+    "s390x": 281,
+}
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_waitid_number: Final = _WAITID_NUMBERS.get(platform.machine())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """How a process ended, while it is still a zombie. Exactly one of code and signal."""
+
+    code: int | None
+    signal: int | None
+    core: bool
+    user_s: float = 0.0
+    system_s: float = 0.0
+    max_rss_bytes: int = 0
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return result
+
+
+def _prctl(option: int, argument: int) -> None:
+    zero = ctypes.c_ulong(0)
+    _check(_libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero))
+
+
+def become_subreaper() -> None:
+    """Orphans of this process's descendants become its children."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """SIGKILL at the moment the parent *thread* ends. Check getppid() after: it may have ended."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def no_new_privileges() -> None:
+    """No set-uid program can raise this process or its children."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def set_short_name(name: str) -> None:
+    """The 15 bytes that ps -o comm shows."""
+    text = ctypes.create_string_buffer(name.encode()[:15])
+    _check(_libc.prctl(_PR_SET_NAME, text, 0, 0, 0))
+
+
+def open_signalfd(signals: Iterable[int]) -> int:
+    """A descriptor, close-on-exec and non-blocking, that is readable while one is pending. The
+    signals must be blocked."""
+    words = (ctypes.c_ulong * 16)()  # glibc's sigset_t: 1024 bits
+    for number in signals:
+        words[(number - 1) // 64] |= 1 << ((number - 1) % 64)
+    return _check(_libc.signalfd(-1, ctypes.byref(words), os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+def read_signalfd(fd: int) -> set[int]:
+    """The signals that were pending; none is left."""
+    found: set[int] = set()
+    while True:
+        try:
+            data = os.read(fd, 16 * _SIGNALFD_INFO_BYTES)
+        except BlockingIOError:
+            return found
+        for at in range(0, len(data), _SIGNALFD_INFO_BYTES):
+            found.add(struct.unpack_from("I", data, at)[0])
+
+
+def wait_facts(pidfd: int) -> Death | None:
+    """What is known of the dead child behind `pidfd`, which stays a zombie; None if it lives."""
+    if _waitid_number is None:
+        return _wait_without_rusage(pidfd)
+    info = ctypes.create_string_buffer(_SIGINFO_BYTES)
+    usage = ctypes.create_string_buffer(18 * ctypes.sizeof(ctypes.c_long))
+    flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    _check(_libc.syscall(_waitid_number, _P_PIDFD, pidfd, info, flags, usage))
+    number, _, code = struct.unpack_from("iii", info)
+    if number == 0:
+        return None
+    # After three ints the union begins, aligned to a pointer: pid, uid, status.
+    status = struct.unpack_from("iIi", info, 16 if ctypes.sizeof(ctypes.c_void_p) == 8 else 12)[2]
+    user_s, user_us, system_s, system_us, max_rss_kib = struct.unpack_from("lllll", usage)
+    exited = code == _CLD_EXITED
+    return Death(
+        code=status if exited else None,
+        signal=None if exited else status,
+        core=code == _CLD_DUMPED,
+        user_s=user_s + user_us / 1e6,
+        system_s=system_s + system_us / 1e6,
+        max_rss_bytes=max_rss_kib * 1024,
+    )
+
+
+def _wait_without_rusage(pidfd: int) -> Death | None:
+    """On a machine whose number for waitid is not in the table."""
+    info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    if info is None:
+        return None
+    exited = info.si_code == _CLD_EXITED
+    return Death(
+        code=info.si_status if exited else None,
+        signal=None if exited else info.si_status,
+        core=info.si_code == _CLD_DUMPED,
+    )
+
+
+def reserve_space(fd: int, offset: int, length: int) -> None:
+    """Take `length` bytes of the disk for `fd` beyond its end, without changing its size."""
+    zone = ctypes.c_longlong
+    _check(_libc.fallocate64(fd, _FALLOC_FL_KEEP_SIZE, zone(offset), zone(length)))

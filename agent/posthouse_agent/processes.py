@@ -1,0 +1,314 @@
+"""The warden's hands: fork a worker, signal it, see its end, leave nothing of it behind.
+
+Owns: the descriptors of every worker, and the only calls of fork, wait and kill. Must not know:
+who may start or stop (warden_core), the journal, the agent. Invariant: signals go through pidfds
+only, and a worker's pid stays taken (a zombie) until `reap`, so it names nothing else before.
+"""
+
+import os
+import pwd
+import resource
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import EMFILE
+from typing import Any, Final
+
+from posthouse import channel
+from posthouse.ids import Instant
+from posthouse_agent import child, native, procfs, remains
+from posthouse_agent.orders import StartWorker
+
+__all__ = ["CannotFork", "Processes", "WorkerProcess"]
+
+_WAIT: Final = os.WEXITED | os.WNOHANG
+_SPARE_FDS: Final = 32  # kept free for the agent's connection, the journal and reading /proc
+_NEAR_PIDS: Final = 2_000  # up to this many pids are asked one by one; beyond, /proc is listed
+_NEAR_S: Final = 60.0  # in this time the pids of a machine do not come round
+_SWEEP_ROUNDS: Final = 64  # a tree of this depth is killed from its root down
+_SWEEP_WAIT_MS: Final = 200  # for killed processes to end; the warden does nothing else meanwhile
+
+
+class CannotFork(Exception):
+    """There is no process. `code` and `retry` as in ForkFailed; the text is the reason."""
+
+    def __init__(self, reason: str, *, code: str = "fork_failed", retry: bool = True) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.retry = retry
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerProcess:
+    """One forked worker and what the warden holds of it."""
+
+    token: int
+    pid: int
+    pid_start: int
+    pidfd: int
+    channel_fd: int  # the agent's end
+    latch_fd: int
+    last_words_fd: int
+    log_path: str
+    log_identity: tuple[int, int]
+    log_start: int
+    started: Instant
+
+
+class Processes:
+    """All children of this warden."""
+
+    def __init__(
+        self, *, log_dir: str, instance: str, host_lock_fd: int, nofile: tuple[int, int]
+    ) -> None:
+        self._log_dir = log_dir
+        self._instance = instance
+        self._host_lock_fd = host_lock_fd
+        self._nofile = nofile  # what workers get
+        self._pid = os.getpid()
+        self._user = _user_name()
+        self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._workers: dict[int, WorkerProcess] = {}  # by token
+        self._tokens: dict[int, int] = {}  # pid -> token
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def get(self, token: int) -> WorkerProcess | None:
+        return self._workers.get(token)
+
+    # --- starting ---
+
+    def fork(self, order: StartWorker, now: Instant) -> WorkerProcess:
+        """Start the worker. Raises CannotFork."""
+        assert "zmq" not in sys.modules
+        assert procfs.threads() == 1, "a fork of a process with threads"
+        wanted = order.spec.get("run_as")
+        if wanted not in (None, self._user):
+            raise CannotFork(
+                f"this warden runs workers as {self._user!r} only, not as {wanted!r}",
+                code="bad_order",
+                retry=False,
+            )
+        opened: list[int] = []
+        try:
+            return self._fork(order, now, opened)
+        except OSError as error:
+            raise CannotFork(f"{error.filename or 'fork'}: {error.strerror or error}") from None
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def _fork(self, order: StartWorker, now: Instant, opened: list[int]) -> WorkerProcess:
+        """`opened` holds what must be closed again; on success only what is the child's."""
+        name = f"{order.slot}.{order.generation}.log"
+        path = f"{self._log_dir}/{name}"
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        log_fd = os.open(path, flags | os.O_CLOEXEC, 0o640)
+        opened.append(log_fd)
+        os.set_blocking(log_fd, True)
+        log = os.fstat(log_fd)
+        if log.st_size == 0:
+            os.fchmod(log_fd, 0o640)  # readable by the folder's group, whatever the umask
+        ours, theirs = _socketpair()
+        opened += [theirs, ours]
+        latch_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        opened.append(latch_fd)
+        words_fd = os.memfd_create(f"posthouse-{order.token}", os.MFD_CLOEXEC)
+        opened.append(words_fd)
+        spare_fd = os.dup(words_fd)  # its place is the pidfd's, which must not fail for want of one
+        if spare_fd >= self._fd_max - _SPARE_FDS:
+            os.close(spare_fd)
+            raise OSError(EMFILE, os.strerror(EMFILE))
+        try:
+            pid = os.fork()
+        except OSError:
+            os.close(spare_fd)
+            raise
+        if pid == 0:
+            given = child.Inheritance(
+                warden_pid=self._pid,
+                cookie=f"{self._instance}:{order.token}",
+                log_fd=log_fd,
+                channel_fd=theirs,
+                latch_fd=latch_fd,
+                last_words_fd=words_fd,
+                host_lock_fd=self._host_lock_fd,
+                nofile=self._nofile,
+            )
+            child.run(order, given)
+        os.close(spare_fd)
+        try:
+            # Nobody else can reap our child, so the pid is still its own.
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            os.kill(pid, signal.SIGKILL)  # ditto; the one case in which there is no pidfd
+            os.waitpid(pid, 0)
+            raise
+        found = procfs.read(pid)
+        worker = WorkerProcess(
+            token=order.token,
+            pid=pid,
+            pid_start=found.start if found else 0,
+            pidfd=pidfd,
+            channel_fd=ours,
+            latch_fd=latch_fd,
+            last_words_fd=words_fd,
+            log_path=path,
+            log_identity=(log.st_dev, log.st_ino),
+            log_start=log.st_size,
+            started=now,
+        )
+        self._workers[order.token] = worker
+        self._tokens[pid] = order.token
+        opened[:] = [log_fd, theirs]
+        return worker
+
+    # --- ending ---
+
+    def kill(self, token: int, number: int) -> None:
+        """Send a signal; a process that is dead already does not mind."""
+        worker = self._workers.get(token)
+        if worker is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker.pidfd, number)
+
+    def next_dead(self) -> int | None:
+        """The token of a worker that is dead and not reaped. Dead strangers (processes that
+        workers left behind) are reaped on the way."""
+        while True:
+            try:
+                info = os.waitid(os.P_ALL, 0, _WAIT | os.WNOWAIT)
+            except ChildProcessError:
+                return None
+            if info is None:
+                return None
+            token = self._tokens.get(info.si_pid)
+            if token is not None:
+                return token
+            os.waitid(os.P_PID, info.si_pid, _WAIT)
+
+    def examine(self, token: int, now: Instant) -> dict[str, Any]:
+        """Kill what the dead worker left running; the facts of its end, complete."""
+        worker = self._workers[token]
+        death = native.wait_facts(worker.pidfd)
+        assert death is not None, "examined while alive"
+        left = self._sweep(worker, now)
+        facts = remains.exit_facts(
+            death,
+            pid=worker.pid,
+            started_unix_s=worker.started.unix_s,
+            ended_unix_s=now.unix_s,
+            runtime_s=max(0.0, now.boot_s - worker.started.boot_s),
+            daemonised=left,
+        )
+        tail = remains.output_tail(worker.log_path, worker.log_identity, worker.log_start)
+        words = remains.last_words(worker.last_words_fd)
+        if tail:
+            facts["output_tail"] = tail
+        if words:
+            facts["traceback"] = words
+        return facts
+
+    def reap(self, token: int) -> None:
+        """Let the zombie go, and everything that was held for it."""
+        worker = self._workers.pop(token)
+        del self._tokens[worker.pid]
+        os.waitid(os.P_PIDFD, worker.pidfd, _WAIT)
+        for fd in (worker.pidfd, worker.channel_fd, worker.latch_fd, worker.last_words_fd):
+            os.close(fd)
+
+    # --- what a worker started and left ---
+
+    def _sweep(self, worker: WorkerProcess, now: Instant) -> bool:
+        """Kill the living descendants of a dead worker; whether there were any.
+
+        Their topmost ones are our own children now (we are the subreaper), so only those are
+        looked at, round by round: each one's children become ours when it dies.
+        """
+        found = False
+        for _ in range(_SWEEP_ROUNDS):
+            killed = [
+                pidfd
+                for pid in self._suspects(worker, now)
+                if pid not in self._tokens
+                and (pidfd := procfs.kill_if(pid, lambda p: self._is_left_by(p, worker)))
+                is not None
+            ]
+            if not killed:
+                return found
+            found = True
+            _await_end(killed)
+            for pidfd in killed:
+                os.waitid(os.P_PIDFD, pidfd, _WAIT)
+                os.close(pidfd)
+        return found
+
+    def _suspects(self, worker: WorkerProcess, now: Instant) -> Iterable[int]:
+        """Pids that a descendant of this worker may have: later ones than its own."""
+        newest = procfs.newest_pid()
+        near = 0 <= newest - worker.pid <= _NEAR_PIDS
+        if near and now.boot_s - worker.started.boot_s < _NEAR_S:
+            return [pid for pid in range(worker.pid + 1, newest + 1) if _exists(pid)]
+        return list(procfs.pids())
+
+    def _is_left_by(self, pid: int, worker: WorkerProcess) -> bool:
+        """Whether this living child of ours, no worker, comes from `worker` or from a dead one."""
+        process = procfs.read(pid)
+        if process is None or process.dead or process.parent != self._pid:
+            return False
+        if process.session == worker.pid:
+            return True
+        if process.session in self._tokens:
+            return False
+        token = procfs.marked_by(pid, self._instance)
+        if token is None:
+            # It hides where it comes from. With other workers alive it may be one of theirs.
+            return len(self._workers) == 1
+        return token == worker.token or token not in self._workers
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.getsid(pid)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _await_end(pidfds: list[int]) -> None:
+    """Until all have ended, but not for ever: one may be in uninterruptible sleep."""
+    poll = select.poll()
+    left = set(pidfds)
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    while left:
+        ready = poll.poll(_SWEEP_WAIT_MS)
+        if not ready:
+            return
+        for pidfd, _ in ready:
+            left.discard(pidfd)
+            poll.unregister(pidfd)
+
+
+def _socketpair() -> tuple[int, int]:
+    """Channel ends, with room for one packet of the greatest size."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, channel.SOCKET_BYTES)
+        end.setblocking(False)
+    return pair[0].detach(), pair[1].detach()
+
+
+def _user_name() -> str:
+    """Who this warden, and so every worker of it, is."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,0 +1,339 @@
+"""The warden's process: `python -m posthouse_agent.warden --runtime-dir R --log-dir L --kind K`.
+
+Owns: the poll loop and the carrying out of WardenCore's effects. Must not know: ZeroMQ, the
+master, anybody's code. Invariant: one thread, standard library and msgpack only; all signals are
+blocked and read from a descriptor, so a fork needs no mask and no handler ever runs here.
+"""
+
+import gc
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from posthouse import limits, systemd
+from posthouse.ids import Instant
+from posthouse_agent import child, native, procfs, start
+from posthouse_agent.agent_line import AgentLine
+from posthouse_agent.journal import Head, Journal, read_journal
+from posthouse_agent.orders import Attach, Report, StartWorker
+from posthouse_agent.processes import CannotFork, Processes
+from posthouse_agent.warden_core import WardenCore, recover
+from posthouse_agent.warden_effects import (
+    AgentAttached,
+    AgentGone,
+    Effect,
+    End,
+    Event,
+    Fork,
+    ForkDone,
+    ForkRefused,
+    Intent,
+    Kill,
+    Ordered,
+    ProcessEnded,
+    Reap,
+    Tell,
+    Terminating,
+    Tick,
+    WriteJournal,
+)
+
+__all__ = ["main"]
+
+_USAGE: Final = (
+    "usage: python -m posthouse_agent.warden --runtime-dir FOLDER --log-dir FOLDER "
+    "--kind fenced|kept|tree [--name HOST]"
+)
+
+_KINDS: Final = ("fenced", "kept", "tree")
+_LOCK_S: Final = 1.0  # a warden that was just killed takes its lock along in less
+_LEFTOVERS_S: Final = 10.0  # for processes that were sent KILL
+_RETRY_S: Final = 1.0  # after the disk refused something
+_FAREWELL_S: Final = 1.0  # for the agent to read the last reports
+_EXIT_LINE_BYTES: Final = 6 * (limits.exit_tail_bytes_max + limits.traceback_bytes_max) + 1024
+_STATUS_BUSY: Final = 3  # another warden serves the folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The command line."""
+
+    runtime_dir: str
+    log_dir: str
+    kind: str
+    name: str
+
+    @property
+    def folder(self) -> str:
+        return f"{self.runtime_dir}/{self.kind}"
+
+
+class Warden:
+    """One process's loop. Everything that can fail here fails for one worker or one agent."""
+
+    def __init__(
+        self,
+        core: WardenCore,
+        processes: Processes,
+        journal: Journal,
+        line: AgentLine,
+        epoll: select.epoll,
+    ) -> None:
+        self._core = core
+        self._processes = processes
+        self._journal = journal
+        self._line = line
+        self._epoll = epoll
+        self._signal_fd = native.open_signalfd((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT))
+        self._epoll.register(self._signal_fd, select.EPOLLIN)
+        self._status: int | None = None
+        self._unrecorded = False  # a dead worker waits for disk space
+        self._retry_s = 0.0
+        self._watchdog_s = systemd.watchdog_interval_s()
+
+    def run(self) -> int:
+        """Until the core says End. Returns the exit status."""
+        self._bury()
+        while self._status is None:
+            for fd, _ in self._epoll.poll(self._timeout_s()):
+                self._on_ready(fd)
+                if self._status is not None:
+                    break
+            self._on_time()
+        self._say_farewell()
+        return self._status
+
+    # --- what wakes it ---
+
+    def _timeout_s(self) -> float | None:
+        now_s = _now().boot_s
+        due = [self._core.deadline()]
+        if self._unrecorded or self._journal.behind:
+            due.append(self._retry_s)
+        if self._watchdog_s is not None:
+            due.append(now_s + self._watchdog_s / 2)
+        known = [d for d in due if d is not None]
+        # Rounded up: epoll's milliseconds would wake it just before the deadline, again and again.
+        return max(0.0, min(known) - now_s) + 0.001 if known else None
+
+    def _on_ready(self, fd: int) -> None:
+        if fd == self._signal_fd:
+            pending = native.read_signalfd(fd)
+            if pending & {signal.SIGTERM, signal.SIGINT}:
+                systemd.stopping("ending the workers")
+                self._handle(Terminating())
+            self._bury()
+            return
+        if not self._line.flush():
+            self._handle(AgentGone())
+            return
+        orders = self._line.take(fd)
+        if orders is None:
+            self._handle(AgentGone())
+            return
+        for order in orders:
+            self._handle(AgentAttached(order) if isinstance(order, Attach) else Ordered(order))
+
+    def _on_time(self) -> None:
+        if self._watchdog_s is not None:
+            systemd.watchdog()
+        now = _now()
+        deadline_s = self._core.deadline()
+        if deadline_s is not None and deadline_s <= now.boot_s:
+            self._handle(Tick())
+        if now.boot_s < self._retry_s:
+            return
+        if self._journal.wants_rewrite:
+            try:
+                self._journal.rewrite(self._core.entries())
+            except OSError as error:
+                _log(f"journal: cannot be rewritten: {error.strerror}")
+                self._retry_s = now.boot_s + _RETRY_S
+        if self._unrecorded:
+            self._bury()
+
+    def _bury(self) -> None:
+        """Record and reap every worker that is dead."""
+        self._unrecorded = False
+        while (token := self._processes.next_dead()) is not None:
+            if not self._journal.make_room(_EXIT_LINE_BYTES):
+                # It stays a zombie: its end must not be forgotten, and cannot be written down yet.
+                _log("no room on the disk for an exit record; the worker is not reaped yet")
+                self._unrecorded = True
+                self._retry_s = _now().boot_s + _RETRY_S
+                return
+            now = _now()
+            self._handle(ProcessEnded(token=token, facts=self._processes.examine(token, now)))
+
+    # --- effects ---
+
+    def _handle(self, event: Event) -> None:
+        answer: Event | None = event
+        while answer is not None:
+            answer = self._carry_out(self._core.handle(answer, _now()))
+
+    def _carry_out(self, effects: list[Effect]) -> Event | None:
+        """In order. A Fork's answer is returned, for the core to hear before anything else."""
+        answer: Event | None = None
+        for effect in effects:
+            match effect:
+                case WriteJournal(entry=entry):
+                    try:
+                        self._journal.append(entry)
+                    except OSError as error:
+                        self._retry_s = _now().boot_s + _RETRY_S
+                        _log(f"journal: {error.strerror}")
+                        if isinstance(entry, Intent):
+                            return ForkRefused(
+                                token=entry.token,
+                                code="fork_failed",
+                                reason=f"the warden's journal cannot be written: {error.strerror}",
+                                retry=True,
+                            )
+                case Fork(order=order):
+                    answer = self._fork(order)
+                case Kill(token=token, signal=number):
+                    self._processes.kill(token, number)
+                case Reap(token=token):
+                    self._processes.reap(token)
+                case Tell(report=report, fds_of=token):
+                    if not self._tell(report, token):
+                        answer = AgentGone()
+                case End(status=status):
+                    self._status = status
+        return answer
+
+    def _fork(self, order: StartWorker) -> Event:
+        try:
+            made = self._processes.fork(order, _now())
+        except CannotFork as error:
+            return ForkRefused(
+                token=order.token, code=error.code, reason=str(error), retry=error.retry
+            )
+        return ForkDone(token=order.token, pid=made.pid, pid_start=made.pid_start)
+
+    def _tell(self, report: Report, token: int | None) -> bool:
+        made = None if token is None else self._processes.get(token)
+        return self._line.send(report, (made.channel_fd, made.latch_fd) if made else ())
+
+    def _say_farewell(self) -> None:
+        deadline_s = time.monotonic() + _FAREWELL_S
+        while self._line.waiting and time.monotonic() < deadline_s:
+            self._epoll.poll(0.01)
+            self._line.flush()
+        self._line.close()
+
+
+def _now() -> Instant:
+    return Instant(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+def _log(text: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"posthouse-warden[{os.getpid()}]: {text}\n".encode())
+
+
+def _options(argv: list[str]) -> Options:
+    """--name value pairs; argparse would cost every worker a megabyte."""
+    values = {"runtime-dir": "", "log-dir": "", "kind": "", "name": ""}
+    for at in range(0, len(argv), 2):
+        name = argv[at].removeprefix("--")
+        if not argv[at].startswith("--") or name not in values or at + 1 == len(argv):
+            raise start.CannotStart(f"option {argv[at]!r}: {_USAGE}")
+        values[name] = argv[at + 1]
+    if not (values["runtime-dir"] and values["log-dir"]) or values["kind"] not in _KINDS:
+        raise start.CannotStart(_USAGE)
+    return Options(
+        runtime_dir=os.path.abspath(values["runtime-dir"]),
+        log_dir=os.path.abspath(values["log-dir"]),
+        kind=values["kind"],
+        name=values["name"],
+    )
+
+
+def _settle(options: Options) -> None:
+    """What holds for the whole life of the process, before anything is opened."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    os.umask(0o077)
+    sys.path[:] = [os.path.abspath(p) for p in sys.path]
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the folder that somebody happened to start us in
+    os.chdir("/")
+    native.become_subreaper()
+    child.set_title(f"posthouse warden {options.kind} {options.name}".rstrip())
+
+
+def _raise_descriptors() -> tuple[int, int]:
+    """Four for each worker; returns what there was, for the workers."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
+
+
+def _build(options: Options) -> Warden:
+    """Become the one warden of the folder. Raises CannotStart, OSError."""
+    folder = options.folder
+    size = len(os.fsencode(f"{folder}/warden.sock"))
+    if size > limits.socket_path_bytes_max:
+        raise start.CannotStart(
+            f"{folder}/warden.sock has {size} bytes: a socket's path has at most "
+            f"{limits.socket_path_bytes_max}; choose a shorter --runtime-dir"
+        )
+    start.open_folder(folder)
+    start.lock_warden(f"{folder}/warden.lock", _LOCK_S)
+    os.makedirs(options.log_dir, 0o750, exist_ok=True)
+    head, entries, bad = read_journal(f"{folder}/journal")
+    if bad:
+        _log(f"journal: {bad} lines make no sense and are left out")
+    boot_id = procfs.boot_id()
+    recovered = recover(entries, rebooted=head is not None and head.boot_id != boot_id)
+    same_boot = head is not None and head.boot_id == boot_id
+    host_lock_fd = start.take_host_lock(
+        f"{folder}/host.lock",
+        recovered.lost if same_boot else (),
+        head.instance if head is not None and same_boot else None,
+        _LEFTOVERS_S,
+    )
+    instance = os.urandom(16).hex()
+    core = WardenCore(instance=instance, kind=options.kind, boot_id=boot_id, pid=os.getpid())
+    core.handle(recovered, _now())  # its entries are part of the rewrite
+    journal = Journal(f"{folder}/journal", Head(boot_id=boot_id, instance=instance))
+    journal.rewrite(core.entries())
+    epoll = select.epoll()
+    processes = Processes(
+        log_dir=options.log_dir,
+        instance=instance,
+        host_lock_fd=host_lock_fd,
+        nofile=_raise_descriptors(),
+    )
+    line = AgentLine(f"{folder}/warden.sock", epoll)
+    return Warden(core, processes, journal, line, epoll)
+
+
+def main(argv: list[str]) -> int:
+    """The process, from its command line to its exit status."""
+    try:
+        options = _options(argv)
+        _settle(options)
+        warden = _build(options)
+    except start.CannotStart as error:
+        _log(f"cannot start: {error}")
+        return _STATUS_BUSY if error.busy else 1
+    except OSError as error:
+        _log(f"cannot start: {error.filename or 'system call'}: {error.strerror or error}")
+        return 1
+    gc.collect()
+    gc.freeze()
+    systemd.ready(f"serving {options.folder}")
+    return warden.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
