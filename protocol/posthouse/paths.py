@@ -6,6 +6,7 @@ calling user, is open to nobody whom `mode` does not name, and was not reached b
 that somebody else could have put there.
 """
 
+import contextlib
 import os
 import stat
 import sys
@@ -113,22 +114,19 @@ def private_dir(path: Path | str, mode: int = 0o700) -> Path:
     else could put another folder in its place.
     """
     path = _absolute("folder", path)
+    made = False
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path.mkdir(mode=mode)
-        made = True
-    except FileExistsError:
-        made = False
-    except OSError as error:
-        raise _unsafe(path, f"cannot be made: {error.strerror}", "choose another folder") from None
-    # Checked through one descriptor that follows no link, so that what is checked is what is there.
-    try:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=mode)
+            made = True
+        # Checked through one descriptor that follows no link: what is checked is what is there.
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except NotADirectoryError:
-        what = "a symbolic link" if path.is_symlink() else "not a folder"
-        raise _unsafe(path, f"is {what}", "remove it, or choose another folder") from None
-    except PermissionError:
-        raise _unsafe(path, "cannot be read by this user", "choose another folder") from None
+    except OSError as error:
+        if path.is_symlink():
+            raise _unsafe(path, "is a symbolic link", "remove it, or choose another") from None
+        what = f"cannot be made or opened as a folder: {error.strerror}"
+        raise _unsafe(path, what, "choose another folder") from None
     try:
         if made:
             os.fchmod(descriptor, mode)  # mkdir's mode was cut by the umask
