@@ -81,8 +81,10 @@ def test_daemons_are_killed_and_started_again_and_the_worker_stays():
 
 def test_a_process_is_proved_by_its_start_and_by_what_it_holds(tmp_path):
     lock = tmp_path / "lock"
-    holding = subprocess.Popen(["sleep", "60"], stdout=lock.open("w"))
-    reading = subprocess.Popen(["sleep", "60"], stdin=lock.open())
+    with lock.open("w") as writing:
+        holding = subprocess.Popen(["sleep", "60"], stdout=writing)
+    with lock.open() as opened:
+        reading = subprocess.Popen(["sleep", "60"], stdin=opened)
     try:
         who = sweep.identify(holding.pid)
         assert who is not None
