@@ -69,7 +69,7 @@ class _Rule(Exception):  # noqa: N818 - it never leaves this module
 _DURATION_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_BYTES = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
 _SIZE_BYTES |= {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-_NUMBER_UNIT = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]+)")
+_NUMBER_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([A-Za-z]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=/+-]*")
 _MODULES = re.compile(r"\*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\.\*)?", re.ASCII)
@@ -370,7 +370,9 @@ def _lines(text: str) -> dict[tuple[str, ...], int]:
                 table = _parts(header[1])
                 found.setdefault(table, number)
             elif assignment := _ASSIGNMENT.match(line):
-                found.setdefault((*table, *_parts(assignment[1])), number)
+                key = (*table, *_parts(assignment[1]))
+                for end in range(1, len(key) + 1):
+                    found.setdefault(key[:end], number)
         for quotes in ('"""', "'''"):
             if inside in ("", quotes) and line.count(quotes) % 2:
                 inside = "" if inside else quotes
