@@ -347,7 +347,8 @@ class LatchWorker(Request, frozen=True, kw_only=True):
 
 
 class Shutdown(Request, frozen=True, kw_only=True):
-    """Shut the cluster down: stop every worker as `mode` says; registrations stay."""
+    """Shut the cluster down: stop every worker as `mode` says; registrations stay. Answered by
+    DONE when it is over, just before the master says goodbye and ends."""
 
     mode: ShutdownMode
     grace_s: Finite | None = None

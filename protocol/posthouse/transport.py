@@ -44,8 +44,6 @@ Socket = zmq.Socket[bytes]
 ListenerRole = Literal["agents", "clients"]
 Outcome = Literal["sent", "full", "gone"]
 
-_IPC_PATH_BYTES_MAX = 107  # sockaddr_un.sun_path without its final NUL
-
 
 class Option(NamedTuple):
     """One socket option. A `range` is drawn from at random, anew for each socket."""
@@ -150,9 +148,10 @@ def parse_endpoint(text: str) -> Endpoint:
             raise ConfigError(f"{text}: must be a path; abstract sockets have no permissions")
         if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
             raise ConfigError(f"{text}: must be ipc:// and the absolute path of a socket")
-        if len(os.fsencode(rest)) > _IPC_PATH_BYTES_MAX:
+        bytes_max = limits.socket_path_bytes_max
+        if len(os.fsencode(rest)) > bytes_max:
             raise ConfigError(
-                f"{text}: the path of a Unix socket must be at most {_IPC_PATH_BYTES_MAX} bytes"
+                f"{text}: the path of a Unix socket must be at most {bytes_max} bytes"
             )
         return Endpoint(text, path=rest)
     host, colon, port = rest.rpartition(":")

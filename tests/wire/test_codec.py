@@ -19,6 +19,7 @@ from posthouse import codec, limits, messages
 from posthouse.codec import NO_SESSION, Envelope, decode, encode
 from posthouse.errors import BadFrame, InternalError
 from posthouse.messages import KIND_OF, KINDS, Grant, Message, Register, Renew
+from posthouse.states import WorkerState
 
 SESSION = b"\x5e" * 16
 REQUEST = b"\x0e" * 16
@@ -183,6 +184,11 @@ def test_a_registration_may_nest_as_deep_as_its_rule_says() -> None:
     arg: Any = 1
     for _ in range(limits.value_depth_max):
         arg = [arg]
+    info = messages.WorkerInfo(
+        status=messages.Status(state=WorkerState.STARTED), spec={"main_arg": arg}
+    )
+    page = messages.WorkersPage(request=REQUEST, workers=[info])
+    assert decode(encode(Envelope(SESSION, 1, 1, 0, page))).body == page
     for cls in (Register, messages.StatusReply, messages.Start):
         body: dict[str, Any] = {"spec": {"main_arg": arg}}
         body |= {"request": REQUEST} if cls is not messages.Start else {"registry": "9f" * 16}

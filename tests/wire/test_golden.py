@@ -378,7 +378,7 @@ MESSAGES: dict[str, Message] = {
 def envelope(name: str) -> Envelope:
     message = MESSAGES[name]
     kind = KIND_OF[type(message)]
-    if isinstance(message, Hello | Welcome) or name == "refused":
+    if isinstance(message, Hello) or name == "refused":  # there is no session yet
         return Envelope(NO_SESSION, 0, 0, 0, message, kind)
     if type(message) in UNSEQUENCED:
         acknowledged = 12 if isinstance(message, Ack) else 0
