@@ -39,7 +39,7 @@ try:
 except ImportError:  # not in an application's own environment
     setproctitle = None  # type: ignore[assignment]
 
-__all__ = ["Inheritance", "run", "set_title"]
+__all__ = ["Inheritance", "run", "set_title", "withheld_variables"]
 
 COOKIE: Final = "POSTHOUSE_COOKIE"  # instance:token in the environment of all that a worker starts
 EXEC: Final = "posthouse.exec"
@@ -74,10 +74,20 @@ class Inheritance:
     last_words_fd: int
     host_lock_fd: int
     nofile: tuple[int, int]  # the limit before the warden raised its own
+    withheld: tuple[str, ...]  # variables that are the daemons' alone
 
 
 class Terminated(SystemExit):
     """What TERM's default handler raises: exit 1 from inside the handler (W2)."""
+
+
+def withheld_variables() -> tuple[str, ...]:
+    """Names in this environment that workers do not get."""
+    return tuple(
+        name
+        for name in os.environ
+        if name in _NOT_INHERITED or name.startswith(_NOT_INHERITED_PREFIX)
+    )
 
 
 def set_title(title: str) -> None:
@@ -105,12 +115,11 @@ def run(order: StartWorker, given: Inheritance) -> NoReturn:
 def _run(order: StartWorker, given: Inheritance) -> int:
     try:
         _redirect(given)
-        entry = _entry(order)
-        _set_limits(entry.spec, given)
-        _set_environment(order, entry, given)
-        _set_interpreter(order, entry)
-        _set_signals(entry.spec)
-        worker.begin(entry, given.channel_fd, given.latch_fd)
+        _set_limits(order, given)
+        _set_environment(order, given)
+        _set_interpreter(order)
+        _set_signals(order)
+        worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd)
         native.no_new_privileges()
         native.die_with_parent()
         # The warden may have died before the line above; then nobody would ever kill this process.
@@ -121,7 +130,7 @@ def _run(order: StartWorker, given: Inheritance) -> int:
         raise
     status = 1
     try:
-        status = _guard(lambda: _main(entry), given.last_words_fd)
+        status = _guard(lambda: _main(order), given.last_words_fd)
         _Leaving.now = True
     except Terminated:  # raised by the handler between the guard's end and the line above
         _Leaving.now = True
@@ -149,6 +158,17 @@ def _redirect(given: Inheritance) -> None:
     os.set_inheritable(given.host_lock_fd, True)
 
 
+def _asked(order: StartWorker, name: str) -> Any:
+    """A field of the registration. The record itself is built when the worker asks for it: in a
+    fork each object that is touched unshares a page, and the record is a tenth of a bare worker."""
+    return order.spec.get(name, getattr(BackgroundWorker, name, None))
+
+
+def _entry_point(order: StartWorker) -> str:
+    main = _asked(order, "main")
+    return str(main or f"{_asked(order, 'library')}:{_asked(order, 'function')}")
+
+
 def _entry(order: StartWorker) -> worker.Entry:
     return worker.Entry(
         spec=BackgroundWorker.from_wire(order.spec),
@@ -160,44 +180,40 @@ def _entry(order: StartWorker) -> worker.Entry:
     )
 
 
-def _set_limits(spec: BackgroundWorker, given: Inheritance) -> None:
+def _set_limits(order: StartWorker, given: Inheritance) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, given.nofile)
-    for name, limit in spec.rlimits.items():
+    for name, limit in (_asked(order, "rlimits") or {}).items():
         number = getattr(resource, f"RLIMIT_{name}")
         resource.setrlimit(number, (limit, limit))
-    os.umask(spec.umask)
-    if spec.nice:
-        os.setpriority(os.PRIO_PROCESS, 0, spec.nice)
-    os.chdir(spec.cwd or "/")
+    os.umask(_asked(order, "umask"))
+    if nice := _asked(order, "nice"):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    os.chdir(_asked(order, "cwd") or "/")
 
 
-def _set_environment(order: StartWorker, entry: worker.Entry, given: Inheritance) -> None:
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in _NOT_INHERITED and not name.startswith(_NOT_INHERITED_PREFIX)
-    }
-    own = {
-        "POSTHOUSE_NAME": entry.name,
-        "POSTHOUSE_HOST": entry.host,
-        "POSTHOUSE_HANDLE": str(entry.handle),
-        "POSTHOUSE_INCARNATION": str(entry.incarnation),
-        "POSTHOUSE_TOKEN": str(entry.token),
-        COOKIE: given.cookie,
-    }
-    wanted = {**kept, **order.env, **entry.spec.env, **own}
-    for name in os.environ.keys() - wanted.keys():
-        del os.environ[name]
-    for name, value in wanted.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value
+def _set_environment(order: StartWorker, given: Inheritance) -> None:
+    """The warden's, without what is the daemons' alone, with the runtime's and the worker's."""
+    for name in given.withheld:
+        os.environ.pop(name, None)
+    os.environ.update(order.env)
+    os.environ.update(_asked(order, "env") or {})
+    os.environ.update(
+        {
+            "POSTHOUSE_NAME": _asked(order, "name"),
+            "POSTHOUSE_HOST": order.host,
+            "POSTHOUSE_HANDLE": f"{order.registry}:{order.slot}.{order.generation}",
+            "POSTHOUSE_INCARNATION": str(order.incarnation),
+            "POSTHOUSE_TOKEN": str(order.token),
+            COOKIE: given.cookie,
+        }
+    )
 
 
-def _set_interpreter(order: StartWorker, entry: worker.Entry) -> None:
+def _set_interpreter(order: StartWorker) -> None:
     """An interpreter as if it had just begun: path, arguments, streams, no inherited handlers."""
-    set_title(entry.name)
+    set_title(_asked(order, "name"))
     sys.path[:0] = [p for p in order.path if p not in sys.path]
-    sys.argv = [entry.spec.entry_point]
+    sys.argv = [_entry_point(order)]
     sys.modules["__main__"] = types.ModuleType("__main__")
     for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         stream = open(  # noqa: SIM115 - lives as long as the process
@@ -214,7 +230,7 @@ def _open_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _set_signals(spec: BackgroundWorker) -> None:
+def _set_signals(order: StartWorker) -> None:
     """The defaults of W2, all of them in place before anything is unblocked.
 
     Differences: USR1 always sets the latch (ignoring it is PostgreSQL's trap N4). FPE of a worker
@@ -223,7 +239,7 @@ def _set_signals(spec: BackgroundWorker) -> None:
     """
     faulthandler.enable(file=2)
     handlers: dict[int, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
-        signal.SIGTERM: _make_die(spec.type or spec.name),
+        signal.SIGTERM: _make_die(_asked(order, "type") or _asked(order, "name")),
         signal.SIGQUIT: _quit,
         signal.SIGUSR1: _wake,
         signal.SIGINT: signal.SIG_IGN,
@@ -232,12 +248,12 @@ def _set_signals(spec: BackgroundWorker) -> None:
         signal.SIGUSR2: signal.SIG_IGN,
         signal.SIGCHLD: signal.SIG_DFL,
     }
-    if not spec.flags & DATABASE_CONNECTION:
+    if not _asked(order, "flags") & DATABASE_CONNECTION:
         handlers[signal.SIGFPE] = signal.SIG_IGN
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    everything = set(signal.valid_signals()) if spec.unblock_signals else set()
-    signal.pthread_sigmask(signal.SIG_SETMASK, worker.BLOCKED - everything)
+    blocked = () if _asked(order, "unblock_signals") else worker.BLOCKED
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _quit(_number: int, _frame: FrameType | None) -> None:
@@ -262,11 +278,11 @@ def _make_die(shown: str) -> Callable[[int, FrameType | None], None]:
 # --- main ---
 
 
-def _main(entry: worker.Entry) -> None:
-    name = entry.spec.entry_point
+def _main(order: StartWorker) -> None:
+    name = _entry_point(order)
     if name == EXEC:
-        posthouse_exec.run(entry.main_arg)
-    result = _find(name)(entry.main_arg)
+        posthouse_exec.run(_asked(order, "main_arg"))
+    result = _find(name)(_asked(order, "main_arg"))
     if hasattr(result, "__await__"):
         raise TypeError(f"{name} is an async function: call asyncio.run() in a plain one")
 

@@ -69,6 +69,7 @@ class Processes:
         self._instance = instance
         self._host_lock_fd = host_lock_fd
         self._nofile = nofile  # what workers get
+        self._withheld = child.withheld_variables()
         self._pid = os.getpid()
         self._user = _user_name()
         self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -139,6 +140,7 @@ class Processes:
                 last_words_fd=words_fd,
                 host_lock_fd=self._host_lock_fd,
                 nofile=self._nofile,
+                withheld=self._withheld,
             )
             child.run(order, given)
         os.close(spare_fd)

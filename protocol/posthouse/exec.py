@@ -26,4 +26,7 @@ def run(argv: object) -> NoReturn:
         if signal.getsignal(number) is not signal.SIG_DFL:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.execvp(argv[0], argv)  # noqa: S606 - no shell, on purpose
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606 - no shell, on purpose
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot run: {error.strerror}", argv[0]) from None

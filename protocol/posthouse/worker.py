@@ -113,9 +113,10 @@ class Entry:
 class _Process:
     """What a worker process knows of itself; None in any other process."""
 
-    entry: Entry
+    make_entry: Callable[[], Entry]
     pid: int
     channel: Channel
+    entry: Entry | None = None
     ready: bool = False
 
 
@@ -126,7 +127,10 @@ _on_exit: Final[list[Callable[[], object]]] = []
 
 def entry() -> Entry:
     """The registration, host, incarnation and token of this worker. Raises UsageError."""
-    return _me().entry
+    me = _me()
+    if me.entry is None:
+        me.entry = me.make_entry()
+    return me.entry
 
 
 def unblock_signals() -> None:
@@ -187,19 +191,18 @@ def _me() -> _Process:
         )
     if os.getpid() != _process.pid:
         raise UsageError(
-            f"this process is not the background worker {_process.entry.name!r} "
-            "but was forked by it",
+            f"this process is not a background worker but was forked by one (pid {_process.pid})"
         )
     return _process
 
 
-def begin(entry: Entry, channel_fd: int, latch_fd: int) -> None:
-    """Make this process the worker `entry`. Called once, by the code that forked it."""
+def begin(make_entry: Callable[[], Entry], channel_fd: int, latch_fd: int) -> None:
+    """Make this process a worker. Called once, by the code that forked it."""
     global _process  # noqa: PLW0603 - the process's own identity; there is one
     channel = Channel(channel_fd)
     channel.on_notice = _on_notice
     latch.own(latch_fd, channel)
-    _process = _Process(entry, os.getpid(), channel)
+    _process = _Process(make_entry, os.getpid(), channel)
 
 
 def _on_notice(message: dict[str, Any]) -> None:
