@@ -1,0 +1,203 @@
+"""What must hold, checked as it happens, against what really happened and what is really durable.
+
+Owns: every process that was ever forked, and the rules between them, what is durable (ledger) and
+what is said on the wire. Must not know: the cores' own state.
+
+Invariant: nothing here trusts a core. The fake processes and the committed operations are the
+truth; frames and reports are claims about it, and each is compared when it is made. The numbers
+are those of the table of invariants in docs/reliability.md:
+
+- a commit: 3, 7, 10, 11, 13, 17, and that the log's numbers have no gap and no counter falls;
+- a START that leaves the master: 3 (committed before), 6 (never in a second session);
+- a fork: 1, 3, 7, 11, 12;
+- a warden's or an agent's word that a process has ended: 17;
+- an answer or an event that reaches a client: 8, 9, 10;
+- a new master's snapshot: 9 (nothing that was durable is missing);
+- the end, when faults have stopped: 20 (run.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from posthouse import codec
+from posthouse.errors import PosthouseError
+from posthouse.messages import (
+    KIND_OF,
+    Exit,
+    Exited,
+    Inventory,
+    Register,
+    Registered,
+    Start,
+    StartFailed,
+    StopDone,
+)
+from posthouse.records import Event
+from posthouse_agent import orders
+from posthouse_master.store.base import Life
+from posthouse_testing.sim.host import Machine
+from posthouse_testing.sim.ledger import Key, Ledger
+from posthouse_testing.sim.process import Process
+from posthouse_testing.sim.world import Violation, World
+
+__all__ = ["Checker"]
+
+_CLAIMS = frozenset(KIND_OF[cls] for cls in (Inventory, Exited, StopDone, StartFailed))
+_CLOCKS = 0.005  # two clocks may differ by this share; twice the drift and some rounding
+
+
+@dataclass(slots=True)
+class Checker:
+    """Told of everything; raises Violation."""
+
+    world: World
+    ledger: Ledger
+    living: dict[Key, Process] = field(default_factory=dict)
+    last: dict[Key, Process] = field(default_factory=dict)
+    starts_sent: dict[int, bytes] = field(default_factory=dict)  # token -> session
+
+    def fail(self, number: int, text: str) -> NoReturn:
+        raise Violation(number, text)
+
+    # --- what the master says ---
+
+    def master_said(self, frame: bytes) -> None:
+        """A frame leaves the master for an agent."""
+        if frame[1] != KIND_OF[Start]:
+            return
+        envelope = codec.decode(frame)
+        start = envelope.body
+        assert isinstance(start, Start)
+        self.world.figures["START sent"] += 1
+        key = (start.slot, start.generation)
+        state = self.ledger.states.get(key)
+        run = self.ledger.runs[key].get(start.incarnation)
+        if run is None or run.token != start.token or state is None:
+            self.fail(3, f"START of {key} token {start.token} before it is durable")
+        before = self.starts_sent.setdefault(start.token, envelope.session)
+        if before != envelope.session:
+            self.fail(6, f"START of {key} token {start.token} is sent again in a new session")
+
+    # --- what hosts do ---
+
+    def forking(self, machine: Machine, order: orders.StartWorker) -> None:
+        """A warden is about to fork."""
+        key = (order.slot, order.generation)
+        if order.token in self.ledger.barred:
+            why = self.ledger.barred[order.token]
+            self.fail(7, f"{machine.name} forks {key} token {order.token}: {why}")
+        state = self.ledger.states.get(key) or self.ledger.dropped.get(key)
+        if state is None or state.life is Life.RETIRED:
+            self.fail(11, f"{machine.name} forks {key}, which is unregistered")
+        if order.token != state.token or state.host != machine.name:
+            self.fail(
+                3,
+                f"{machine.name} forks {key} token {order.token}; durable is token "
+                f"{state.token} on {state.host}",
+            )
+        last = self.last.get(key)
+        if last is None:
+            return
+        if last.incarnation >= order.incarnation:
+            self.fail(3, f"{key} incarnation {order.incarnation} after {last.incarnation}")
+        self._not_too_soon(key, last)
+
+    def _not_too_soon(self, key: Key, last: Process) -> None:
+        """A crash restart is never sooner than restart_time; other rules restart at once."""
+        restart_s = self.ledger.wires[key].get("restart_time", 5.0)
+        ended = self.ledger.ended_last(key)
+        if ended is None or ended.stop is not None or last.died_s is None:
+            return
+        if self.world.now_s - last.died_s < restart_s * (1 - _CLOCKS):
+            self.fail(12, f"{key} is back after {self.world.now_s - last.died_s:.3f} s")
+
+    def forked(self, process: Process) -> None:
+        key = (process.slot, process.generation)
+        if process.token in self.ledger.processes:
+            self.fail(1, f"{process} is forked twice")
+        other = self.living.get(key)
+        if other is not None:
+            self.fail(1, f"{process} on {process.host} runs beside {other} on {other.host}")
+        self.world.figures["processes"] += 1
+        self.ledger.processes[process.token] = process
+        self.living[key] = self.last[key] = process
+
+    def ended(self, process: Process) -> None:
+        del self.living[(process.slot, process.generation)]
+
+    def warden_said(self, machine: Machine, report: orders.Report) -> None:
+        match report:
+            case orders.Ended(token=token):
+                self._gone(token, f"warden of {machine.name} reports the end of", reaped=True)
+            case orders.ForkFailed(token=token):
+                self.ledger.barred.setdefault(token, f"its start on {machine.name} failed")
+            case orders.StopUnknown(token=token):
+                self._gone(token, f"warden of {machine.name} does not know", reaped=False)
+                self.ledger.barred.setdefault(
+                    token, f"a stop found nothing of it on {machine.name}"
+                )
+
+    def agent_said(self, machine: Machine, frame: bytes) -> None:
+        """A frame is handed to an agent's socket."""
+        if frame[1] not in _CLAIMS:
+            return
+        ends: list[Exit] = []
+        match codec.decode(frame).body:
+            case Exited(worker=worker):
+                ends.append(worker)
+            case Inventory(exits=exits):
+                ends += exits
+            case StopDone(token=token) | StartFailed(token=token):
+                self._gone(token, f"agent of {machine.name} says there is none of", reaped=False)
+        for worker in ends:
+            self._gone(worker.token, f"agent of {machine.name} says ended:", reaped=True)
+
+    def _gone(self, token: int, who: str, *, reaped: bool) -> None:
+        process = self.ledger.processes.get(token)
+        if process is None:
+            return
+        if process.live or (reaped and not process.reaped and not process.orphaned):
+            self.fail(17, f"{who} {process}, which is not reaped")
+
+    # --- what clients are told ---
+
+    def registered(self, principal: str, request: Register, reply: Registered) -> None:
+        """A client holds an answer to REGISTER."""
+        key = (reply.handle.slot, reply.handle.generation)
+        tag = request.spec["main_arg"]["tag"]
+        if self.ledger.tags.get(tag) != [key]:
+            self.fail(
+                9, f"{principal} was told {key} for {tag}, durable: {self.ledger.tags.get(tag)}"
+            )
+
+    def watched(
+        self, who: str, stream: str, cursor: int, told: Sequence[Event], up_to: int
+    ) -> None:
+        """A watcher at `cursor` is given `told`: all rows of its stream up to `up_to`."""
+        wanted = self.ledger.rows(stream, cursor, up_to)
+        if list(told) != wanted:
+            self.fail(
+                8,
+                f"{who} after {cursor} was told {[e.sequence for e in told]} up to {up_to}, "
+                f"the log has {[e.sequence for e in wanted]}",
+            )
+
+    def missed(self, who: str, stream: str, cursor: int) -> None:
+        """A watcher is told that rows after `cursor` are gone."""
+        if self.forgotten(stream):
+            return  # nobody remembers which were its last rows
+        ledger = self.ledger
+        rows = ledger.rows(stream, cursor, len(ledger.events))
+        if all(row.sequence in ledger.bodies for row in rows):
+            self.fail(8, f"{who} is told that rows after {cursor} are missing; none is")
+
+    def forgotten(self, stream: str) -> bool:
+        """The registration was retired and is no longer listed."""
+        slot, _, generation = stream.partition(".")
+        return bool(stream) and (int(slot), int(generation)) in self.ledger.dropped
+
+    def watch_refused(self, who: str, stream: str, error: PosthouseError) -> None:
+        """A watch ended for another reason: only a registration that is gone is a good one."""
+        if not self.forgotten(stream):
+            self.fail(8, f"{who} was refused: {error}")

@@ -1,0 +1,386 @@
+"""A simulated client: an application with a notebook, and the real client core in its process.
+
+Owns: what an application does (register, terminate, signal, watch, ask again) and what it was
+told. Must not know: the master, hosts; it judges answers only through the checker.
+
+Invariant: the notebook survives the process: a request is asked again under its id until it is
+answered, and a watch goes on after the last event that the application has taken.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from posthouse.dial import Lost, Opened, Redial, Rejected, Transmit
+from posthouse.errors import CursorTooOld, PosthouseError, RequestConflict, TimedOut, Unreachable
+from posthouse.ids import Cursor
+from posthouse.messages import (
+    MUTATING,
+    GetStatus,
+    LatchWorker,
+    ListHosts,
+    ListWorkers,
+    Register,
+    Registered,
+    Reply,
+    Request,
+    SignalWorker,
+    Terminate,
+)
+from posthouse.session import (
+    FROM_START,
+    Answered,
+    Arrived,
+    Call,
+    Cancel,
+    ClientCore,
+    Frame,
+    MasterBack,
+    MasterSilent,
+    Tick,
+    Took,
+    Watch,
+    WatchFailed,
+)
+from posthouse.spec import BackgroundWorker
+from posthouse.states import NEVER_RESTART
+from posthouse_testing.sim.check import Checker
+from posthouse_testing.sim.network import Dealer, Network
+from posthouse_testing.sim.node import Node
+from posthouse_testing.sim.world import World
+
+__all__ = ["Client", "ClientNode"]
+
+_ASK_AGAIN_S = (0.3, 4.0)
+
+
+@dataclass(slots=True, eq=False)
+class Question:
+    """A request in the notebook."""
+
+    request: Request
+    answer: Reply | PosthouseError | None = None
+    asked: int = 0
+    again: int = 0  # times it was asked again although it had been answered
+
+    def __str__(self) -> str:
+        return f"{type(self.request).__name__} {self.request.request.hex()[:6]}"
+
+
+@dataclass(slots=True, eq=False)
+class Follower:
+    """A watch in the notebook. `cursor` None: it began "from now on" and was told nothing yet."""
+
+    number: int
+    ref: str
+    stream: str  # "": the whole log
+    cursor: int | None
+    given: int | None = None  # as the process at hand has it: ahead of `cursor` until taken
+    subscription: int = -1
+    takes_s: float = 0.0  # when it will have taken what it was given
+    over: bool = False
+
+    def __str__(self) -> str:
+        return f"watch {self.number} of {self.stream or 'all'}"
+
+
+class ClientNode(Node):
+    """A client process."""
+
+    def __init__(self, client: "Client") -> None:
+        super().__init__(client.world, f"client {client.name}", client.clock)
+        self.client = client
+        self.core = ClientCore(client.world.entropy)
+        self.dealer: Dealer | None = None
+
+    def handle(self, event: Any) -> None:
+        if isinstance(event, tuple):
+            dealer, frame = event
+            if dealer is not self.dealer:
+                return
+            event = Frame(frame)
+        self.carry_out(self.core.handle(event, self.clock.boot_s))
+        if self.alive:
+            self.wake_at(self.core.wake_s)
+
+    def tick(self) -> None:
+        self.handle(Tick())
+
+    def effect(self, effect: Any) -> None:
+        match effect:
+            case Redial():
+                if self.dealer is not None:
+                    self.dealer.close()
+                self.dealer = self.client.dial(self)
+            case Transmit(frame):
+                if self.dealer is not None:
+                    self.dealer.send(frame)
+            case Answered(request_id, outcome):
+                self.client.answered(request_id, outcome)
+            case Arrived(subscription, events, cursor):
+                self.client.arrived(self, subscription, events, cursor)
+            case WatchFailed(subscription, error):
+                self.client.watch_failed(self, subscription, error)
+            case Opened() | Lost() | Rejected() | MasterSilent() | MasterBack():
+                self.world.log(self.name, type(effect).__name__)
+
+    def crash(self) -> None:
+        if not self.alive:
+            return
+        super().crash()
+        self.world.log(self.name, "is gone")
+        if self.dealer is not None:
+            self.dealer.close()
+        self.client.died(self)
+
+
+@dataclass(eq=False)
+class Client:
+    """The application."""
+
+    world: World
+    network: Network
+    checker: Checker
+    name: str
+    hosts: list[str]
+    calm: bool = False
+    node: ClientNode | None = None
+    questions: dict[bytes, Question] = field(default_factory=dict)
+    followers: list[Follower] = field(default_factory=list)
+    handles: list[str] = field(default_factory=list)
+    _subscriptions: int = 0
+    _tags: int = 0
+
+    def __post_init__(self) -> None:
+        self.clock = self.world.clock()
+
+    # --- its process ---
+
+    def start(self) -> None:
+        if self.node is not None:
+            return
+        self.node = ClientNode(self)
+        self.world.log(f"client {self.name}", "begins")
+        self.node.submit(Tick())
+        for question in list(self.questions.values()):
+            if question.answer is None:
+                self._ask(question)
+        for follower in list(self.followers):
+            if not follower.over:
+                self._watch(follower)
+
+    def died(self, node: ClientNode) -> None:
+        if self.node is node:
+            self.node = None
+            self.world.after(self.world.random.uniform(0.05, 3.0), self.start)
+
+    def dial(self, node: ClientNode) -> Dealer:
+        def deliver(frame: bytes) -> None:
+            node.submit((dealer, frame))
+
+        dealer = Dealer(self.network, "clients", self.name, f"client:{self.name}", deliver)
+        return dealer
+
+    # --- what it does ---
+
+    def act(self) -> None:
+        """One step of its life."""
+        random = self.world.random
+        choice = random.random()
+        if choice < 0.45 or not self.handles:
+            self.register()
+        elif choice < 0.6:
+            self.ask(Terminate(request=self._id(), ref=random.choice(self.handles)))
+        elif choice < 0.7:
+            ref, signal = random.choice(self.handles), random.choice((1, 10, 15, 9))
+            self.ask(SignalWorker(request=self._id(), ref=ref, signal=signal))
+        elif choice < 0.75:
+            self.ask(LatchWorker(request=self._id(), ref=random.choice(self.handles)))
+        elif choice < 0.85:
+            self.ask(GetStatus(request=self._id(), ref=random.choice(self.handles)))
+        elif choice < 0.9:
+            self.ask(random.choice((ListWorkers, ListHosts))(request=self._id()))
+        else:
+            self.follow("" if random.random() < 0.5 else random.choice(self.handles))
+
+    def register(self) -> None:
+        random = self.world.random
+        self._tags += 1
+        worker = BackgroundWorker(
+            name=f"w{random.randint(1, 12)}",
+            main="acme.jobs:main",
+            main_arg={"tag": f"{self.name}-{self._tags}"},
+            restart_time=random.choice((0, 0.3, 1.0, 2.5, NEVER_RESTART)),
+            stop_grace_s=random.choice((0.0, 0.3, 1.5)),
+            host=random.choice((None, None, *self.hosts)),
+            unique=random.random() < 0.8,
+        )
+        self.ask(Register(request=self._id(), spec=worker.to_wire()))
+
+    def terminate_all(self) -> None:
+        """The end of the run: everything that was ever registered goes."""
+        for handle in self.handles:
+            self.ask(Terminate(request=self._id(), ref=handle))
+
+    def _id(self) -> bytes:
+        return self.world.entropy(16)
+
+    # --- questions ---
+
+    def ask(self, request: Request) -> None:
+        question = Question(request)
+        self.questions[request.request] = question
+        self.world.log(f"client {self.name}", f"asks {question}")
+        self._ask(question)
+
+    def _ask(self, question: Question) -> None:
+        if self.node is None:
+            return  # its next process will
+        question.asked += 1
+        node = self.node
+        node.submit(Call(question.request))
+        self.world.after(self.world.random.uniform(*_ASK_AGAIN_S), self._impatient, node, question)
+
+    def _impatient(self, node: ClientNode, question: Question) -> None:
+        """Give the call up, and ask again under the same id."""
+        if question.answer is None and node is self.node and node.alive:
+            node.submit(Cancel(question.request.request))
+
+    def answered(self, request_id: bytes, outcome: Reply | PosthouseError) -> None:
+        question = self.questions[request_id]
+        if isinstance(outcome, TimedOut | Unreachable):
+            self.world.after(self.world.random.uniform(0.0, 1.0), self._retry, question)
+            return
+        told = getattr(outcome, "code", "") or type(outcome).__name__
+        self.world.log(f"client {self.name}", f"{question} answered: {told}")
+        self.world.figures[f"answer {told}"] += 1
+        mutating = type(question.request) in MUTATING
+        if question.answer is not None:
+            if mutating and not _same(question.answer, outcome):
+                self.checker.fail(10, f"{question}: first {question.answer!r}, then {outcome!r}")
+            return
+        question.answer = outcome
+        if isinstance(outcome, Registered):
+            assert isinstance(question.request, Register)
+            self.checker.registered(self.name, question.request, outcome)
+            handle = str(outcome.handle.id)
+            self.handles.append(handle)
+            if self.world.chance(0.5):
+                self.follow(handle)
+        if mutating and not self.calm and self.world.chance(0.2):
+            self.world.after(self.world.random.uniform(0.0, 3.0), self._doubt, question)
+
+    def _retry(self, question: Question) -> None:
+        if question.answer is None:
+            self._ask(question)
+
+    def _doubt(self, question: Question) -> None:
+        """An answered request is asked again: one effect, the same answer."""
+        question.again += 1
+        if self.node is not None:
+            self.world.log(f"client {self.name}", f"doubts {question}")
+            self.node.submit(Call(question.request))
+
+    # --- watches ---
+
+    def follow(self, handle: str) -> None:
+        """Begin a watch, of one registration or of all, from the start or from now on."""
+        random = self.world.random
+        stream = handle.partition(":")[2]
+        cursor = 0 if handle or random.random() < 0.7 else None
+        follower = Follower(len(self.followers), handle, stream, cursor)
+        self.followers.append(follower)
+        self._watch(follower)
+
+    def _watch(self, follower: Follower) -> None:
+        if self.node is None:
+            return
+        self._subscriptions += 1
+        follower.subscription = self._subscriptions
+        follower.given = follower.cursor
+        after: Cursor | None = None
+        if follower.cursor == 0:
+            after = FROM_START
+        elif follower.cursor is not None:
+            after = Cursor(self.checker.ledger.timeline, follower.cursor)
+        window = self.world.random.choice((1, 2, 5, 256))
+        self.node.submit(Watch(follower.subscription, follower.ref, after, window))
+
+    def arrived(
+        self, node: ClientNode, subscription: int, events: tuple[Any, ...], cursor: Cursor
+    ) -> None:
+        follower = self._follower(subscription)
+        if follower is None:
+            self.checker.fail(8, f"{self.name} is told of a watch that is over")
+        if follower.given is None:
+            # Began from now on: the first word tells where that was.
+            follower.given = events[0].sequence - 1 if events else cursor.sequence
+        self.checker.watched(
+            f"{self.name} {follower}", follower.stream, follower.given, events, cursor.sequence
+        )
+        follower.given = cursor.sequence
+        self.world.figures["events told"] += len(events)
+        slow_s = self.world.random.choice((0.0, 0.0, 0.2, 1.0))
+        follower.takes_s = max(follower.takes_s, self.world.now_s + slow_s)
+        self.world.at(
+            follower.takes_s, self._take, node, follower, subscription, len(events), cursor
+        )
+
+    def _take(
+        self, node: ClientNode, follower: Follower, subscription: int, count: int, cursor: Cursor
+    ) -> None:
+        if node is self.node and node.alive and follower.subscription == subscription:
+            follower.cursor = cursor.sequence
+            node.submit(Took(subscription, count))
+
+    def watch_failed(self, node: ClientNode, subscription: int, error: PosthouseError) -> None:
+        follower = self._follower(subscription)
+        assert follower is not None
+        self.world.log(f"client {self.name}", f"{follower} ends: {error.code}")
+        self.world.figures[f"watch ended: {error.code}"] += 1
+        if not isinstance(error, CursorTooOld):
+            follower.over = True
+            self.checker.watch_refused(f"{self.name} {follower}", follower.stream, error)
+            return
+        self.checker.missed(f"{self.name} {follower}", follower.stream, follower.given or 0)
+        if self.checker.forgotten(follower.stream):
+            follower.over = True  # its status says that it is no longer registered
+            return
+        again: Cursor = error.detail["cursor"]
+        follower.cursor = again.sequence
+        self.world.after(0.1, self._watch_again, node, follower)
+
+    def _watch_again(self, node: ClientNode, follower: Follower) -> None:
+        if node is self.node:
+            self._watch(follower)
+
+    def _follower(self, subscription: int) -> Follower | None:
+        for follower in self.followers:
+            if follower.subscription == subscription and not follower.over:
+                return follower
+        return None
+
+    # --- at the end ---
+
+    def unsettled(self) -> list[str]:
+        """What it still waits for."""
+        waits = [
+            f"client {self.name}: {question} is not answered"
+            for question in self.questions.values()
+            if question.answer is None
+        ]
+        for follower in self.followers:
+            newest = self.checker.ledger.newest(follower.stream)
+            if not follower.over and (follower.cursor is None or follower.cursor < newest):
+                waits.append(
+                    f"client {self.name}: {follower} is at {follower.cursor}, the log at {newest}"
+                )
+        return waits
+
+
+def _same(first: Reply | PosthouseError, second: Reply | PosthouseError) -> bool:
+    if isinstance(first, PosthouseError) and isinstance(second, PosthouseError):
+        return isinstance(second, RequestConflict) or (first.code, first.message) == (
+            second.code,
+            second.message,
+        )
+    return first == second

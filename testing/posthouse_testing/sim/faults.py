@@ -1,0 +1,210 @@
+"""What goes wrong: a plan drawn before anything happens, each fault with a number of its own.
+
+Owns: the kinds of faults, how each is done to the world, the plan of a seed. Must not know: what
+is checked.
+
+Invariant: a plan is data: the same seed with some faults left out is the same world otherwise as
+far as a world can be, so a failing plan can be shrunk by leaving faults out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+
+from posthouse_testing.sim.client import Client
+from posthouse_testing.sim.host import Machine
+from posthouse_testing.sim.master import MasterSeat
+from posthouse_testing.sim.network import Network
+from posthouse_testing.sim.node import Node
+from posthouse_testing.sim.world import World
+
+__all__ = ["KINDS", "Fault", "Stage", "plan"]
+
+FUSE_MAX = 12  # effects before a planned crash
+
+
+@dataclass(slots=True)
+class Stage:
+    """Everything that faults can happen to."""
+
+    world: World
+    network: Network
+    seat: MasterSeat
+    machines: list[Machine]
+    clients: list[Client]
+    extras: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong. `target` picks one of several; `amount` is the kind's own."""
+
+    number: int
+    at_s: float
+    kind: str
+    target: int
+    length_s: float
+    amount: int
+
+    def __str__(self) -> str:
+        return f"fault {self.number}: {self.kind} target {self.target} for {self.length_s:.2f} s"
+
+    def strike(self, stage: Stage) -> None:
+        stage.world.log("fault", str(self))
+        stage.world.figures[f"fault {self.kind}"] += 1
+        KINDS[self.kind][1](self, stage)
+
+
+def plan(random: Random, rate: float, length_s: float) -> list[Fault]:
+    """Faults at `rate` a second; each seed leaves some kinds out, so that others go deep."""
+    kinds = [kind for kind in KINDS if random.random() < 0.6]
+    weights = [KINDS[kind][0] for kind in kinds]
+    faults: list[Fault] = []
+    at_s = 0.0
+    while kinds and rate > 0:
+        at_s += random.expovariate(rate)
+        if at_s >= length_s:
+            break
+        (kind,) = random.choices(kinds, weights)
+        faults.append(
+            Fault(
+                number=len(faults),
+                at_s=at_s,
+                kind=kind,
+                target=random.randrange(12),
+                length_s=random.choice((0.1, 1.0, 2.5, 4.0, 9.0)) * random.uniform(0.5, 1.5),
+                amount=random.randrange(FUSE_MAX),
+            )
+        )
+    return faults
+
+
+# --- how each kind is done ---
+
+
+def _machine(fault: Fault, stage: Stage) -> Machine:
+    return stage.machines[fault.target % len(stage.machines)]
+
+
+def _client(fault: Fault, stage: Stage) -> Client:
+    return stage.clients[fault.target % len(stage.clients)]
+
+
+def _peer_name(fault: Fault, stage: Stage) -> str:
+    names = [machine.name for machine in stage.machines] + [c.name for c in stage.clients]
+    return names[fault.target % len(names)]
+
+
+def _reset(fault: Fault, stage: Stage) -> None:
+    stage.network.reset(_peer_name(fault, stage))
+
+
+def _cut(fault: Fault, stage: Stage) -> None:
+    name = _peer_name(fault, stage)
+    up, down = ((True, True), (True, True), (True, False), (False, True))[fault.amount % 4]
+    stage.network.cut(name, up=up, down=down)
+    stage.world.after(fault.length_s, stage.network.heal, name)
+
+
+def _cut_all(fault: Fault, stage: Stage) -> None:
+    for machine in stage.machines:
+        stage.network.cut(machine.name, up=True, down=True)
+        stage.world.after(fault.length_s, stage.network.heal, machine.name)
+
+
+def _crash(node: Node | None) -> None:
+    if node is not None:
+        node.crash()
+
+
+def _light(node: Node | None, fault: Fault) -> None:
+    """It will crash in the midst of what it does next."""
+    if node is not None:
+        node.fuse = fault.amount
+
+
+def _pause(node: Node | None, fault: Fault) -> None:
+    if node is not None:
+        node.pause(min(fault.length_s, 6.0))
+
+
+def _agent_leaves(fault: Fault, stage: Stage) -> None:
+    agent = _machine(fault, stage).agent
+    if agent is not None:
+        agent.leave()
+
+
+def _warden_term(fault: Fault, stage: Stage) -> None:
+    warden = _machine(fault, stage).warden
+    if warden is not None:
+        warden.terminate()
+
+
+def _reboot(fault: Fault, stage: Stage) -> None:
+    machine = _machine(fault, stage)
+    if machine.up:
+        machine.reboot(("all", "part", "none")[fault.amount % 3], min(fault.length_s, 5.0))
+
+
+def _forks_fail(fault: Fault, stage: Stage) -> None:
+    machine = _machine(fault, stage)
+    machine.forks_fail = True
+
+    def again() -> None:
+        machine.forks_fail = False
+
+    stage.world.after(fault.length_s, again)
+
+
+def _kill_worker(fault: Fault, stage: Stage) -> None:
+    live = [process for machine in stage.machines for process in machine.live]
+    if live:
+        live[fault.target % len(live)].kill(9)
+
+
+def _kill_workers(fault: Fault, stage: Stage) -> None:
+    for process in _machine(fault, stage).live:
+        process.kill(9)
+
+
+def _wall_clock(fault: Fault, stage: Stage) -> None:
+    clocks = [machine.clock for machine in stage.machines] + [stage.seat.clock]
+    clocks[fault.target % len(clocks)].wall_skew_s += (-86_400.0, 3600.0, -5.0)[fault.amount % 3]
+
+
+def _store(fault: Fault, stage: Stage) -> None:
+    stage.seat.store_fails = ("before", "after")[fault.amount % 2]
+
+
+def _interrupt(_: Fault, stage: Stage) -> None:
+    if stage.seat.node is not None:
+        stage.seat.node.interrupt()
+
+
+Strike = Callable[[Fault, Stage], None]
+
+KINDS: dict[str, tuple[float, Strike]] = {
+    "connection reset": (3, _reset),
+    "cable cut": (3, _cut),
+    "all hosts cut": (1, _cut_all),
+    "master killed": (2, lambda _, s: _crash(s.seat.node)),
+    "master killed between effects": (3, lambda f, s: _light(s.seat.node, f)),
+    "master paused": (1, lambda f, s: _pause(s.seat.node, f)),
+    "master interrupted": (1, _interrupt),
+    "commit failed": (1, _store),
+    "agent killed": (2, lambda f, s: _crash(_machine(f, s).agent)),
+    "agent killed between effects": (3, lambda f, s: _light(_machine(f, s).agent, f)),
+    "agent paused": (2, lambda f, s: _pause(_machine(f, s).agent, f)),
+    "agent left": (1, _agent_leaves),
+    "warden killed": (2, lambda f, s: _crash(_machine(f, s).warden)),
+    "warden killed between effects": (3, lambda f, s: _light(_machine(f, s).warden, f)),
+    "warden paused": (1, lambda f, s: _pause(_machine(f, s).warden, f)),
+    "warden ended by TERM": (1, _warden_term),
+    "host rebooted": (1, _reboot),
+    "forks fail": (1, _forks_fail),
+    "worker killed": (2, _kill_worker),
+    "all workers of a host killed": (1, _kill_workers),
+    "wall clock set": (1, _wall_clock),
+    "client killed": (1, lambda f, s: _crash(_client(f, s).node)),
+    "client paused": (1, lambda f, s: _pause(_client(f, s).node, f)),
+}

@@ -1,0 +1,391 @@
+"""What is durable, and the rules between durable things.
+
+Owns: a copy of everything that was committed, built from the operations alone; the checks of each
+transaction, each row of the log and each new master's snapshot. Must not know: frames, hosts,
+clients, the master's own state.
+
+Invariant: the copy is what a perfect store would hold; a row of the log is compared with the
+process it speaks of (`processes`, which the fake hosts fill) at the moment it becomes durable.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import msgspec
+
+from posthouse.records import Event, ExitFacts
+from posthouse.states import NEVER_RESTART, EventKind, StopReason
+from posthouse_master.store.base import (
+    Counters,
+    DropRegistration,
+    DropRequests,
+    HostRow,
+    Life,
+    Op,
+    PutCounters,
+    PutEvent,
+    PutHost,
+    PutRegistration,
+    PutRequest,
+    PutSlot,
+    PutState,
+    RequestRow,
+    Snapshot,
+    SpecRow,
+    StateRow,
+    TrimEvents,
+)
+from posthouse_testing.sim.process import Process
+from posthouse_testing.sim.world import Violation, World
+
+__all__ = ["Key", "Ledger", "Run", "line_of"]
+
+Key = tuple[int, int]  # (slot, generation)
+
+
+@dataclass(slots=True)
+class Run:
+    """What the log says of one incarnation."""
+
+    token: int
+    starting: int = 0  # sequences of its rows; 0: not there
+    started: int = 0
+    terminal: int = 0
+
+
+@dataclass(slots=True)
+class Ledger:
+    """`committed` and `loaded` are told of everything; they raise Violation."""
+
+    world: World
+    workers_max: int
+    processes: dict[int, Process]  # by token: what really ran
+    timeline: int = 1
+    workers_per_host_max: dict[str, int] = field(default_factory=dict)
+    specs: dict[Key, SpecRow] = field(default_factory=dict)
+    wires: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    states: dict[Key, StateRow] = field(default_factory=dict)
+    dropped: dict[Key, StateRow] = field(default_factory=dict)
+    slots: dict[int, int] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)  # every one, also those trimmed later
+    streams: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
+    bodies: dict[int, bytes] = field(default_factory=dict)  # as the store must have them
+    requests: dict[tuple[str, bytes], RequestRow] = field(default_factory=dict)
+    hosts: dict[str, HostRow] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    runs: dict[Key, dict[int, Run]] = field(default_factory=lambda: defaultdict(dict))
+    tags: dict[str, list[Key]] = field(default_factory=lambda: defaultdict(list))
+    finished: dict[Key, Event] = field(default_factory=dict)  # UNREGISTERED rows
+    barred: dict[int, str] = field(default_factory=dict)  # tokens never to be forked: why
+    newest_token: int = 0
+
+    def fail(self, number: int, text: str) -> NoReturn:
+        raise Violation(number, text)
+
+    # --- commits ---
+
+    def committed(self, ops: Sequence[Op]) -> None:
+        """A transaction is durable."""
+        for op in ops:
+            _APPLY[type(op)](self, op)
+        self._limits()
+        self._agree(ops)
+
+    def loaded(self, snapshot: Snapshot) -> None:
+        """What a new master finds must be what was committed."""
+        found: dict[str, Any] = {
+            "registrations": {(row.slot, row.generation): row for row in snapshot.specs},
+            "states": {(row.slot, row.generation): row for row in snapshot.states},
+            "slots": dict(snapshot.slots),
+            "events": {row.sequence: row.body for row in snapshot.events},
+            "requests": {(row.principal, row.request): row for row in snapshot.requests},
+            "hosts": {row.name: row for row in snapshot.hosts},
+            "counters": snapshot.counters,
+        }
+        wanted: dict[str, Any] = {
+            "registrations": self.specs,
+            "states": self.states,
+            "slots": self.slots,
+            "events": self.bodies,
+            "requests": self.requests,
+            "hosts": self.hosts,
+            "counters": self.counters,
+        }
+        for what, value in wanted.items():
+            if found[what] != value:
+                self.fail(9, f"the snapshot's {what} are not what was committed")
+
+    def on_counters(self, op: PutCounters) -> None:
+        row = op.row
+        old = self.counters
+        if row.token < old.token or row.sequence < old.sequence or row.trimmed_to < old.trimmed_to:
+            self.fail(3, f"counters fall from {old} to {row}")
+        self.counters = row
+
+    def on_registration(self, op: PutRegistration) -> None:
+        row = op.row
+        key = (row.slot, row.generation)
+        if key not in self.specs:
+            wire: dict[str, Any] = msgspec.msgpack.decode(row.spec)
+            self.wires[key] = wire
+            tag = (wire.get("main_arg") or {}).get("tag", "")
+            self.tags[tag].append(key)
+            if len(self.tags[tag]) > 1:
+                self.fail(10, f"request {tag} registered twice: {self.tags[tag]}")
+            if row.generation != self.slots.get(row.slot, 0) + 1 and (
+                row.generation != self.slots.get(row.slot, 0)  # PutSlot may come first
+            ):
+                self.fail(3, f"slot {row.slot} jumps to generation {row.generation}")
+        self.specs[key] = row
+
+    def on_state(self, op: PutState) -> None:
+        row = op.row
+        key = (row.slot, row.generation)
+        old = self.states.get(key)
+        if old is not None:
+            if row.incarnation < old.incarnation or row.token < old.token:
+                self.fail(3, f"{key} falls from incarnation {old.incarnation} token {old.token}")
+            if old.life is Life.RETIRED and row.life is not Life.RETIRED:
+                self.fail(11, f"{key} was unregistered and is {row.life} again")
+            if old.stopping is StopReason.TERMINATE and row.token != old.token:
+                self.fail(11, f"{key} gets a new token after terminate")
+        self.states[key] = row
+
+    def on_request(self, op: PutRequest) -> None:
+        row = op.row
+        old = self.requests.get((row.principal, row.request))
+        if old is not None and old != row:
+            self.fail(10, f"request {row.request.hex()[:8]} of {row.principal} answered twice")
+        self.requests[(row.principal, row.request)] = row
+
+    def on_slot(self, op: PutSlot) -> None:
+        if op.generation < self.slots.get(op.slot, 0):
+            self.fail(3, f"generation of slot {op.slot} falls to {op.generation}")
+        self.slots[op.slot] = op.generation
+
+    def on_drop(self, op: DropRegistration) -> None:
+        key = (op.slot, op.generation)
+        if key not in self.finished:
+            self.fail(9, f"{key} is dropped while it is {self.states[key].life}")
+        self.dropped[key] = self.states.pop(key)
+        del self.specs[key]
+
+    def on_trim(self, op: TrimEvents) -> None:
+        for sequence in op.sequences:
+            del self.bodies[sequence]
+
+    def on_forget(self, op: DropRequests) -> None:
+        for request in op.keys:
+            self.requests.pop(request, None)
+
+    def on_host(self, op: PutHost) -> None:
+        self.hosts[op.row.name] = op.row
+
+    def _limits(self) -> None:
+        live = [state for state in self.states.values() if state.life is not Life.RETIRED]
+        if len(live) > self.workers_max:
+            self.fail(13, f"{len(live)} registrations, at most {self.workers_max}")
+        slots: dict[int, Key] = {}
+        placed: dict[str, int] = defaultdict(int)
+        names: dict[str, Key] = {}
+        for state in live:
+            key = (state.slot, state.generation)
+            if state.slot in slots:
+                self.fail(13, f"slot {state.slot} holds {slots[state.slot]} and {key}")
+            slots[state.slot] = key
+            if state.life in (Life.STARTING, Life.RUNNING):
+                placed[state.host] += 1
+            wire = self.wires[key]
+            if wire.get("unique", True):
+                if wire["name"] in names:
+                    self.fail(10, f"{key} and {names[wire['name']]} are both {wire['name']!r}")
+                names[wire["name"]] = key
+        for host, count in placed.items():
+            if count > self.workers_per_host_max.get(host, count):
+                self.fail(13, f"host {host} was given {count} workers")
+
+    def _agree(self, ops: Sequence[Op]) -> None:
+        """Rows that speak of one registration say the same once the transaction is whole."""
+        for op in ops:
+            if not isinstance(op, PutState):
+                continue
+            key = (op.row.slot, op.row.generation)
+            state = self.states.get(key)
+            if state is None:
+                continue
+            retired = key in self.finished
+            if (state.life is Life.RETIRED) != retired:
+                self.fail(7, f"{key} is {state.life}, its UNREGISTERED row: {retired}")
+            run = self.runs[key].get(state.incarnation)
+            if state.life in (Life.STARTING, Life.RUNNING) and (
+                run is None or run.token != state.token or run.terminal
+            ):
+                self.fail(7, f"{key} is {state.life} without a live incarnation in the log: {run}")
+            if state.life is Life.RUNNING and (run is None or not run.started):
+                self.fail(7, f"{key} is running without a STARTED row")
+            if state.life in (Life.WAITING, Life.RETIRED) and run is not None and not run.terminal:
+                self.fail(7, f"{key} is {state.life}, incarnation {state.incarnation} never ended")
+
+    # --- the log ---
+
+    def on_event(self, op: PutEvent) -> None:
+        sequence, stream, body = op.row.sequence, op.row.stream, op.row.body
+        event = msgspec.msgpack.decode(body, type=Event)
+        if sequence != len(self.events) + 1 or event.sequence != sequence:
+            self.fail(8, f"row {sequence} ({event.sequence}) follows row {len(self.events)}")
+        self.events.append(event)
+        self.streams[stream].append(event)
+        self.bodies[sequence] = body
+        self.world.log("log", line_of(event))
+        self.world.figures[f"event {event.kind}"] += 1
+        if event.slot is None or event.generation is None:
+            return
+        key = (event.slot, event.generation)
+        if key in self.finished:
+            self.fail(7, f"{line_of(event)} after UNREGISTERED")
+        match event.kind:
+            case EventKind.STARTING:
+                self._starting(key, event)
+            case EventKind.STARTED | EventKind.READY:
+                self._started(key, event)
+            case EventKind.EXITED | EventKind.START_FAILED:
+                self._terminal(key, event)
+            case EventKind.UNREGISTERED:
+                self.finished[key] = event
+
+    def _starting(self, key: Key, event: Event) -> None:
+        assert event.incarnation is not None and event.token is not None
+        runs = self.runs[key]
+        newest = max(runs, default=0)
+        if event.incarnation != newest + 1:
+            self.fail(3, f"{key} goes from incarnation {newest} to {event.incarnation}")
+        if newest and not runs[newest].terminal:
+            self.fail(7, f"{key} incarnation {event.incarnation} starts, {newest} never ended")
+        if self._terminated(key):
+            self.fail(11, f"{key} is started after terminate")
+        if event.token <= self.newest_token:
+            self.fail(3, f"{key} is given token {event.token} after {self.newest_token}")
+        self.newest_token = event.token
+        runs[event.incarnation] = Run(event.token, starting=event.sequence)
+
+    def _started(self, key: Key, event: Event) -> None:
+        run = self.runs[key].get(event.incarnation or 0)
+        if run is None or run.terminal:
+            self.fail(7, f"{line_of(event)}: before its start or after its end")
+        process = self.processes.get(run.token)
+        if event.kind is EventKind.READY:
+            return
+        if run.started:
+            self.fail(7, f"{line_of(event)}: started twice")
+        run.started = event.sequence
+        # A process that its warden did not live to write down was started all the same.
+        if process is not None and event.pid not in (None, process.pid):
+            self.fail(7, f"{line_of(event)}: the process has pid {process.pid}")
+
+    def _terminal(self, key: Key, event: Event) -> None:
+        run = self.runs[key].get(event.incarnation or 0)
+        if run is None or run.terminal or run.token != event.token:
+            self.fail(7, f"{line_of(event)}: not the end of a live incarnation ({run})")
+        run.terminal = event.sequence
+        process = self.processes.get(run.token)
+        if event.kind is EventKind.START_FAILED:
+            if process is not None:
+                self.fail(7, f"{line_of(event)}: but it ran with pid {process.pid}")
+            self.barred[run.token] = "the log says that its start failed"
+            return
+        if not run.started:
+            self.fail(7, f"{line_of(event)}: ended without a STARTED row")
+        self.barred[run.token] = "the log says that it ended"
+        self._true_end(event, process)
+        self._decision(key, event)
+
+    def _true_end(self, event: Event, process: Process | None) -> None:
+        facts = event.exit
+        if facts is None:
+            self.fail(7, f"{line_of(event)}: an exit without facts")
+        if facts.cause in ("warden_died", "host_rebooted"):
+            if process is not None and (process.live or not process.orphaned):
+                self.fail(17, f"{line_of(event)}: its warden did not die")
+            return
+        if process is None:
+            self.fail(7, f"{line_of(event)}: it never ran")
+        if process.live or not (process.reaped or process.orphaned):
+            self.fail(17, f"{line_of(event)}: it is not reaped")
+        if (facts.code, facts.signal) != (process.code, process.signal):
+            self.fail(7, f"{line_of(event)}: truly code {process.code} signal {process.signal}")
+
+    def _decision(self, key: Key, event: Event) -> None:
+        """E1, E2, E3: exit 0, NEVER_RESTART and terminate unregister; nothing else does."""
+        facts = event.exit or ExitFacts()
+        never = self.wires[key].get("restart_time", 5.0) == NEVER_RESTART
+        if event.stop is StopReason.TERMINATE or self._terminated(key):
+            final = True
+        elif event.stop is not None:
+            final = event.final  # kept, or as its kind of stop says
+        else:
+            final = never or (facts.cause == "exited" and facts.code == 0)
+        if event.final != final:
+            self.fail(11, f"{line_of(event)}: final is {event.final}, must be {final}")
+
+    def _terminated(self, key: Key) -> bool:
+        return any(
+            row.kind is EventKind.STOP_REQUESTED and row.stop is StopReason.TERMINATE
+            for row in self.streams[f"{key[0]}.{key[1]}"]
+        )
+
+    # --- asking ---
+
+    def ended_last(self, key: Key) -> Event | None:
+        """The newest terminal row of a registration."""
+        rows = self.streams[f"{key[0]}.{key[1]}"]
+        return next((row for row in reversed(rows) if row.kind in _TERMINAL), None)
+
+    def newest(self, stream: str) -> int:
+        """The newest row of a stream ("": of the log)."""
+        rows = self.streams.get(stream, []) if stream else self.events
+        return rows[-1].sequence if rows else 0
+
+    def rows(self, stream: str, after: int, up_to: int) -> list[Event]:
+        """The rows of a stream between two places."""
+        if not stream:
+            return self.events[after:up_to]
+        rows = self.streams.get(stream, [])
+        first = bisect_right(rows, after, key=lambda row: row.sequence)
+        last = bisect_right(rows, up_to, key=lambda row: row.sequence)
+        return rows[first:last]
+
+
+_APPLY: dict[type, Callable[[Ledger, Any], None]] = {
+    PutCounters: Ledger.on_counters,
+    PutRegistration: Ledger.on_registration,
+    PutState: Ledger.on_state,
+    PutEvent: Ledger.on_event,
+    PutRequest: Ledger.on_request,
+    PutSlot: Ledger.on_slot,
+    DropRegistration: Ledger.on_drop,
+    TrimEvents: Ledger.on_trim,
+    DropRequests: Ledger.on_forget,
+    PutHost: Ledger.on_host,
+}
+_TERMINAL = (EventKind.EXITED, EventKind.START_FAILED)
+
+
+def line_of(event: Event) -> str:
+    """A row in short, for the trace and for violations."""
+    parts = [f"{event.sequence} {event.kind}"]
+    if event.slot is not None:
+        parts.append(f"{event.slot}.{event.generation}")
+    if event.incarnation is not None:
+        parts.append(f"#{event.incarnation} token {event.token}")
+    if event.host:
+        parts.append(f"on {event.host}")
+    if event.exit is not None:
+        parts.append(event.exit.describe())
+    if event.stop is not None:
+        parts.append(f"stop {event.stop}")
+    if event.final:
+        parts.append("final")
+    return " ".join(parts)

@@ -1,0 +1,228 @@
+"""The simulated master: the real core, a store that survives it, and deaths at every boundary.
+
+Owns: the batch (drain, handle, commit, send), when the process ends and is started again. Must
+not know: what is checked, what a frame says.
+
+Invariant: as in the real shell, nothing of a batch is sent before its commit but what is urgent;
+and what was not committed when the process died is gone with it.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from posthouse import limits
+from posthouse.errors import StoreError
+from posthouse_master.core import MasterCore, MasterPolicy
+from posthouse_master.effects import (
+    Halt,
+    Interrupted,
+    Malformed,
+    Note,
+    Peer,
+    PeerGone,
+    Persist,
+    Received,
+    Send,
+    Tick,
+)
+from posthouse_master.store.base import Op, Snapshot
+from posthouse_master.store.memory import MemoryDisk, MemoryStore
+from posthouse_testing.sim.network import Network, Router
+from posthouse_testing.sim.node import Node
+from posthouse_testing.sim.world import Clock, World
+
+__all__ = ["MasterNode", "MasterSeat"]
+
+COMMIT_S = (0.0001, 0.004)
+
+
+class Auditor(Protocol):
+    """Who is told of what is durable (ledger.Ledger)."""
+
+    def committed(self, ops: Sequence[Op]) -> None: ...
+    def loaded(self, snapshot: Snapshot) -> None: ...
+
+
+class Watcher(Protocol):
+    """Who looks at what a master says (check.Checker)."""
+
+    def master_said(self, frame: bytes) -> None: ...
+
+
+class MasterNode(Node):
+    """One master process."""
+
+    def __init__(self, seat: "MasterSeat") -> None:
+        super().__init__(seat.world, "master", seat.clock)
+        self.seat = seat
+        self.store = MemoryStore(seat.disk)
+        self.epoch = self.store.begin_term().epoch
+        snapshot = self.store.load()
+        seat.auditor.loaded(snapshot)
+        self.core = MasterCore(snapshot, seat.policy, self.world.entropy, self.clock.now())
+        self.busy = False  # a batch is being committed
+        self._inbox: deque[Any] = deque()
+        self._due = False
+        self._sends: list[Send] = []
+        self._ops: list[Op] = []
+        self._halt: Halt | None = None
+
+    def begin(self) -> None:
+        self.world.log(self.name, f"begins epoch {self.epoch}")
+        for endpoint, router in self.seat.network.routers.items():
+            router.bind(self._receiver(endpoint))
+        self.submit(Tick())
+
+    def _receiver(self, endpoint: Any) -> Callable[[bytes, str, bytes], None]:
+        def receive(routing_id: bytes, user: str, frame: bytes) -> None:
+            peer = Peer(endpoint, routing_id, user)
+            if len(frame) > limits.client_frame_bytes_max:
+                self.submit(Malformed(peer))
+            else:
+                self.submit(Received(peer, frame))
+
+        return receive
+
+    # --- one batch ---
+
+    def handle(self, event: Any) -> None:
+        self._inbox.append(event)
+        if not self._due and not self.busy:
+            self._due = True
+            self.world.after(0.0001, self._batch)
+
+    def _batch(self) -> None:
+        self._due = False
+        if not self.alive:
+            return
+        if self.paused:
+            self._due = True
+            self.world.at(self._paused_to_s, self._batch)
+            return
+        self.busy = True
+        for _ in range(min(len(self._inbox), self.world.knobs.batch)):
+            self.carry_out(self.core.handle(self._inbox.popleft(), self.clock.now()))
+            if not self.alive:
+                return
+        commit_s = self.world.random.uniform(*COMMIT_S) if self._ops else 0.0
+        self.world.after(commit_s, self._commit)
+
+    def effect(self, effect: Any) -> None:
+        match effect:
+            case Persist(op):
+                self._ops.append(op)
+            case Send(urgent=True):
+                self._send(effect)
+            case Send():
+                self._sends.append(effect)
+            case Note(name, fields):
+                self.world.log(self.name, f"{name} {dict(fields)}")
+            case Halt():
+                self._halt = effect
+
+    def _commit(self) -> None:
+        if not self.alive:
+            return
+        if self.paused:
+            self.world.at(self._paused_to_s, self._commit)
+            return
+        if self.burn():
+            return
+        if self._ops:
+            try:
+                self.seat.commit(self, self._ops)
+            except StoreError as error:
+                self.world.log(self.name, f"cannot commit: {error}")
+                self.crash()
+                return
+            self._ops = []
+        sends, self._sends = self._sends, []
+        for send in sends:
+            if self.burn():
+                return
+            self._send(send)
+        if self._halt is not None:
+            self.world.log(self.name, f"halts: {self._halt.reason}")
+            self.crash()
+            return
+        self.busy = False
+        if self._inbox:
+            self._due = True
+            self.world.after(0.0001, self._batch)
+        self.wake_at(self.core.wake_s)
+
+    def _send(self, send: Send) -> None:
+        router: Router = self.seat.network.routers[send.peer.endpoint]
+        if send.peer.endpoint == "agents":
+            self.seat.watcher.master_said(send.frame)
+        if not router.send(send.peer.routing_id, send.frame):
+            self.submit(PeerGone(send.peer))
+
+    def tick(self) -> None:
+        self.handle(Tick())
+
+    def crash(self) -> None:
+        if not self.alive:
+            return
+        super().crash()
+        self._inbox.clear()
+        self.store.close()
+        self.seat.died(self)
+
+    def interrupt(self) -> None:
+        self.submit(Interrupted("SIGTERM"))
+
+
+class MasterSeat:
+    """The machine a master runs on, its registry, and whoever runs there now."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        auditor: Auditor,
+        watcher: Watcher,
+        policy: MasterPolicy,
+    ) -> None:
+        self.world = world
+        self.network = network
+        self.auditor = auditor
+        self.watcher = watcher
+        self.policy = policy
+        self.clock: Clock = world.clock()
+        self.disk = MemoryDisk(registry=world.entropy(16).hex())
+        self.node: MasterNode | None = None
+        self.restart_s: Callable[[], float] = lambda: world.random.uniform(0.05, 4.0)
+        self.store_fails: str = ""  # "before" or "after": the next commit ends the process
+
+    def start(self) -> None:
+        if self.node is None:
+            self.node = MasterNode(self)
+            self.node.begin()
+
+    def calm(self) -> None:
+        """Faults stop."""
+        self.store_fails = ""
+        if self.node is not None:
+            self.node.fuse = None
+
+    def commit(self, node: MasterNode, ops: Sequence[Op]) -> None:
+        failing, self.store_fails = self.store_fails, ""
+        if failing == "before":
+            raise StoreError("the disk is full")
+        node.store.commit(node.epoch, ops)
+        self.auditor.committed(ops)
+        if failing == "after":
+            raise StoreError("the answer of the store was lost")
+
+    def died(self, node: MasterNode) -> None:
+        if self.node is not node:
+            return
+        self.node = None
+        self.world.log("master", "is gone")
+        for router in self.network.routers.values():
+            router.close(late=self.world.chance(self.world.knobs.late))
+        if self.world.chance(0.2):
+            self.clock = self.world.clock()  # the machine was started anew
+        self.world.after(self.restart_s(), self.start)

@@ -1,0 +1,207 @@
+"""One seed: build the world, let things go wrong, let them be well again, see that all settles.
+
+Owns: the phases of a run and what "settled" means (invariant 20). Must not know: how a fault is
+done, how an invariant is checked.
+
+Invariant: a run ends with a Report or with a Failure that carries what is needed to see it again.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from posthouse import limits
+from posthouse_master.core import MasterPolicy
+from posthouse_master.store.base import Life
+from posthouse_testing.sim.check import Checker
+from posthouse_testing.sim.client import Client
+from posthouse_testing.sim.faults import Fault, Stage, plan
+from posthouse_testing.sim.host import Machine
+from posthouse_testing.sim.ledger import Ledger
+from posthouse_testing.sim.master import MasterSeat
+from posthouse_testing.sim.network import Network
+from posthouse_testing.sim.world import Violation, World
+
+__all__ = ["SETTLE_S", "Failure", "Report", "Simulation", "simulate"]
+
+SETTLE_S = 60.0  # after the last fault everything is in order within this, in virtual time
+LOOK_S = 0.5  # how often it is looked at
+ACTION_RATE = 0.5  # what each client does a second
+ENDING = 0.5  # share of seeds that end by terminating everything
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run without a violation."""
+
+    seed: int
+    trace_hash: str
+    figures: Counter[str]
+    virtual_s: float
+    settled_s: float  # the longest that it took to settle
+
+
+class Failure(Exception):
+    """A violation, and the run that led to it."""
+
+    def __init__(self, seed: int, cause: Exception, world: World, faults: list[Fault]) -> None:
+        super().__init__(f"seed {seed}: {type(cause).__name__}: {cause}")
+        self.seed = seed
+        self.cause = cause
+        self.faults = faults
+        self.number = cause.number if isinstance(cause, Violation) else 0
+        self.trace = list(world.trace)
+        self.trace_hash = world.trace_hash
+
+
+def simulate(seed: int, *, skip: frozenset[int] = frozenset(), echo: Echo | None = None) -> Report:
+    """Run a seed, without the faults whose numbers are in `skip`. Raises Failure."""
+    simulation = Simulation(seed, skip=skip, echo=echo)
+    try:
+        with simulation.squeezed():
+            return simulation.run()
+    except Exception as error:
+        world = simulation.world
+        world.log("VIOLATION", f"{type(error).__name__}: {error}")
+        raise Failure(seed, error, world, simulation.faults) from error
+
+
+class Simulation:
+    """The world of one seed."""
+
+    def __init__(self, seed: int, *, skip: frozenset[int], echo: Echo | None) -> None:
+        world = self.world = World(seed, echo)
+        random, knobs = world.random, world.knobs
+        self.faults = plan(random, knobs.fault_rate, knobs.faulty_s)
+        self.skip = skip
+        self.network = Network(world)
+        # Mostly room for all; sometimes too little, in the cluster or on each host.
+        workers_max = random.choice((2, 5, 100, 100))
+        slots = random.choice((1, 3, 50, 50))
+        self.ledger = Ledger(world, workers_max, {})
+        self.checker = Checker(world, self.ledger)
+        policy = MasterPolicy(max_worker_processes=workers_max, max_worker_processes_per_host=50)
+        self.seat = MasterSeat(world, self.network, self.ledger, self.checker, policy)
+        names = ("a", "b", "c")[: knobs.hosts]
+        self.machines = [Machine(world, self.network, self.checker, n, slots) for n in names]
+        self.ledger.workers_per_host_max = dict.fromkeys(names, slots)
+        self.clients = [
+            Client(world, self.network, self.checker, f"c{number}", list(names))
+            for number in range(1, knobs.clients + 1)
+        ]
+        self.stage = Stage(world, self.network, self.seat, self.machines, self.clients)
+        self._squeeze = {
+            "events_per_registration_max": random.choice((8, 256, 256)),
+            "retired_max": random.choice((1, 10_000, 10_000)),
+            "outbox_messages_max": random.choice((160, 1024, 1024)),  # 128 are kept free
+        }
+
+    @contextlib.contextmanager
+    def squeezed(self) -> Iterator[None]:
+        """Some bounds are made so small that a short run reaches them."""
+        old = {name: getattr(limits, name) for name in self._squeeze}
+        for name, value in self._squeeze.items():
+            setattr(limits, name, value)
+        try:
+            yield
+        finally:
+            for name, value in old.items():
+                setattr(limits, name, value)
+
+    def run(self) -> Report:
+        world, knobs = self.world, self.world.knobs
+        world.log("world", f"{knobs}")
+        world.at(0.0, self.seat.start)
+        for machine in self.machines:
+            world.at(world.random.uniform(0.0, 1.0), machine.boot)
+        for client in self.clients:
+            world.at(world.random.uniform(0.0, 1.0), client.start)
+            self._act(client)
+        for _ in range(knobs.workers):
+            client = world.random.choice(self.clients)
+            world.at(world.random.uniform(0.5, 3.0), client.register)
+        for fault in self.faults:
+            if fault.number not in self.skip:
+                world.at(fault.at_s, fault.strike, self.stage)
+        world.run(knobs.faulty_s)
+        self._calm()
+        settled_s = self._settle(self._unsettled)
+        if world.chance(ENDING):
+            world.log("world", "everything is terminated")
+            for client in self.clients:
+                client.terminate_all()
+            settled_s = max(settled_s, self._settle(self._unfinished))
+        return Report(world.seed, world.trace_hash, world.figures, world.now_s, settled_s)
+
+    def _act(self, client: Client) -> None:
+        world = self.world
+        at_s = world.random.uniform(1.0, 4.0)
+        while at_s < world.knobs.faulty_s:
+            world.at(at_s, client.act)
+            at_s += world.random.expovariate(ACTION_RATE)
+
+    def _calm(self) -> None:
+        """Faults stop: cables are whole, forks succeed, workers behave and do not end."""
+        world = self.world
+        world.log("world", "the faults stop")
+        world.knobs = world.knobs.calm()
+        self.network.heal_all()
+        self.seat.calm()
+        for machine in self.machines:
+            machine.calm()
+        for client in self.clients:
+            client.calm = True
+
+    def _settle(self, unsettled: Callable[[], list[str]]) -> float:
+        """Wait until nothing is unsettled; how long that took."""
+        begun_s = self.world.now_s
+        while waits := unsettled():
+            if self.world.now_s - begun_s > SETTLE_S:
+                raise Violation(20, f"after {SETTLE_S:.0f} s without faults: " + "; ".join(waits))
+            self.world.run(self.world.now_s + LOOK_S)
+        return self.world.now_s - begun_s
+
+    def _unsettled(self) -> list[str]:
+        """What is not as it should be: empty once every registration runs that may."""
+        waits = [f"host {m.name} is not settled" for m in self.machines if not m.settled]
+        for client in self.clients:
+            waits += client.unsettled()
+        checker = self.checker
+        wanted = {}
+        for key, state in self.ledger.states.items():
+            if state.life is Life.RETIRED:
+                continue
+            process = checker.living.get(key)
+            if state.life is Life.RUNNING and process is not None:
+                if state.stopping is not None:
+                    waits.append(f"{key} is still to be stopped")
+                if process.token != state.token:
+                    waits.append(f"{key} runs token {process.token}, not {state.token}")
+                wanted[key] = process
+            elif not self._has_no_room(key):
+                waits.append(f"{key} is {state.life} and {'not ' * (not process)}running")
+        waits += [f"{p} runs for nobody" for key, p in checker.living.items() if key not in wanted]
+        return waits
+
+    def _has_no_room(self, key: tuple[int, int]) -> bool:
+        pinned = self.ledger.wires[key].get("host")
+        return all(
+            len(machine.live) >= machine.slots
+            for machine in self.machines
+            if pinned in (None, machine.name)
+        )
+
+    def _unfinished(self) -> list[str]:
+        """After everything was terminated: nothing lives, all is retired, everybody was told."""
+        waits = [f"host {m.name} is not settled" for m in self.machines if not m.settled]
+        for client in self.clients:
+            waits += client.unsettled()
+        waits += [
+            f"{key} is {state.life}"
+            for key, state in self.ledger.states.items()
+            if state.life is not Life.RETIRED
+        ]
+        return waits + [f"{process} lives" for process in self.checker.living.values()]
