@@ -247,6 +247,8 @@ class Handle:
         with what there is now. The iterator raises TimedOut if none comes for `timeout` seconds,
         and CursorTooOld as Cluster.events does.
         """
+        if after is not None and follow:
+            follow = not self.status().final  # its end may be before the cursor: nothing comes
         start = after or FROM_START
         ref = str(self.id)
         return EventStream(self._connection, ref, start, timeout, ends=True, follow=follow)
