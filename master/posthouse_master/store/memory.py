@@ -43,7 +43,7 @@ class MemoryDisk:
     timeline: int = 1
     epoch: int = 0
     held_by: "MemoryStore | None" = None
-    counters: Counters = Counters()
+    counters: Counters = field(default_factory=Counters)
     specs: dict[tuple[int, int], SpecRow] = field(default_factory=dict)
     states: dict[tuple[int, int], StateRow] = field(default_factory=dict)
     slots: dict[int, int] = field(default_factory=dict)
@@ -104,24 +104,30 @@ def _apply(disk: MemoryDisk, op: Op) -> None:
             disk.specs[row.slot, row.generation] = row
         case PutState(state):
             disk.states[state.slot, state.generation] = state
-        case DropRegistration(slot, generation):
-            disk.specs.pop((slot, generation), None)
-            disk.states.pop((slot, generation), None)
         case PutSlot(slot, generation):
             disk.slots[slot] = generation
         case PutEvent(event):
             if event.sequence in disk.events:
                 raise StoreError(f"event {event.sequence} is there already")
             disk.events[event.sequence] = event
-        case TrimEvents(sequences):
-            for sequence in sequences:
-                disk.events.pop(sequence, None)
         case PutRequest(request):
             disk.requests[request.principal, request.request] = request
-        case DropRequests(keys):
-            for key in keys:
-                disk.requests.pop(key, None)
         case PutHost(host):
             disk.hosts[host.name] = host
         case PutCounters(counters):
             disk.counters = replace(counters)
+        case _:
+            _drop(disk, op)
+
+
+def _drop(disk: MemoryDisk, op: DropRegistration | TrimEvents | DropRequests) -> None:
+    match op:
+        case DropRegistration(slot, generation):
+            disk.specs.pop((slot, generation), None)
+            disk.states.pop((slot, generation), None)
+        case TrimEvents(sequences):
+            for sequence in sequences:
+                disk.events.pop(sequence, None)
+        case DropRequests(keys):
+            for key in keys:
+                disk.requests.pop(key, None)

@@ -199,6 +199,12 @@ class SqliteStore:
             return _term(database)
 
     def load(self) -> Snapshot:
+        try:
+            return self._load()
+        except (ValueError, TypeError) as error:  # a value that no version ever wrote
+            self._damaged(str(error))
+
+    def _load(self) -> Snapshot:
         with self._transaction() as database:
             token, sequence, trimmed_to = database.execute(
                 "SELECT token, sequence, trimmed_to FROM term"
@@ -379,10 +385,10 @@ def _apply(database: sqlite3.Connection, op: Op) -> None:
             )
         case DropRequests(keys):
             database.executemany("DELETE FROM requests WHERE principal = ? AND request = ?", keys)
-        case PutCounters(row):
+        case PutCounters(counters):
             database.execute(
                 "UPDATE term SET token = ?, sequence = ?, trimmed_to = ?",
-                (row.token, row.sequence, row.trimmed_to),
+                (counters.token, counters.sequence, counters.trimmed_to),
             )
 
 

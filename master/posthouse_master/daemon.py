@@ -1,0 +1,330 @@
+"""The master's shell: sockets and store around the core, one plain poll loop.
+
+Owns: the process: clock, randomness, sockets, the store, signals, the log. Must not know: what a
+message means.
+
+Invariant: inputs are drained up to a bound and handled, then everything they led to is committed in
+ONE transaction, and only then sent. If the commit fails nothing of the batch is sent and the
+process ends; its successor and the peers settle the rest.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final
+
+import msgspec
+import structlog
+import zmq
+
+from posthouse import limits, systemd
+from posthouse.errors import ConfigError, PosthouseError, StoreError
+from posthouse.ids import Instant
+from posthouse.keys import ServerKeys, load_principals, server_keys
+from posthouse.settings import MasterSettings
+from posthouse.transport import Context, Listener, new_context, open_router
+from posthouse.zap import Gate
+from posthouse_master.core import MasterCore, MasterPolicy
+from posthouse_master.effects import (
+    Effect,
+    Halt,
+    Input,
+    Interrupted,
+    Malformed,
+    Note,
+    Peer,
+    PeerGone,
+    Persist,
+    Received,
+    Send,
+    Tick,
+)
+from posthouse_master.store.base import Op, RegistryRefused, Store
+from posthouse_master.store.sqlite import SqliteStore
+
+__all__ = ["run"]
+
+_POLL_MS_MAX: Final = 60_000  # an idle master looks around once a minute
+_FAREWELL_MS: Final = 500  # for the last frames to leave
+_WARNINGS: Final = frozenset(
+    ("host.down", "session.refused", "peer.bad_frame", "worker.stray", "worker.start_failed")
+)
+
+
+def run(settings: MasterSettings) -> int:
+    """Be the master until the process is asked to end. Returns its exit status."""
+    log = _logger(settings.log_format)
+    try:
+        with ExitStack() as opened:
+            return _serve(settings, log, opened)
+    except (ConfigError, StoreError) as error:
+        print(f"posthouse master: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
+    _title("posthouse: master")
+    keys, principals = _keys(settings)
+    store = SqliteStore(settings.state_dir)
+    opened.callback(store.close)
+    context = new_context()
+    opened.callback(context.term)
+    if keys is not None:
+        opened.enter_context(Gate(context, principals))
+    listeners = _listen(settings, context, keys, opened)
+    core = _begin(settings, store)
+    shell = _Shell(core, store, listeners, log)
+    with _signals() as interrupts:
+        systemd.ready(f"epoch {core.term.epoch}")
+        log.info(
+            "master.ready",
+            agents=listeners["agents"].endpoint,
+            clients=listeners["clients"].endpoint,
+            registry=core.term.registry,
+            epoch=core.term.epoch,
+            workers=core.registry.live_count,
+            pid=os.getpid(),
+        )
+        try:
+            halt = shell.loop(interrupts)
+        except StoreError as error:
+            # Nobody knows what is durable, so nothing may be promised or sent any more.
+            log.critical("master.failed", code=error.code, reason=error.message, hint=error.hint)
+            return 1
+    systemd.stopping(halt.reason)
+    log.info("master.ended", status=halt.status, reason=halt.reason)
+    store.close()  # the next master need not wait for our last frames
+    for listener in listeners.values():
+        listener.socket.close(_FAREWELL_MS)
+    return halt.status
+
+
+def _keys(settings: MasterSettings) -> tuple[ServerKeys | None, dict[bytes, str]]:
+    if settings.key_file is None:
+        if settings.principals_file is not None:
+            raise ConfigError(
+                "principals_file is of no use without key_file",
+                hint="posthouse keygen makes the master's key",
+            )
+        return None, {}
+    if settings.principals_file is None:
+        raise ConfigError(
+            "key_file needs principals_file: without it nobody would be let in",
+            hint="list each public key with its principal, as agent:b or client:deploy",
+        )
+    return server_keys(settings.key_file), load_principals(settings.principals_file)
+
+
+def _listen(
+    settings: MasterSettings, context: Context, keys: ServerKeys | None, opened: ExitStack
+) -> dict[str, Listener]:
+    listeners: dict[str, Listener] = {}
+    for role, endpoint in (
+        ("agents", settings.listen_agents),
+        ("clients", settings.listen_clients),
+    ):
+        listener = open_router(
+            context,
+            endpoint,
+            role="agents" if role == "agents" else "clients",
+            keys=keys,
+            insecure=settings.insecure,
+        )
+        opened.callback(listener.close)
+        listeners[role] = listener
+    return listeners
+
+
+def _begin(settings: MasterSettings, store: Store) -> MasterCore:
+    """A new term over what is durable."""
+    store.begin_term()
+    policy = MasterPolicy(
+        max_worker_processes=settings.max_worker_processes,
+        max_worker_processes_per_host=settings.max_worker_processes_per_host,
+        version=_version(),
+    )
+    try:
+        return MasterCore(store.load(), policy, os.urandom, _now())
+    except (msgspec.MsgspecError, KeyError, PosthouseError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise RegistryRefused(
+            f"{store!r}: a row cannot be read: {error}",
+            hint="put a backup of the registry in its place; nothing was changed",
+        ) from error
+
+
+class _Shell:
+    """Runs the effects of one core. One thread."""
+
+    def __init__(
+        self, core: MasterCore, store: Store, listeners: dict[str, Listener], log: Any
+    ) -> None:
+        self._core = core
+        self._store = store
+        self._listeners = listeners
+        self._log = log
+        self._gone: dict[Peer, None] = {}  # peers that a frame did not reach
+
+    def loop(self, interrupts: "_Interrupts") -> Halt:
+        poller = zmq.Poller()
+        for listener in self._listeners.values():
+            poller.register(listener.socket, zmq.POLLIN)
+        poller.register(interrupts.descriptor, zmq.POLLIN)
+        watchdog_s = systemd.watchdog_interval_s()
+        while True:
+            poller.poll(self._timeout_ms(watchdog_s))
+            halt = self._batch(interrupts.taken())
+            if halt is not None:
+                return halt
+            if watchdog_s is not None:
+                systemd.watchdog()
+
+    def _batch(self, interrupt: str) -> Halt | None:
+        """Drain, handle, commit once, send."""
+        now = _now()
+        effects: list[Effect] = []
+        for event in self._inputs(now, interrupt):
+            effects += self._core.handle(event, now)
+        return self._carry_out(effects)
+
+    def _inputs(self, now: Instant, interrupt: str) -> Iterator[Input]:
+        gone, self._gone = self._gone, {}
+        for peer in gone:
+            yield PeerGone(peer)
+        for role, listener in self._listeners.items():
+            for inbound in listener.receive(limits.drain_messages_max):
+                endpoint = "agents" if role == "agents" else "clients"
+                peer = Peer(endpoint, inbound.routing_id, inbound.user_id)  # type: ignore[arg-type]
+                yield Malformed(peer) if inbound.malformed else Received(peer, inbound.frame)
+        wake_s = self._core.wake_s
+        if wake_s is not None and wake_s <= now.boot_s:
+            yield Tick()
+        if interrupt:
+            yield Interrupted(interrupt)
+
+    def _carry_out(self, effects: list[Effect]) -> Halt | None:
+        halt: Halt | None = None
+        ops: list[Op] = []
+        sends: list[Send] = []
+        notes: list[Note] = []
+        for effect in effects:
+            match effect:
+                case Persist(op):
+                    ops.append(op)
+                case Send(urgent=True):
+                    self._send(effect)
+                case Send():
+                    sends.append(effect)
+                case Note():
+                    notes.append(effect)
+                case Halt():
+                    halt = halt or effect
+        if ops:
+            self._store.commit(self._core.term.epoch, ops)
+        for send in sends:
+            self._send(send)
+        for note in notes:
+            level = self._log.warning if note.name in _WARNINGS else self._log.info
+            level(note.name, **note.fields)
+        return halt
+
+    def _send(self, send: Send) -> None:
+        # A peer that is gone or does not read loses its session: its link would never recover.
+        outcome = self._listeners[send.peer.endpoint].send(send.peer.routing_id, send.frame)
+        if outcome != "sent":
+            self._gone[send.peer] = None
+
+    def _timeout_ms(self, watchdog_s: float | None) -> int:
+        if self._gone:
+            return 0
+        wake_s = self._core.wake_s
+        wait_ms = _POLL_MS_MAX if wake_s is None else (wake_s - _now().boot_s) * 1000
+        if watchdog_s is not None:
+            wait_ms = min(wait_ms, watchdog_s * 500)
+        return min(_POLL_MS_MAX, max(0, int(wait_ms) + 1))
+
+
+class _Interrupts:
+    """SIGTERM and SIGINT as something a poller can wait for."""
+
+    def __init__(self, reader: socket.socket) -> None:
+        self._reader = reader
+
+    @property
+    def descriptor(self) -> int:
+        return self._reader.fileno()
+
+    def taken(self) -> str:
+        """Which signal came, if one did."""
+        try:
+            data = self._reader.recv(64)
+        except BlockingIOError:
+            return ""
+        return signal.Signals(data[0]).name if data else ""
+
+
+@contextmanager
+def _signals() -> Iterator[_Interrupts]:
+    reader, writer = socket.socketpair()
+    restore: list[Callable[[], object]] = []
+    try:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                before = signal.signal(number, _ignore)
+                restore.append(lambda n=number, b=before: signal.signal(n, b))  # type: ignore[misc]
+            before_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            restore.append(lambda: signal.set_wakeup_fd(before_descriptor))
+        yield _Interrupts(reader)
+    finally:
+        for undo in reversed(restore):
+            undo()
+        reader.close()
+        writer.close()
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """The signal's number arrives at the wakeup descriptor; a handler is needed for it to."""
+
+
+def _now() -> Instant:
+    return Instant(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+def _title(text: str) -> None:
+    import setproctitle
+
+    setproctitle.setproctitle(text)
+
+
+def _version() -> str:
+    try:
+        return version("posthouse")
+    except PackageNotFoundError:
+        return ""
+
+
+def _logger(log_format: str) -> Any:
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if console
+        else structlog.processors.JSONRenderer()
+    )
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            renderer,
+        ],
+        wrapper_class=structlog.BoundLogger,
+    )
