@@ -1,12 +1,10 @@
 """CORE: a client's side of the conversation, whatever happens to sessions and masters.
 
-Owns: which requests wait for an answer, which subscriptions exist and how far each has been told,
-how much each consumer can take, and since when no master answered. Must not know: sockets,
+Owns: which requests wait for an answer, and since when no master answered. Must not know: sockets,
 threads, clocks, random (an argument), what a handle makes of an event.
 
 Invariant: a request keeps its id and is sent in every new session until it is answered or given
-up; a watcher is given each event at most once, in order, and none between two of its events is
-left out: where that cannot be kept the watch ends with an error, never silently.
+up. The watches keep their own (watches).
 
 Each session begins with nothing: every open request is sent again and every watch subscribes
 again after its own cursor. So nothing here depends on what an old session had got across.
@@ -28,32 +26,26 @@ from posthouse.dial import (
     Transmit,
 )
 from posthouse.errors import (
-    CursorTooOld,
     PosthouseError,
-    RemoteError,
     RequestConflict,
     TimedOut,
     Unreachable,
     UsageError,
     from_wire,
 )
-from posthouse.ids import Cursor
 from posthouse.messages import (
     MUTATING,
-    Credit,
+    CursorTooOld,
     Events,
     Failed,
     Hello,
     Message,
     Reply,
     Request,
-    Subscribe,
     Subscribed,
-    Unsubscribe,
     Welcome,
 )
-from posthouse.messages import CursorTooOld as CursorTooOldMessage
-from posthouse.records import Event
+from posthouse.watches import FROM_START, Arrived, Watch, Watches, WatchFailed
 
 __all__ = [
     "FROM_START",
@@ -76,10 +68,6 @@ __all__ = [
     "WatchFailed",
 ]
 
-FROM_START = Cursor(0, 0)
-"""`Watch.after`: from the first event that there is."""
-
-
 # --- inputs ---
 
 
@@ -96,18 +84,6 @@ class Cancel:
     unknown), Unreachable if it was never sent (it had no effect)."""
 
     request_id: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Follow the log of one registration (`ref`) or of all (""), after a cursor; None: from now on.
-    The caller numbers its watches and never uses a number twice. At most `window` events are
-    given that it did not take yet."""
-
-    subscription: int
-    ref: str = ""
-    after: Cursor | None = FROM_START
-    window: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,24 +140,6 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """The next events of a watch, perhaps none; everything up to `cursor` has now been given."""
-
-    subscription: int
-    events: tuple[Event, ...]
-    cursor: Cursor
-
-
-@dataclass(frozen=True, slots=True)
-class WatchFailed:
-    """The watch is over. CursorTooOld: events are missing; a snapshot tells the state, and another
-    watch may begin at `error.detail["cursor"]`."""
-
-    subscription: int
-    error: PosthouseError
-
-
-@dataclass(frozen=True, slots=True)
 class MasterSilent:
     """No master answered for so long that a waiter may be told POSTMASTER_DIED."""
 
@@ -214,24 +172,6 @@ class _Call:
     in_flight: bool = False  # sent in this session
 
 
-@dataclass(slots=True)
-class _Watch:
-    """`granted` + `held` <= `window`: what the master may still send, what the consumer holds."""
-
-    subscription: int
-    ref: str
-    cursor: Cursor | None
-    window: int
-    registry: str = ""  # that of the master which told the cursor
-    asked: bytes = b""  # id of the Subscribe of this session
-    granted: int = 0
-    held: int = 0
-
-    @property
-    def owed(self) -> int:
-        return self.window - self.granted - self.held
-
-
 class ClientCore:
     """`handle(input, now_s)` for every input; `wake_s` says when the next Tick is due."""
 
@@ -242,17 +182,13 @@ class ClientCore:
         version: str = "",
         master_silence_s: float | None = None,
     ) -> None:
-        self._entropy = entropy
         self._version = version
         self._silence_s = master_silence_s
         self._dialler = Dialler(self._hello, entropy)
         self._calls: dict[bytes, _Call] = {}
         self._unsent: deque[bytes] = deque()
         self._in_flight = 0
-        self._watches: dict[int, _Watch] = {}
-        self._subscribing: dict[bytes, int] = {}
-        self._look_at: dict[int, None] = {}  # watches that may have something to say
-        self._unsubscribe: list[int] = []
+        self._watches = Watches(entropy)
         self._listened_s: float | None = None
         self._unheard_s = 0.0
         self._silent = False
@@ -302,12 +238,14 @@ class ClientCore:
                 effects += self._call(request)
             case Cancel(request_id):
                 effects += self._cancel(request_id)
+            case Watch(subscription) if self._closed:
+                effects.append(WatchFailed(subscription, _is_closed()))
             case Watch():
-                effects += self._watch(event)
+                effects += self._watches.add(event)
             case Took(subscription, count):
-                self._took(subscription, count)
+                self._watches.took(subscription, count)
             case Unwatch(subscription):
-                self._unwatch(subscription)
+                self._watches.remove(subscription)
             case Close(reason):
                 effects += self._close(reason, now_s)
         effects += self._listen(now_s)
@@ -356,39 +294,29 @@ class ClientCore:
                     request_id=request_id,
                 )
                 effects += self._answer(request_id, error)
-        for watch in list(self._watches.values()):
-            if watch.registry not in ("", welcome.registry):
-                gone = CursorTooOld(
-                    f"events after {watch.cursor} are missing: another registry answers now",
-                    hint="take a snapshot and follow from now on",
-                    cursor=None,
-                )
-                effects.append(self._fail(watch, gone))
-        return effects
+        return effects + self._watches.opened(welcome.registry)
 
     def _begin_again(self) -> None:
         """No session, or a new one: whatever was sent counts as not sent."""
         for call in self._calls.values():
             call.in_flight = False
-        for watch in self._watches.values():
-            watch.asked, watch.granted = b"", 0
+        self._watches.begin_again()
         self._unsent = deque(self._calls)
         self._in_flight = 0
-        self._look_at = dict.fromkeys(self._watches)
-        self._subscribing.clear()
-        self._unsubscribe.clear()
 
     def _delivered(self, message: Message) -> list[ClientEffect]:
+        watches = self._watches
         match message:
-            case Subscribed(request=request_id) if request_id in self._subscribing:
-                return self._subscribed(self._subscribing.pop(request_id), message)
-            case Failed(request=request_id) if request_id in self._subscribing:
-                watch = self._watches.get(self._subscribing.pop(request_id))
-                return [self._fail(watch, _error(message))] if watch else []
+            case Subscribed(request=request_id) if watches.asked(request_id):
+                assert self.welcome is not None
+                watches.subscribed(message, self.welcome.registry)
+                return []
+            case Failed(request=request_id) if watches.asked(request_id):
+                return [*watches.refused(request_id, _error(message))]
             case Events():
-                return self._events(message)
-            case CursorTooOldMessage():
-                return self._too_old(message)
+                return [*watches.events(message)]
+            case CursorTooOld():
+                return [*watches.too_old(message)]
             case Failed(request=request_id):
                 return self._answer(request_id, _error(message))
             case Reply(request=request_id):
@@ -447,87 +375,6 @@ class ClientCore:
         self._in_flight -= call.in_flight
         return [Answered(request_id, outcome)]
 
-    # --- watches ---
-
-    def _watch(self, watch: Watch) -> list[ClientEffect]:
-        error: PosthouseError | None = None
-        if self._closed:
-            error = _is_closed()
-        elif len(self._watches) >= limits.subscriptions_per_session_max:
-            error = UsageError(
-                f"{len(self._watches)} subscriptions are open",
-                hint="one cluster.events() sees all registrations",
-                limit=limits.subscriptions_per_session_max,
-            )
-        if error is not None:
-            return [WatchFailed(watch.subscription, error)]
-        assert watch.subscription not in self._watches
-        window = min(max(watch.window, 1), limits.credit_max)
-        self._watches[watch.subscription] = _Watch(
-            watch.subscription, watch.ref, watch.after, window
-        )
-        self._look_at[watch.subscription] = None
-        return []
-
-    def _took(self, subscription: int, count: int) -> None:
-        watch = self._watches.get(subscription)
-        if watch is not None:
-            assert 0 <= count <= watch.held
-            watch.held -= count
-            self._look_at[subscription] = None
-
-    def _unwatch(self, subscription: int) -> None:
-        watch = self._watches.pop(subscription, None)
-        if watch is not None and watch.asked:
-            self._subscribing.pop(watch.asked, None)
-            self._unsubscribe.append(subscription)
-
-    def _fail(self, watch: _Watch, error: PosthouseError) -> WatchFailed:
-        del self._watches[watch.subscription]
-        return WatchFailed(watch.subscription, error)
-
-    def _subscribed(self, subscription: int, message: Subscribed) -> list[ClientEffect]:
-        watch = self._watches.get(subscription)
-        assert self.welcome is not None
-        if watch is None:
-            return []
-        watch.registry = self.welcome.registry
-        if watch.cursor is None or watch.cursor.timeline == 0:
-            # Only a watch without a place of its own takes the master's word for where it begins.
-            watch.cursor = Cursor(message.timeline, message.sequence)
-        return []
-
-    def _events(self, message: Events) -> list[ClientEffect]:
-        watch = self._watches.get(message.subscription)
-        if watch is None or not watch.asked:
-            return []
-        cursor = watch.cursor or FROM_START
-        fresh: list[Event] = []
-        for event in message.events:
-            if event.cursor > cursor:
-                fresh.append(event)
-                cursor = event.cursor
-        watch.cursor = cursor = max(cursor, Cursor(message.timeline, message.sequence))
-        watch.granted -= len(message.events)
-        if watch.granted < 0:
-            self._unsubscribe.append(watch.subscription)
-            return [self._fail(watch, RemoteError("the master sent more events than it may"))]
-        watch.held += len(fresh)
-        self._look_at[watch.subscription] = None
-        return [Arrived(watch.subscription, tuple(fresh), cursor)]
-
-    def _too_old(self, message: CursorTooOldMessage) -> list[ClientEffect]:
-        watch = self._watches.get(message.subscription)
-        if watch is None:
-            return []
-        self._subscribing.pop(watch.asked, None)
-        error = CursorTooOld(
-            message.reason or f"events after {watch.cursor} are no longer in the log",
-            hint="take a snapshot and follow from the cursor of this error",
-            cursor=Cursor(message.timeline, message.sequence),
-        )
-        return [self._fail(watch, error)]
-
     # --- what is still to be said in this session ---
 
     def _pump(self, now_s: float) -> list[ClientEffect]:
@@ -535,13 +382,11 @@ class ClientCore:
         link = self._dialler.link
         if not self._dialler.open or link is None:
             return effects
-        while self._unsubscribe and link.room > 0:
-            message = Unsubscribe(subscription=self._unsubscribe.pop(0))
+        while link.room > 0:
+            message = self._watches.say()
+            if message is None:
+                break
             effects.append(self._dialler.send(message, now_s))
-        while self._look_at and link.room > 0:
-            subscription = next(iter(self._look_at))
-            del self._look_at[subscription]
-            effects += self._grant(subscription, now_s)
         while self._unsent and link.room > 0 and self._in_flight < limits.requests_in_flight_max:
             call = self._calls.get(self._unsent.popleft())
             if call is not None and not call.in_flight:
@@ -550,30 +395,6 @@ class ClientCore:
                 self._in_flight += 1
                 effects.append(self._dialler.send(call.request, now_s))
         return effects
-
-    def _grant(self, subscription: int, now_s: float) -> list[ClientEffect]:
-        """Subscribe, or give credit back once half the window is free."""
-        watch = self._watches.get(subscription)
-        if watch is None or watch.owed <= 0:
-            return []
-        if watch.asked:
-            if watch.owed < (watch.window + 1) // 2:
-                return []
-            message: Message = Credit(subscription=subscription, credit=watch.owed)
-        else:
-            cursor = watch.cursor or Cursor(0, -1)
-            watch.asked = self._entropy(limits.request_id_bytes)
-            self._subscribing[watch.asked] = subscription
-            message = Subscribe(
-                request=watch.asked,
-                subscription=subscription,
-                ref=watch.ref,
-                timeline=cursor.timeline,
-                sequence=cursor.sequence,
-                credit=watch.owed,
-            )
-        watch.granted += watch.owed
-        return [self._dialler.send(message, now_s)]
 
     # --- silence ---
 
@@ -606,7 +427,7 @@ class ClientCore:
         effects: list[ClientEffect] = []
         for request_id in list(self._calls):
             effects += self._answer(request_id, _is_closed())
-        effects += [self._fail(watch, _is_closed()) for watch in list(self._watches.values())]
+        effects += self._watches.end(_is_closed())
         effects += self._dialled(self._dialler.hang_up(reason, now_s))
         return effects
 
