@@ -25,8 +25,8 @@ from typing import Final
 import click
 
 import posthouse
-from posthouse import paths
-from posthouse.errors import PosthouseError, RefusedError
+from posthouse import limits, paths
+from posthouse.errors import PosthouseError, RefusedError, TimedOut
 from posthouse_cli.layout import Layout
 from posthouse_testing import sweep
 from posthouse_testing.sweep import ProcessId
@@ -37,6 +37,7 @@ _COLOURS: Final = (36, 33, 35, 32, 34, 96, 93, 95)
 _TAIL_S: Final = 0.1  # the logs are looked at this often: a person reads them
 _RETRY_S: Final = 1.0  # an agent or master that ended is started again after this
 _READY_S: Final = 30.0
+_ENDING: Final = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 @dataclass(slots=True)
@@ -194,7 +195,7 @@ class House:
         """Wait a moment; show new log lines; see to children that ended. Raises _Stop."""
         for _ in selector.select(_TAIL_S if not first else 0.02):
             numbers = os.read(awake, 4096)
-            if set(numbers) & {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}:
+            if set(numbers) & _ENDING:
                 raise _Stop
         self._show_logs()
         for part in self._parts:
@@ -207,6 +208,9 @@ class House:
                     f"{part.name} ended with status {code} before it was up",
                     hint=f"its log is {part.log}",
                 )
+            if part is self._parts[0] and code == 0:
+                self._say("the cluster was shut down")
+                raise _Stop
             if not part.again_s:
                 self._say(f"{part.name} ended with status {code}; starting it again")
                 part.again_s = time.monotonic() + _RETRY_S
@@ -231,15 +235,16 @@ class House:
         self._say("everything has ended; registrations are kept for the next `posthouse up`")
 
     def _shut_workers_down(self, selector: selectors.BaseSelector, awake: int) -> None:
+        """Until the master says that it is done, which ends it, or until somebody insists."""
+        master, request_id = self._parts[0].process, os.urandom(limits.request_id_bytes)
         with contextlib.suppress(PosthouseError), posthouse.connect(self.layout.clients) as cluster:
-            cluster.shutdown("fast", timeout=5.0)
-            deadline_s = time.monotonic() + 60.0
-            while time.monotonic() < deadline_s:
-                running = [w.status for w in cluster.workers(timeout=5.0) if w.status.pid]
-                if not running:
+            while master is not None and master.poll() is None:
+                with contextlib.suppress(TimedOut):
+                    # One request, asked again with its id: so we look at signals meanwhile.
+                    cluster.shutdown("fast", timeout=_TAIL_S, request_id=request_id)
                     return
-                for _ in selector.select(0.05):
-                    if set(os.read(awake, 4096)) & {signal.SIGINT, signal.SIGTERM}:
+                for _ in selector.select(0):
+                    if set(os.read(awake, 4096)) & _ENDING:
                         return
                 self._show_logs()
 

@@ -136,7 +136,7 @@ def host_cells(host: HostInfo) -> tuple[str, ...]:
 
 
 EVENT_HEADER = ("TIME", "NAME", "EVENT", "HOST", "PID", "WHAT")
-EVENT_WIDTHS = (8, 8, 14, 4, 7)
+EVENT_WIDTHS = (8, 6, 14, 2, 7)
 
 
 def event_cells(event: Event, *, full_time: bool) -> tuple[str, ...]:
@@ -153,10 +153,10 @@ def event_cells(event: Event, *, full_time: bool) -> tuple[str, ...]:
 def _event_words(event: Event) -> str:
     """Why, and what follows. The master says most of it itself in `reason`."""
     words = [event.reason] if event.reason else []
-    if event.kind is EventKind.EXITED and event.exit and not event.reason:
+    if not words and event.exit:
         words.append(event.exit.describe())
-        if event.restart_in_s is not None:
-            words.append(f"restarts in {shown(event.restart_in_s)}")
+    if event.restart_in_s is not None and "restarts" not in event.reason:
+        words.append(f"restarts in {shown(event.restart_in_s)}")
     asked = event.kind in (EventKind.REGISTERED, EventKind.STOP_REQUESTED)
     if asked and event.by and event.by not in event.reason:
         words.append(f"by {event.by}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import click
 
 from posthouse import Handle, ShutdownMode, Status, WorkerState
-from posthouse.errors import NoSuchWorker, TimedOut, Unreachable
+from posthouse.errors import NoSuchWorker, Unreachable
 from posthouse_cli import shapes
 from posthouse_cli.context import (
     Session,
@@ -20,11 +20,8 @@ from posthouse_cli.context import (
     worker_argument,
     worker_handle,
 )
-from posthouse_cli.durations import shown
 
 __all__ = ["shutdown", "signal", "terminate", "wait"]
-
-_LOOK_S = 0.1  # how often the list of workers is looked at while a shutdown goes on
 
 _GOALS: dict[str, tuple[Callable[..., Status], Callable[[Status], bool]]] = {
     "started": (Handle.wait_for_startup, lambda s: s.state is WorkerState.STARTED),
@@ -129,34 +126,14 @@ def signal(session: Session, worker: str, name: str, timeout: float | None) -> N
     help="smart: no new registrations, wait until the workers end by themselves. fast: TERM, then "
     "KILL after each one's grace. immediate: QUIT, KILL after 5 s.",
 )
-@click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
 @timeout_option("2m", "the workers' end")
 @verb
-def shutdown(session: Session, mode: str, no_wait: bool, timeout: float | None) -> None:
-    """End all workers of the cluster; registrations are kept.
+def shutdown(session: Session, mode: str, timeout: float | None) -> int:
+    """End all workers of the cluster, and then the master; registrations are kept.
 
-    The master and the agents go on, but start nothing until the master is started again.
+    Agents go on and wait: the next start of the master starts the workers again. Exit status 1 if
+    a host was not reached or a worker did not end in time; 5 if it is not over yet.
     """
-    cluster = session.cluster
-    words = cluster.shutdown(mode)
-    session.out.line(words or f"{mode} shutdown begun")
-    if no_wait:
-        return
-    deadline_s = None if timeout is None else time.monotonic() + timeout
-    while True:
-        running = [w.status for w in cluster.workers() if w.status.state is WorkerState.STARTED]
-        cut_off = [status for status in running if not status.reachable]
-        if not running:
-            session.out.line("no worker runs")
-            return
-        late = deadline_s is not None and time.monotonic() >= deadline_s
-        if late or len(cut_off) == len(running):
-            break
-        time.sleep(_LOOK_S)
-    names = ", ".join(f"{status.name} on {status.host}" for status in running[:10])
-    hint = "`posthouse ps` shows them"
-    if cut_off:
-        hosts = ", ".join(sorted({status.host for status in cut_off}))
-        hint = f"not reached: {hosts}; what runs there is told to stop when the host is back"
-    shown_s = "" if timeout is None else f" after {shown(timeout)}"
-    raise TimedOut(f"{len(running)} workers still run{shown_s}: {names}", hint=hint)
+    told = session.cluster.shutdown(mode, timeout=timeout)
+    session.out.line(told)
+    return 0 if told == f"{mode} shutdown" else 1
