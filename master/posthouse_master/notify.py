@@ -28,6 +28,7 @@ class Watch:
     cursor: int
     credit: int
     void: str = ""  # why nothing can be read after the cursor
+    told: bool = False  # something was sent: at least that there is nothing yet
 
 
 class Watchers:
@@ -115,15 +116,17 @@ class Watchers:
                 self._starved.setdefault(watch.session.identity, {})[watch] = None
                 return
             if watch.cursor < self._log.trimmed_in(watch.stream):
-                self._too_old(turn, watch, "rows after the cursor are no longer kept")
+                reason = "rows after the cursor are no longer kept"
+                self._too_old(turn, watch, reason, self._log.trimmed_in(watch.stream))
                 return
-            if watch.cursor >= self._log.sequence:
+            if watch.cursor >= self._log.sequence and watch.told:
                 return
             count = min(watch.credit, limits.page_items_max)
             page = self._log.read(watch.cursor, watch.stream, count, limits.page_bytes_max)
             watch.cursor = page.sequence
-            if not page.events:
+            if not page.events and watch.told:
                 return
+            watch.told = True  # an empty first page tells a reader that he has caught up
             watch.credit -= len(page.events)
             message = Events(
                 subscription=watch.number,
@@ -134,15 +137,23 @@ class Watchers:
             if not self._door.send(turn, watch.session, message, notice=True):
                 return
 
-    def _too_old(self, turn: Turn, watch: Watch, reason: str) -> None:
+    def _too_old(self, turn: Turn, watch: Watch, reason: str, sequence: int | None = None) -> None:
         self.remove(watch.session, watch.number)
-        self.tell_too_old(turn, watch.session, watch.number, reason)
+        self.tell_too_old(turn, watch.session, watch.number, reason, sequence)
 
-    def tell_too_old(self, turn: Turn, session: Session, number: int, reason: str) -> None:
+    def tell_too_old(
+        self,
+        turn: Turn,
+        session: Session,
+        number: int,
+        reason: str,
+        sequence: int | None = None,
+    ) -> None:
+        """`sequence`: after it nothing is missing; by default the end of the log."""
         message = CursorTooOld(
             subscription=number,
             timeline=self._log.timeline,
-            sequence=self._log.sequence,
+            sequence=self._log.sequence if sequence is None else sequence,
             reason=reason,
         )
         self._door.send(turn, session, message, notice=True)
