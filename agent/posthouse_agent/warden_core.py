@@ -7,11 +7,11 @@ meant to fork gets exactly one Exited or NotForked entry, and the entry comes be
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from signal import SIGKILL, Signals
 from typing import Any
 
 from posthouse import limits
 from posthouse.ids import Instant
+from posthouse.signals import SIGNALS
 from posthouse.states import StopReason
 from posthouse_agent import orders
 from posthouse_agent.orders import Confirm, NoteReady, SignalWorker, StartWorker, StopWorker
@@ -46,6 +46,8 @@ from posthouse_agent.warden_effects import (
 )
 
 __all__ = ["WardenCore", "recover"]
+
+_KILL = SIGNALS["KILL"]
 
 
 @dataclass(slots=True)
@@ -265,13 +267,13 @@ class WardenCore:
             worker.stop = reason
             effects.append(WriteJournal(Stopping(token=token, reason=reason)))
         if not 0 < signal <= 64:
-            signal = SIGKILL
+            signal = _KILL
         at_s = now.boot_s + max(0.0, grace_s)
-        if worker.signal != SIGKILL and worker.signal != signal:
+        if worker.signal != _KILL and worker.signal != signal:
             worker.signal = int(signal)
             if worker.pid:
                 effects.append(Kill(token, worker.signal))
-        if worker.signal == SIGKILL:
+        if worker.signal == _KILL:
             worker.kill_at_s = None
         elif worker.kill_at_s is None or at_s < worker.kill_at_s:
             worker.kill_at_s = at_s
@@ -281,7 +283,7 @@ class WardenCore:
         effects: list[Effect] = []
         for token, worker in self._live.items():
             if worker.pid and worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
-                worker.kill_at_s, worker.signal = None, int(SIGKILL)
+                worker.kill_at_s, worker.signal = None, _KILL
                 effects.append(Kill(token, worker.signal))
         return effects
 
@@ -460,5 +462,5 @@ def _stop_rule(spec: dict[str, Any]) -> tuple[int, float]:
     """How this worker is ended when the warden itself ends; the record's own defaults."""
     name = spec.get("stop_signal", "TERM")
     grace_s = spec.get("stop_grace_s", 5.0)
-    signal = Signals.__members__.get(f"SIG{name}", Signals.SIGTERM)
-    return int(signal), float(grace_s) if isinstance(grace_s, int | float) else 5.0
+    signal = SIGNALS.get(name, SIGNALS["TERM"])
+    return signal, float(grace_s) if isinstance(grace_s, int | float) else 5.0

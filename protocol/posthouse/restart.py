@@ -7,11 +7,11 @@ Invariant: an exit that was asked for is judged by the request, never by its cod
 only for exits that nobody asked for.
 """
 
-import signal
 from dataclasses import dataclass
 from typing import Literal
 
 from posthouse.records import ExitFacts
+from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART, StopReason
 
@@ -70,7 +70,7 @@ def decide(
         return _again(spec, "E2", "left processes behind as a daemon would; counts as exit code 1")
     if facts.code == 1:
         return _again(spec, "E2", how)
-    if facts.signal == signal.SIGTERM:
+    if facts.signal == SIGNALS["TERM"]:
         return _again(spec, "E6", f"{how} from outside; counts as exit code 1")
     return _again(spec, "E3", f"{how}; a crash of its own")
 
