@@ -9,7 +9,6 @@ process of an older one can exist. The slot is free in the transaction that tell
 """
 
 from collections.abc import Container
-from signal import Signals
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +17,7 @@ from posthouse import limits
 from posthouse.messages import Exit, Running, Start, Stop
 from posthouse.records import Event, ExitFacts
 from posthouse.restart import Decision, decide, decide_failed_start
+from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StopReason
 from posthouse_master.eventlog import EventLog
@@ -56,7 +56,7 @@ def _choked(session: Session) -> bool:
 
 
 def _signal(name: str) -> int:
-    return Signals[f"SIG{name}"].value
+    return SIGNALS[name]
 
 
 class Lifecycle:
@@ -145,7 +145,7 @@ class Lifecycle:
         )
         turn.persist(PutSlot(slot, generation))
         turn.persist(PutRegistration(registration.spec_row()))
-        self._registry.add(registration)
+        self._registry.add(registration, spec)
         event = self.record(turn, EventKind.REGISTERED, registration, by=by)
         turn.note("worker.registered", worker=spec.name, handle=f"{slot}.{generation}", by=by)
         self.offer(turn, registration)
@@ -274,6 +274,10 @@ class Lifecycle:
         terminating = registration.stopping is StopReason.TERMINATE
         stop = StopReason.TERMINATE if terminating else ended.stop
         decision = decide(registration.spec, facts, stop, registration.stop_by if stop else "")
+        if stop is StopReason.SHUTDOWN and self.phase is not Phase.STOPPING:
+            # The host's own end, or a shutdown that is over: nothing else would start it again.
+            reason = f"stopped with its warden ({facts.describe()})"
+            decision = Decision("restart", 0.0, "N6", reason)
         changes: dict[str, Any] = {"last_exit": pack_facts(facts)}
         if stop is None:
             changes["failures"] = registration.failures + (decision.kind != "unregister")
@@ -283,17 +287,27 @@ class Lifecycle:
         self, turn: Turn, registration: Registration, why: str, code: str, *, retry: bool
     ) -> None:
         """The drawn incarnation never ran (M6, M7)."""
+        turn.note("worker.start_failed", **self._fields(registration), code=code, reason=why)
+        if code == "stopping":
+            # Its warden is ending; the agent's next session is with another one.
+            self.never_reached(turn, registration, why, barred=self._bar(registration))
+            return
         decision = decide_failed_start(
             registration.spec, why, registration.stopping, registration.stop_by
         )
         changes: dict[str, Any] = {"failures": registration.failures + 1}
         if not retry:
-            changes["barred"] = registration.barred | {registration.host}
-            self._barred.setdefault(registration.host, set()).add(registration.key)
-        turn.note("worker.start_failed", **self._fields(registration), code=code, reason=why)
+            changes["barred"] = self._bar(registration)
         self._settle(turn, registration, decision, registration.stopping, None, changes)
 
-    def never_reached(self, turn: Turn, registration: Registration, why: str) -> None:
+    def _bar(self, registration: Registration) -> frozenset[str]:
+        """Its host is not tried again before the host's next session."""
+        self._barred.setdefault(registration.host, set()).add(registration.key)
+        return registration.barred | {registration.host}
+
+    def never_reached(
+        self, turn: Turn, registration: Registration, why: str, **changes: Any
+    ) -> None:
         """Its START did not get to the host and never will: nobody's failure, so no delay."""
         if registration.stopping is None:
             decision = Decision("restart", 0.0, "M5", why)
@@ -301,7 +315,7 @@ class Lifecycle:
             decision = decide_failed_start(
                 registration.spec, why, registration.stopping, registration.stop_by
             )
-        self._settle(turn, registration, decision, registration.stopping, None, {})
+        self._settle(turn, registration, decision, registration.stopping, None, changes)
 
     def _settle(
         self,
