@@ -106,7 +106,7 @@ class Checker:
     def _not_too_soon(self, key: Key, last: Process) -> None:
         """A crash restart is never sooner than restart_time; other rules restart at once."""
         restart_s = self.ledger.wires[key].get("restart_time", 5.0)
-        ended = self.ledger.ended_last(key)
+        ended = self.ledger.exit_of(last)
         if ended is None or ended.stop is not None or last.died_s is None:
             return
         if self.world.now_s - last.died_s < restart_s * (1 - _CLOCKS):

@@ -370,7 +370,7 @@ class Client:
         ]
         for follower in self.followers:
             newest = self.checker.ledger.newest(follower.stream)
-            if not follower.over and (follower.cursor is None or follower.cursor < newest):
+            if not follower.over and follower.cursor is not None and follower.cursor < newest:
                 waits.append(
                     f"client {self.name}: {follower} is at {follower.cursor}, the log at {newest}"
                 )

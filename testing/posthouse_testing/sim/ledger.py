@@ -338,10 +338,12 @@ class Ledger:
 
     # --- asking ---
 
-    def ended_last(self, key: Key) -> Event | None:
-        """The newest terminal row of a registration."""
-        rows = self.streams[f"{key[0]}.{key[1]}"]
-        return next((row for row in reversed(rows) if row.kind in _TERMINAL), None)
+    def exit_of(self, process: Process) -> Event | None:
+        """The EXITED row of a process."""
+        rows = self.streams[f"{process.slot}.{process.generation}"]
+        return next(
+            (r for r in rows if r.kind is EventKind.EXITED and r.token == process.token), None
+        )
 
     def newest(self, stream: str) -> int:
         """The newest row of a stream ("": of the log)."""
@@ -370,7 +372,6 @@ _APPLY: dict[type, Callable[[Ledger, Any], None]] = {
     DropRequests: Ledger.on_forget,
     PutHost: Ledger.on_host,
 }
-_TERMINAL = (EventKind.EXITED, EventKind.START_FAILED)
 
 
 def line_of(event: Event) -> str:
