@@ -57,7 +57,7 @@ def test_the_name_is_for_messages_and_listings() -> None:
 
 
 def test_flags_are_a_bit_mask() -> None:
-    assert SHMEM_ACCESS | DATABASE_CONNECTION == Flags(3)
+    assert Flags(3) == SHMEM_ACCESS | DATABASE_CONNECTION
     assert made(flags=SHMEM_ACCESS | DATABASE_CONNECTION).flags & SHMEM_ACCESS
 
 
