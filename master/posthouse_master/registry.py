@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
-from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import Any, Final
@@ -31,6 +30,7 @@ __all__ = ["TRANSITIONS", "Key", "Registration", "Registry", "Step"]
 
 Key = tuple[int, int]  # (slot, generation)
 _HOLDERS_SHOWN: Final = 5  # names in a refusal: enough to see a pattern
+_SPECS_CACHED: Final = 4096  # records kept unpacked: about 2 KiB each, and 60 us to unpack
 _NAMES_COMPARED: Final = 1000  # with a misspelt one: a comparison costs about 20 us
 
 
@@ -69,10 +69,20 @@ _PLACED = (Life.STARTING, Life.RUNNING)
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
 
 
-@lru_cache(maxsize=4096)
+_specs: dict[bytes, BackgroundWorker] = {}  # of what was used lately: a pure function's results
+
+
 def _spec_of(packed: bytes) -> BackgroundWorker:
-    # It was checked when it was registered; a registry that was edited by hand fails here.
-    return BackgroundWorker.from_wire(_unpack(packed))
+    spec = _specs.get(packed)
+    # Checked again: a registry that was edited by hand fails here, not on a host.
+    return _remember(packed, BackgroundWorker.from_wire(_unpack(packed))) if spec is None else spec
+
+
+def _remember(packed: bytes, spec: BackgroundWorker) -> BackgroundWorker:
+    if len(_specs) >= _SPECS_CACHED:
+        _specs.clear()
+    _specs[packed] = spec
+    return spec
 
 
 @dataclass(slots=True, eq=False)
@@ -252,7 +262,9 @@ class Registry:
         slot.generation += 1
         return index, slot.generation
 
-    def add(self, registration: Registration) -> None:
+    def add(self, registration: Registration, spec: BackgroundWorker) -> None:
+        """A new one, in the slot that was taken for it."""
+        _remember(registration.packed, spec)
         self._enter(registration)
         self.changed[registration.key] = registration
 

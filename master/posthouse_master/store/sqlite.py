@@ -304,7 +304,9 @@ class SqliteStore:
 
     def _check_header(self) -> None:
         """Of the file itself, before SQLite may change anything in it."""
-        header = self._path.open("rb").read(100)
+        # Closed before SQLite opens the file: closing it later would drop SQLite's own locks.
+        with self._path.open("rb") as file:
+            header = file.read(100)
         if header[:16] != b"SQLite format 3\0" or len(header) < 100:
             if header[:16] and not b"SQLite format 3\0".startswith(header[:16]):
                 raise RegistryRefused(
