@@ -366,8 +366,12 @@ class Lifecycle:
             self._unregistered(turn, registration, by)
         elif again:
             self._restart_in(turn, registration, decision.delay_s)
-        # A slot of the host is free: for whoever waits for one.
-        host = self._fleet.hosts.get(registration.host)
+        self._freed(turn, registration.host)
+
+    def _freed(self, turn: Turn, name: str) -> None:
+        """A slot of the host may be free: a process has ended, or one that could run only there,
+        and so held a slot, is gone. It is for whoever waits for one."""
+        host = self._fleet.hosts.get(name)
         if host is not None:
             self.serve(turn, host)
 
@@ -408,6 +412,7 @@ class Lifecycle:
         self._timers.cancel(("restart", registration.key))
         self._registry.move(registration, Step.CANCEL, reason=reason, rule=rule)
         self._unregistered(turn, registration, by)
+        self._freed(turn, registration.pinned)
         return True
 
     def stop(
