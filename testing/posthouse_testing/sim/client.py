@@ -319,7 +319,7 @@ class Client:
         )
         follower.given = cursor.sequence
         self.world.figures["events told"] += len(events)
-        slow_s = self.world.random.choice((0.0, 0.0, 0.2, 1.0))
+        slow_s = self.world.random.choice((0.0, 0.0, 0.2, 1.0)) * (not self.calm)
         follower.takes_s = max(follower.takes_s, self.world.now_s + slow_s)
         self.world.at(
             follower.takes_s, self._take, node, follower, subscription, len(events), cursor

@@ -102,7 +102,8 @@ class WardenNode(Node):
             boot_id=machine.boot_id,
             pid=machine.next_pid(),
         )
-        self.socket: LocalSocket | None = None
+        self.socket: LocalSocket | None = None  # of the attached agent
+        self.accepted: list[LocalSocket] = []
         self._answers: deque[Any] = deque()
 
     def begin(self) -> None:
@@ -178,8 +179,8 @@ class WardenNode(Node):
 
     def crash(self) -> None:
         super().crash()
-        if self.socket is not None:
-            self.socket.warden_ended()
+        for socket in self.accepted:
+            socket.warden_ended()
         self.machine.warden_died(self)
 
 
@@ -429,6 +430,7 @@ class Machine:
                 agent.submit(agent_effects.WardenGone(KIND, "it died"))
                 return
         agent.socket = LocalSocket(self.world, agent, self.warden)
+        self.warden.accepted.append(agent.socket)
         agent.submit(agent_effects.WardenUp(KIND))
 
     def warden_died(self, node: WardenNode) -> None:
