@@ -15,7 +15,7 @@ demo:
 
 # The generated reference pages; the tests compare them.
 docs:
-	$(UV) run python -m pytest -q tests/docs tests/wire --rewrite
+	$(UV) run python docs/generate.py
 
 # make sim SEEDS=20000
 sim:

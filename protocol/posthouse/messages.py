@@ -53,7 +53,8 @@ class WardenRef(Record, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """Opens a session. Sent on a fresh socket, with the zero session, until WELCOME or REFUSED.
+    """Opens a session. Sent once on a fresh socket, with the zero session; answered by WELCOME or
+    REFUSED.
 
     `nonce` comes back in WELCOME: an answer to another HELLO is ignored. `role` is "agent" or
     "client". `host` counts only where no key names the peer. `registry` and `epoch` are the last
@@ -109,7 +110,7 @@ class Welcome(Message, frozen=True, kw_only=True):
 class Refused(Message, frozen=True, kw_only=True):
     """No session, or no longer: `code` says why; "stale_session" asks for a new HELLO at once.
 
-    Otherwise the peer waits `retry_after_s`; 0 means that trying again is of no use.
+    Otherwise the peer waits, at least `retry_after_s`, before it says HELLO again.
     """
 
     code: Word
