@@ -21,7 +21,7 @@ from posthouse_agent.orders import Attach, Order, Report
 
 __all__ = ["AgentLine"]
 
-_BACKLOG = 16
+_BACKLOG = 128  # a connect() beyond it fails at once
 _SOCKET_BYTES = 2 * limits.warden_frame_bytes_max  # the kernel lets a packet be nearly as long
 _NO_FDS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 

@@ -184,7 +184,10 @@ def _set_limits(order: StartWorker, given: Inheritance) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, given.nofile)
     for name, limit in (_asked(order, "rlimits") or {}).items():
         number = getattr(resource, f"RLIMIT_{name}")
-        resource.setrlimit(number, (limit, limit))
+        try:
+            resource.setrlimit(number, (limit, limit))
+        except (ValueError, OSError) as error:
+            raise OSError(f"rlimits: {name} cannot be {limit}: {error}") from None
     os.umask(_asked(order, "umask"))
     if nice := _asked(order, "nice"):
         os.setpriority(os.PRIO_PROCESS, 0, nice)

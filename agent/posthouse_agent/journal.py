@@ -143,7 +143,8 @@ def read_journal(path: str) -> tuple[Head | None, list[Entry], int]:
 
 
 def _line(values: dict[str, Any]) -> bytes:
-    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return text.encode(errors="backslashreplace") + b"\n"
 
 
 def _parse(line: bytes) -> Any:

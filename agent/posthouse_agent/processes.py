@@ -72,7 +72,6 @@ class Processes:
         self._withheld = child.withheld_variables()
         self._pid = os.getpid()
         self._user = _user_name()
-        self._fd_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._workers: dict[int, WorkerProcess] = {}  # by token
         self._tokens: dict[int, int] = {}  # pid -> token
 
@@ -122,7 +121,7 @@ class Processes:
         words_fd = os.memfd_create(f"posthouse-{order.token}", os.MFD_CLOEXEC)
         opened.append(words_fd)
         spare_fd = os.dup(words_fd)  # its place is the pidfd's, which must not fail for want of one
-        if spare_fd >= self._fd_max - _SPARE_FDS:
+        if spare_fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
             os.close(spare_fd)
             raise OSError(EMFILE, os.strerror(EMFILE))
         try:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from posthouse_agent import procfs
 from posthouse_agent.warden_effects import Orphan
 
-__all__ = ["CannotStart", "lock_warden", "open_folder", "take_host_lock"]
+__all__ = ["CannotStart", "lock_warden", "open_folder", "open_log_folder", "take_host_lock"]
 
 _STEP_S = 0.01
 
@@ -44,6 +44,20 @@ def open_folder(path: str) -> None:
         raise CannotStart(f"{path} belongs to user {found.st_uid}: choose another folder")
     if mode & 0o077:
         raise CannotStart(f"{path} is open to others (mode {mode:04o}): chmod 0700 {path}")
+
+
+def open_log_folder(path: str) -> None:
+    """Make the folder of the workers' output if it is missing: readable by its group. Raises
+    CannotStart; an existing one stays as its owner made it."""
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(path)
+            os.chmod(path, 0o750)  # noqa: S103 - its group may read; the umask has cut that
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise CannotStart(f"{path} is not a folder: remove it")
+    except OSError as error:
+        raise CannotStart(f"{path}: {error.strerror}") from None
 
 
 def lock_warden(path: str, timeout_s: float) -> int:

@@ -56,7 +56,8 @@ _LOCK_S: Final = 1.0  # a warden that was just killed takes its lock along in le
 _LEFTOVERS_S: Final = 10.0  # for processes that were sent KILL
 _RETRY_S: Final = 1.0  # after the disk refused something
 _FAREWELL_S: Final = 1.0  # for the agent to read the last reports
-_EXIT_LINE_BYTES: Final = 6 * (limits.exit_tail_bytes_max + limits.traceback_bytes_max) + 1024
+# Quotes, backslashes and newlines take two bytes in JSON, and everything else what it took before.
+_EXIT_LINE_BYTES: Final = 2 * (limits.exit_tail_bytes_max + limits.traceback_bytes_max) + 1024
 _STATUS_BUSY: Final = 3  # another warden serves the folder
 
 
@@ -210,6 +211,13 @@ class Warden:
         return answer
 
     def _fork(self, order: StartWorker) -> Event:
+        if not self._journal.make_room(_EXIT_LINE_BYTES):
+            return ForkRefused(
+                token=order.token,
+                code="fork_failed",
+                reason="no room on the disk for the record of its exit",
+                retry=True,
+            )
         try:
             made = self._processes.fork(order, _now())
         except CannotFork as error:
@@ -288,7 +296,7 @@ def _build(options: Options) -> Warden:
         )
     start.open_folder(folder)
     start.lock_warden(f"{folder}/warden.lock", _LOCK_S)
-    os.makedirs(options.log_dir, 0o750, exist_ok=True)
+    start.open_log_folder(options.log_dir)
     head, entries, bad = read_journal(f"{folder}/journal")
     if bad:
         _log(f"journal: {bad} lines make no sense and are left out")

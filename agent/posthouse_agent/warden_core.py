@@ -268,7 +268,8 @@ class WardenCore:
             effects.append(WriteJournal(Stopping(token=token, reason=reason)))
         if not 0 < signal <= 64:
             signal = _KILL
-        at_s = now.boot_s + max(0.0, grace_s)
+        # max first: it turns NaN into 0
+        at_s = now.boot_s + min(max(0.0, grace_s), limits.stop_grace_s_max)
         if worker.signal != _KILL and worker.signal != signal:
             worker.signal = int(signal)
             if worker.pid:

@@ -1,0 +1,100 @@
+"""Nothing that a worker started stays behind, and a worker that daemonises is told so."""
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from posthouse_agent import procfs
+from posthouse_agent.orders import Confirm, Ended, SignalWorker, StopWorker
+
+
+@pytest.mark.parametrize("how", ["session", "setsid", "double", "exec"])
+def test_daemonising_counts_as_1(host, agent, alive, how):
+    ended = host.run(agent, "leave_child", {"code": 0, "how": how})
+    assert (ended.facts["cause"], ended.facts["code"]) == ("daemonised", 1)
+    assert not alive(host.said(ended.slot)[0]["child"])
+    assert not [p for p in procfs.pids() if (q := procfs.read(p)) and q.parent == host.pid]
+
+
+def test_other_codes_stay_and_the_child_goes(host, agent, alive):
+    ended = host.run(agent, "leave_child", {"code": 3, "how": "double"})
+    assert (ended.facts["cause"], ended.facts["code"]) == ("exited", 3)
+    assert not alive(host.said(ended.slot)[0]["child"])
+
+
+def test_leftovers_of_one_worker_are_told_from_another_s(host, agent, alive):
+    """A daemonised child of a living worker is its own business while the worker lives."""
+    keeper = host.begin(agent, "keep_daemon")
+    daemon = host.said(keeper.slot)[0]["child"]
+    assert procfs.read(daemon).parent == host.pid
+    ended = host.run(agent, "leave_child", {"code": 0, "how": "double"})
+    assert ended.facts["cause"] == "daemonised"
+    assert alive(daemon)
+    agent.give(SignalWorker(token=keeper.token, signal=signal.SIGKILL))
+    assert agent.expect(Ended, keeper.token).facts["signal"] == signal.SIGKILL
+    assert not alive(daemon)
+
+
+def test_tree_of_term_ignoring_processes(host, agent, eventually, alive):
+    forked = host.begin(agent, "tree", 4)
+    eventually(lambda: len(host.said(forked.slot)) == 4)
+    pids = [line["pid"] for line in host.said(forked.slot)]
+    assert all(alive(p) for p in pids)
+    agent.give(
+        StopWorker(token=forked.token, slot=forked.slot, reason="terminate", signal=15, grace_s=20)
+    )
+    ended = agent.expect(Ended)
+    # asked to end, and ended: that it left its helpers to us is no fault
+    assert (ended.facts["cause"], ended.facts["code"]) == ("exited", 1)
+    assert not any(alive(p) for p in pids)
+
+
+def test_children_of_a_killed_worker(host, agent, eventually, alive):
+    forked = host.begin(agent, "tree", 3)
+    eventually(lambda: len(host.said(forked.slot)) == 3)
+    pids = [line["pid"] for line in host.said(forked.slot)]
+    agent.give(SignalWorker(token=forked.token, signal=signal.SIGKILL))
+    agent.expect(Ended)
+    assert not any(alive(p) for p in pids)
+
+
+def test_threads_are_no_leftovers(host, agent):
+    """Thread ids are pids to the kernel: those of a neighbour must not be taken for processes."""
+    neighbour = host.begin(agent, "many_threads")
+    first = host.order("short")
+    agent.give(first)
+    ended = agent.expect(Ended, first.token)
+    assert (ended.facts["cause"], ended.facts["code"]) == ("exited", 0)
+    agent.give(SignalWorker(token=neighbour.token, signal=signal.SIGKILL))
+    agent.expect(Ended, neighbour.token)
+
+
+def test_strangers_of_the_warden_s_parent_are_safe(host, agent):
+    outsider = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        for _ in range(5):
+            agent.give(Confirm(tokens=[host.run(agent, "nothing").token]))
+        assert outsider.poll() is None
+    finally:
+        outsider.kill()
+        outsider.wait()
+
+
+def test_dead_strangers_are_reaped(host, agent, eventually):
+    """A living worker's orphans become the warden's children; when they end nobody else waits."""
+    keeper = host.begin(agent, "keep_daemon")
+    daemon = host.said(keeper.slot)[0]["child"]
+    os.kill(daemon, signal.SIGKILL)
+    eventually(lambda: procfs.read(daemon) is None, "a zombie stays")
+
+
+def test_programs_that_workers_started_die_with_the_next_warden(host, agent, alive):
+    """They have neither the lock nor the parent-death signal: the cookie tells whose they are."""
+    forked = host.begin(agent, "start_program")
+    program = host.said(forked.slot)[0]["child"]
+    host.kill()
+    assert alive(program)
+    host.start()
+    assert not alive(program)
