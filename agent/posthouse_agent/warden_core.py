@@ -461,7 +461,6 @@ def _failed(
 
 def _stop_rule(spec: dict[str, Any]) -> tuple[int, float]:
     """How this worker is ended when the warden itself ends; the record's own defaults."""
-    name = spec.get("stop_signal", "TERM")
+    number = SIGNALS.get(str(spec.get("stop_signal", "TERM")), SIGNALS["TERM"])
     grace_s = spec.get("stop_grace_s", 5.0)
-    signal = SIGNALS.get(name, SIGNALS["TERM"])
-    return signal, float(grace_s) if isinstance(grace_s, int | float) else 5.0
+    return number, float(grace_s) if isinstance(grace_s, int | float) else 5.0
