@@ -5,7 +5,17 @@ import importlib
 
 import pytest
 
-MODULES = ("config_keys", "errors", "ids", "paths", "records", "restart", "signals", "spec", "values")
+MODULES = (
+    "config_keys",
+    "errors",
+    "ids",
+    "paths",
+    "records",
+    "restart",
+    "signals",
+    "spec",
+    "values",
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
