@@ -11,6 +11,7 @@ line that loses frames. What must hold is checked at every step:
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -170,6 +171,7 @@ class AgentMachine(RuleBasedStateMachine):
             while warden and self.warden.here and self.warden.inbox:
                 self.the_warden_reads(False)
 
+    @precondition(lambda self: self.bench.core.session is not None)
     @rule()
     def the_connection_breaks(self) -> None:
         self.to_agent.clear()
@@ -317,14 +319,27 @@ class AgentMachine(RuleBasedStateMachine):
         assert not self.bench.core.unconfirmed
 
 
-def test_no_exit_is_lost_doubled_or_confirmed_too_early(new_bench: type[Any]) -> None:
-    machine = type("Machine", (AgentMachine,), {"bench_class": new_bench})
+def explore(bench_class: type[Any], examples: int, *, derandomize: bool) -> None:
+    machine = type("Machine", (AgentMachine,), {"bench_class": bench_class})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=150,
+            max_examples=examples,
             stateful_step_count=50,
             deadline=None,
+            derandomize=derandomize,
+            database=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
+
+
+@pytest.mark.timeout(300)  # a failing example takes long to shrink
+def test_no_exit_is_lost_doubled_or_confirmed_too_early(new_bench: type[Any]) -> None:
+    explore(new_bench, 400, derandomize=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_no_exit_is_lost_in_many_random_lives(new_bench: type[Any]) -> None:
+    explore(new_bench, 10_000, derandomize=False)
