@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -47,6 +47,10 @@ from posthouse_master.effects import (
 )
 from posthouse_master.store.base import Op, RegistryRefused, Store
 from posthouse_master.store.sqlite import SqliteStore
+from posthouse_master.web.meter import Meter
+
+if TYPE_CHECKING:
+    from posthouse_master.web.server import Window
 
 __all__ = ["run"]
 
@@ -79,7 +83,9 @@ def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
         opened.enter_context(Gate(context, principals))
     listeners = _listen(settings, context, keys, opened)
     core = _begin(settings, store)
-    shell = _Shell(core, store, listeners, log)
+    meter = Meter()
+    window = _window(settings, meter, opened)
+    shell = _Shell(core, store, listeners, log, meter, window)
     with _signals() as interrupts:
         systemd.ready(f"epoch {core.term.epoch}")
         log.info(
@@ -141,6 +147,19 @@ def _listen(
     return listeners
 
 
+def _window(settings: MasterSettings, meter: Meter, opened: ExitStack) -> "Window | None":
+    """What HTTP sees, if it is wanted. The web's libraries are loaded only then."""
+    if settings.http is None:
+        return None
+    from posthouse_master.web.server import Server, Window, bind
+
+    listening = bind(settings.http)
+    window = Window(_version())
+    opened.callback(window.close)
+    opened.callback(Server(listening, window, meter).close)
+    return window
+
+
 def _begin(settings: MasterSettings, store: Store) -> MasterCore:
     """A new term over what is durable."""
     store.begin_term()
@@ -164,12 +183,20 @@ class _Shell:
     """Runs the effects of one core. One thread."""
 
     def __init__(
-        self, core: MasterCore, store: Store, listeners: dict[str, Listener], log: Any
+        self,
+        core: MasterCore,
+        store: Store,
+        listeners: dict[str, Listener],
+        log: Any,
+        meter: Meter,
+        window: "Window | None",
     ) -> None:
         self._core = core
         self._store = store
         self._listeners = listeners
         self._log = log
+        self._meter = meter
+        self._window = window
         self._gone: dict[Peer, None] = {}  # peers that a frame did not reach
 
     def loop(self, interrupts: "_Interrupts") -> Halt:
@@ -177,12 +204,16 @@ class _Shell:
         for listener in self._listeners.values():
             poller.register(listener.socket, zmq.POLLIN)
         poller.register(interrupts.descriptor, zmq.POLLIN)
+        if self._window is not None:
+            poller.register(self._window.descriptor, zmq.POLLIN)
         watchdog_s = systemd.watchdog_interval_s()
         while True:
             poller.poll(self._timeout_ms(watchdog_s))
             halt = self._batch(interrupts.taken())
             if halt is not None:
                 return halt
+            if self._window is not None:
+                self._window.look(self._core, _now())
             if watchdog_s is not None:
                 systemd.watchdog()
 
@@ -192,7 +223,11 @@ class _Shell:
         effects: list[Effect] = []
         for event in self._inputs(now, interrupt):
             effects += self._core.handle(event, now)
-        return self._carry_out(effects)
+        told = self._meter.frames["out", "Events"]
+        halt = self._carry_out(effects)
+        if self._meter.frames["out", "Events"] != told:
+            self._meter.notifications.observe(_now().boot_s - now.boot_s)
+        return halt
 
     def _inputs(self, now: Instant, interrupt: str) -> Iterator[Input]:
         gone, self._gone = self._gone, {}
@@ -202,6 +237,7 @@ class _Shell:
             for inbound in listener.receive(limits.drain_messages_max):
                 endpoint = "agents" if role == "agents" else "clients"
                 peer = Peer(endpoint, inbound.routing_id, inbound.user_id)  # type: ignore[arg-type]
+                self._meter.frame("in", inbound.frame)
                 yield Malformed(peer) if inbound.malformed else Received(peer, inbound.frame)
         wake_s = self._core.wake_s
         if wake_s is not None and wake_s <= now.boot_s:
@@ -227,7 +263,9 @@ class _Shell:
                 case Halt():
                     halt = halt or effect
         if ops:
+            before_s = time.monotonic()
             self._store.commit(self._core.term.epoch, ops)
+            self._meter.commits.observe(time.monotonic() - before_s)
         for send in sends:
             self._send(send)
         for note in notes:
@@ -237,12 +275,13 @@ class _Shell:
 
     def _send(self, send: Send) -> None:
         # A peer that is gone or does not read loses its session: its link would never recover.
+        self._meter.frame("out", send.frame)
         outcome = self._listeners[send.peer.endpoint].send(send.peer.routing_id, send.frame)
         if outcome != "sent":
             self._gone[send.peer] = None
 
     def _timeout_ms(self, watchdog_s: float | None) -> int:
-        if self._gone:
+        if self._gone or (self._window is not None and self._window.busy):
             return 0
         wake_s = self._core.wake_s
         wait_ms = _POLL_MS_MAX if wake_s is None else (wake_s - _now().boot_s) * 1000

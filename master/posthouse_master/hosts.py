@@ -64,6 +64,7 @@ class Hosts:
         self._lifecycle = lifecycle
         self._door = door
         self._timers = timers
+        self.resumes = 0  # sessions of hosts that had been heard before, in this term
 
     # --- joining and leaving ---
 
@@ -121,6 +122,7 @@ class Hosts:
             version=hello.version,
         )
         changed = offer != host.offer or hello.machine_id != host.machine_id or not host.up
+        self.resumes += host.heard_s is not None
         host.session = session.identity
         host.settled = host.choked = False
         host.inventory, host.pages = {}, 0
@@ -222,19 +224,21 @@ class Hosts:
         """The whole inventory is here: believed and seen are made one."""
         rebooted = bool(host.boot_id) and host.said_boot_id != host.boot_id
         host.settled, host.inventory, host.pages = True, None, 0
-        # 1. What is believed to run there and does not: it ended unseen, or its START was lost.
+        host.choked = True  # nothing is started here before everything is settled
+        # 1. Processes of which nothing is believed: they hold up starts, here and elsewhere.
+        for running in seen.values():
+            self._running(turn, host, running, settling=True)
+        self._lifecycle.strays_settled(turn, host.name, seen)
+        # 2. What is believed to run there and does not: it ended unseen, or its START was lost.
         for registration in list(self._registry.placed_on(host.name).values()):
             if registration.token not in seen:
                 self._missing(turn, host, registration, rebooted=rebooted)
         if host.said_boot_id != host.boot_id:
             host.boot_id = host.said_boot_id
             self._persist(turn, host)
-        # 2. Processes of which nothing is believed, before anything can be started.
-        self._lifecycle.strays_settled(turn, host.name, seen)
-        for running in seen.values():
-            self._running(turn, host, running, settling=True)
         turn.note("host.settled", host=host.name, running=len(seen))
         # 3. Who waits for this host.
+        host.choked = False
         self._lifecycle.serve(turn, host)
 
     def _missing(

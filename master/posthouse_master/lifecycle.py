@@ -8,6 +8,7 @@ exactly one terminal row (EXITED or START_FAILED) after it; a new token is drawn
 process of an older one can exist. The slot is free in the transaction that tells of the end (D15).
 """
 
+from collections import Counter
 from collections.abc import Container
 from typing import Any, Final
 
@@ -59,6 +60,21 @@ def _signal(name: str) -> int:
     return SIGNALS[name]
 
 
+def _ended_by(stop: StopReason | None, facts: ExitFacts | None) -> str:
+    """A word for what ended an incarnation, out of a small set: it labels a metric."""
+    if stop is not None:
+        return str(stop)
+    if facts is None:
+        return "start_failed"
+    if facts.oom:
+        return "oom"
+    if facts.signal is not None:
+        return "signal"
+    if facts.code is None:
+        return facts.cause
+    return f"exit_{facts.code}" if facts.code < 2 else "exit_other"
+
+
 class Lifecycle:
     """All steps of all registrations. It is the only caller of Registry.move."""
 
@@ -81,6 +97,9 @@ class Lifecycle:
         self._timers = timers
         self._strays: dict[str, dict[int, Key]] = {}  # by host and token: whose START they hold up
         self._barred: dict[str, set[Key]] = {}  # by host: who cannot be started there
+        self.exits: Counter[str] = (
+            Counter()
+        )  # ends of incarnations in this term, by what ended them
 
     # --- the log ---
 
@@ -343,6 +362,7 @@ class Lifecycle:
         step = (Step.EXIT_FOR_GOOD if final else Step.EXIT) if ran else None
         step = step or (Step.FAIL_FOR_GOOD if final else Step.FAIL)
         by = registration.stop_by
+        self.exits[_ended_by(stop, facts if ran else None)] += 1
         self._registry.move(
             registration,
             step,
@@ -539,7 +559,7 @@ class Lifecycle:
             gone = self._log.drop(oldest.stream)
             if gone:
                 turn.persist(TrimEvents(gone))
-            self._watchers.forgotten(turn, oldest.stream, last)
+            self._watchers.forgotten(oldest.stream, last)
 
     def _fields(self, registration: Registration) -> dict[str, object]:
         return {

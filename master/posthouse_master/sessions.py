@@ -7,7 +7,7 @@ Invariant: a frame counts only in the session that it names, and only from the p
 routing id, user) that opened it; on a keyed socket role and name come from the key alone.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -86,6 +86,10 @@ class FrontDoor:
 
     def __iter__(self) -> Iterator[Session]:
         return iter(list(self._sessions.values()))
+
+    def count_by_role(self) -> dict[str, int]:
+        """Open sessions of agents, clients and viewers."""
+        return Counter(session.role for session in self._sessions.values())
 
     def __repr__(self) -> str:
         return f"FrontDoor({len(self._sessions)} sessions)"
@@ -166,7 +170,7 @@ class FrontDoor:
             principal=admission.principal,
             version=self._version,
         )
-        turn.reply(peer, session.link.loose(welcome))
+        turn.send(peer, session.link.loose(welcome))
         turn.note("session.opened", principal=session.principal, session=identity.hex()[:8])
         return session
 
@@ -181,7 +185,7 @@ class FrontDoor:
         self._timers.cancel(("silence", session.identity))
         self._timers.cancel(("link", session.identity))
         if code:
-            turn.reply(session.peer, session.link.loose(Refused(code=code, message=message)))
+            turn.send(session.peer, session.link.loose(Refused(code=code, message=message)))
         turn.note(
             "session.ended",
             principal=session.principal,
@@ -194,17 +198,17 @@ class FrontDoor:
         for session in self._sessions.values():
             if session.link.room > 0:
                 frame = session.link.send(Goodbye(reason=reason), turn.now.boot_s)
-                turn.notify(session.peer, frame)
+                turn.send(session.peer, frame)
 
     def refuse(self, turn: Turn, peer: Peer, refused: Refused) -> None:
         """Answer a HELLO, or a frame that no session can be told for, with REFUSED."""
-        turn.reply(peer, codec.encode(Envelope(NO_SESSION, 0, 0, 0, refused)))
+        turn.send(peer, codec.encode(Envelope(NO_SESSION, 0, 0, 0, refused)))
 
     def refuse_stale(self, turn: Turn, peer: Peer, envelope: Envelope) -> None:
         """The frame names a session that is not, or no longer, this peer's. The answer carries
         the frame's own session and epoch, because a dialler heeds no other."""
         refused = Refused(code="stale_session", message="no such session here: say HELLO")
-        turn.reply(peer, codec.encode(Envelope(envelope.session, envelope.epoch, 0, 0, refused)))
+        turn.send(peer, codec.encode(Envelope(envelope.session, envelope.epoch, 0, 0, refused)))
 
     # --- using ---
 
@@ -219,17 +223,14 @@ class FrontDoor:
             return None
         return session
 
-    def send(self, turn: Turn, session: Session, message: Message, *, notice: bool = False) -> bool:
+    def send(self, turn: Turn, session: Session, message: Message) -> bool:
         """Put a message into the session. A full link ends it: False."""
         try:
             frame = session.link.send(message, turn.now.boot_s)
         except LinkFull:
             turn.broken.append((session.identity, "it acknowledges nothing any more"))
             return False
-        if notice:
-            turn.notify(session.peer, frame)
-        else:
-            turn.reply(session.peer, frame)
+        turn.send(session.peer, frame)
         self.wind(session)
         return True
 
@@ -251,7 +252,7 @@ class FrontDoor:
         if session is None:
             return
         for frame in session.link.due(turn.now.boot_s):
-            turn.reply(session.peer, frame)
+            turn.send(session.peer, frame)
         self.wind(session)
 
     def wind(self, session: Session) -> None:

@@ -27,6 +27,7 @@ _NUMBER_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([A-Za-z]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=/+-]*")
 _MODULES = re.compile(r"\*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\.\*)?", re.ASCII)
+_LOOPBACK = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost):(\d{1,5})")
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9.*_-]+):(\d{1,5})")
 
@@ -141,6 +142,14 @@ def _endpoint(value: Any, from_text: bool) -> str:
     raise Rule("ipc:///absolute/path or tcp://address:port")
 
 
+def _loopback(value: Any, from_text: bool) -> str:
+    text = _text(value, from_text)
+    match = _LOOPBACK.fullmatch(text)
+    if not match or not 0 <= int(match[1]) <= 65535:
+        raise Rule("127.0.0.1:port, [::1]:port or localhost:port: it has no keys, so only loopback")
+    return text
+
+
 def _z85_key(value: Any, from_text: bool) -> str:
     text = _text(value, from_text)
     if not _Z85.fullmatch(text):
@@ -211,6 +220,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("lease", _duration(limits.lease_s_min, limits.lease_s_max), "lease_s"),
         Key("max_worker_processes", _workers),
         Key("max_worker_processes_per_host", _workers),
+        Key("http", _loopback),
         _log_format,
     ),
     "agent": (

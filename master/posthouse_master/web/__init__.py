@@ -1,0 +1,1 @@
+"""The master seen by HTTP: health and metrics, read-only, on loopback."""
