@@ -118,7 +118,7 @@ class Processes:
         opened += [theirs, ours]
         latch_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         opened.append(latch_fd)
-        words_fd = os.memfd_create(f"posthouse-{order.token}", os.MFD_CLOEXEC)
+        words_fd = os.memfd_create(f"posthouse-{self._instance}-{order.token}", os.MFD_CLOEXEC)
         opened.append(words_fd)
         spare_fd = os.dup(words_fd)  # its place is the pidfd's, which must not fail for want of one
         if spare_fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:

@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-_LAST_WORDS: Final = re.compile(r"/memfd:posthouse-(\d+) \(deleted\)")
+_LAST_WORDS: Final = re.compile(r"/memfd:posthouse-([0-9a-f]+)-(\d+) \(deleted\)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +151,6 @@ def marked_by(pid: int, instance: str) -> int | None:
             with suppress(OSError):
                 target = os.readlink(f"{folder}/{name}")
                 found = _LAST_WORDS.fullmatch(target)
-                if found:
-                    return int(found[1])
+                if found and found[1] == instance:
+                    return int(found[2])
     return None
