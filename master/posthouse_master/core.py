@@ -175,7 +175,7 @@ class MasterCore:
             case Tick():
                 self._tick(turn)
             case Interrupted(reason):
-                self.door.say_goodbye(turn, reason)
+                turn.goodbye = reason
                 turn.halt(0, reason)
         return self._finish(turn)
 
@@ -188,6 +188,8 @@ class MasterCore:
             if session is not None:
                 self._end(turn, session, "stale_session", why)
                 self.watchers.pump(turn)
+        if turn.goodbye:
+            self.door.say_goodbye(turn, turn.goodbye)
         for registration in self.registry.changed.values():
             turn.persist(PutState(registration.state_row()))
         self.registry.changed.clear()
@@ -246,7 +248,7 @@ class MasterCore:
                 self._end(turn, session, "", f"goodbye: {message.reason}")
             case Unsupported() if message.kind:
                 frame = session.link.loose(message)  # a kind of a newer version: say so
-                turn.reply(session.peer, frame)
+                turn.send(session.peer, frame)
             case Unsupported():
                 pass
             case _ if session.role == "agent":
@@ -258,7 +260,7 @@ class MasterCore:
         if session.role == "agent" and not self.fleet.hosts[session.host].settled:
             return  # no grant before the last page of the inventory
         # A grant says nothing about what is durable, so it need not wait for the commit.
-        turn.reply(session.peer, session.link.loose(Grant(stamp=message.stamp)), urgent=True)
+        turn.send(session.peer, session.link.loose(Grant(stamp=message.stamp)), urgent=True)
 
     def _unchoke(self, turn: Turn, session: Session) -> None:
         host = self.fleet.hosts[session.host]

@@ -86,13 +86,14 @@ class Watchers:
             del self._starved[session.identity]
             self._dirty.update(starved)
 
-    def forgotten(self, turn: Turn, stream: str, last: int) -> None:
+    def forgotten(self, stream: str, last: int) -> None:
         """The stream is no longer kept; `last` was its last row. Nothing will come of it again."""
         for watch in list(self._of_stream.get(stream, ())):
-            self.remove(watch.session, watch.number)
             if watch.cursor < last:
-                reason = "the registration is no longer listed"
-                self.tell_too_old(turn, watch.session, watch.number, reason)
+                watch.void = "the registration is no longer listed"
+                self._dirty[watch] = None
+            else:
+                self.remove(watch.session, watch.number)
 
     def grown(self, stream: str) -> None:
         """The stream has a new row."""
@@ -134,26 +135,16 @@ class Watchers:
                 timeline=self._log.timeline,
                 sequence=page.sequence,
             )
-            if not self._door.send(turn, watch.session, message, notice=True):
+            if not self._door.send(turn, watch.session, message):
                 return
 
     def _too_old(self, turn: Turn, watch: Watch, reason: str, sequence: int | None = None) -> None:
-        self.remove(watch.session, watch.number)
-        self.tell_too_old(turn, watch.session, watch.number, reason, sequence)
-
-    def tell_too_old(
-        self,
-        turn: Turn,
-        session: Session,
-        number: int,
-        reason: str,
-        sequence: int | None = None,
-    ) -> None:
         """`sequence`: after it nothing is missing; by default the end of the log."""
+        self.remove(watch.session, watch.number)
         message = CursorTooOld(
-            subscription=number,
+            subscription=watch.number,
             timeline=self._log.timeline,
             sequence=self._log.sequence if sequence is None else sequence,
             reason=reason,
         )
-        self._door.send(turn, session, message, notice=True)
+        self._door.send(turn, watch.session, message)

@@ -113,5 +113,5 @@ class ShutdownWatch:
             session = self._door.get(identity)
             if session is not None:
                 self._door.send(turn, session, answer)
-        self._door.say_goodbye(turn, "the cluster is shut down")
+        turn.goodbye = "the cluster is shut down"
         turn.halt(0, text)

@@ -58,7 +58,7 @@ class Timers(Generic[Key]):
             due_s = self._due.get(key)
             if due_s is None:
                 continue
-            if due_s > now_s:
+            if due_s > at_s:
                 self._push(key, due_s)
                 continue
             del self._due[key]

@@ -1,8 +1,9 @@
 """CORE: what the handling of one input has led to so far.
 
 Owns: the order of effects within one input. Must not know: what they mean.
-Invariant: persist, then reply, then notify; a peer never hears of a change that is not in the ops
-before it.
+Invariant: ops come before every frame, so a peer never hears of what is not durable; frames leave
+in the order in which their links numbered them. Notifications come last because the core serves
+watchers last.
 """
 
 from posthouse.ids import Instant
@@ -19,19 +20,16 @@ class Turn:
         self.now = now
         self.ops: list[Op] = []
         self.broken: list[tuple[bytes, str]] = []  # sessions that have to end, and why
-        self._replies: list[Send] = []
-        self._notices: list[Send] = []
+        self.goodbye = ""  # why the process ends, to be told to everybody when all else is said
+        self._sends: list[Send] = []
         self._notes: list[Note] = []
         self._halt: Halt | None = None
 
     def persist(self, op: Op) -> None:
         self.ops.append(op)
 
-    def reply(self, peer: Peer, frame: bytes, *, urgent: bool = False) -> None:
-        self._replies.append(Send(peer, frame, urgent))
-
-    def notify(self, peer: Peer, frame: bytes) -> None:
-        self._notices.append(Send(peer, frame))
+    def send(self, peer: Peer, frame: bytes, *, urgent: bool = False) -> None:
+        self._sends.append(Send(peer, frame, urgent))
 
     def note(self, name: str, **fields: object) -> None:
         self._notes.append(Note(name, fields))
@@ -41,8 +39,7 @@ class Turn:
 
     def effects(self) -> list[Effect]:
         found: list[Effect] = [Persist(op) for op in self.ops]
-        found += self._replies
-        found += self._notices
+        found += self._sends
         found += self._notes
         if self._halt is not None:
             found.append(self._halt)
