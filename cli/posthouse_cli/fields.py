@@ -60,7 +60,10 @@ def _start_time(text: str) -> StartTime:
 
 
 def _restart_time(text: str) -> float:
-    return -1 if text == "never" else durations.parse(text)
+    try:
+        return -1 if text == "never" else durations.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{error}, or never") from None
 
 
 def _budget(text: str) -> tuple[int, float]:

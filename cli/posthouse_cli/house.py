@@ -37,6 +37,7 @@ _COLOURS: Final = (36, 33, 35, 32, 34, 96, 93, 95)
 _TAIL_S: Final = 0.1  # the logs are looked at this often: a person reads them
 _RETRY_S: Final = 1.0  # an agent or master that ended is started again after this
 _READY_S: Final = 30.0
+_WARDEN_S: Final = 15.0  # it gives each worker its grace, 5 s unless the registration says more
 _ENDING: Final = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
@@ -115,7 +116,7 @@ class House:
         self._say(f"an earlier `posthouse up` was killed; ending what it left: {pids}")
         # Agents before wardens: an agent starts a warden that it misses.
         sweep.end_all(agents_and_master, term_s=3.0)
-        sweep.end_all(self._wardens(), term_s=10.0)
+        sweep.end_all(self._wardens(), term_s=_WARDEN_S)
         left = sweep.holders(self.layout.run / "up.children") + self._wardens()
         if left:
             raise RefusedError(
@@ -229,7 +230,7 @@ class House:
         agents = [p for p in self._parts[1:] if p.process is not None]
         for part in agents:
             self._finish(part)
-        sweep.end_all(self._wardens(), term_s=5.0)
+        sweep.end_all(self._wardens(), term_s=_WARDEN_S)
         self._finish(self._parts[0])
         self._show_logs()
         self._say("everything has ended; registrations are kept for the next `posthouse up`")
@@ -237,16 +238,19 @@ class House:
     def _shut_workers_down(self, selector: selectors.BaseSelector, awake: int) -> None:
         """Until the master says that it is done, which ends it, or until somebody insists."""
         master, request_id = self._parts[0].process, os.urandom(limits.request_id_bytes)
-        with contextlib.suppress(PosthouseError), posthouse.connect(self.layout.clients) as cluster:
-            while master is not None and master.poll() is None:
-                with contextlib.suppress(TimedOut):
-                    # One request, asked again with its id: so we look at signals meanwhile.
-                    cluster.shutdown("fast", timeout=_TAIL_S, request_id=request_id)
-                    return
-                for _ in selector.select(0):
-                    if set(os.read(awake, 4096)) & _ENDING:
+        try:
+            with posthouse.connect(self.layout.clients) as cluster:
+                while master is not None and master.poll() is None:
+                    with contextlib.suppress(TimedOut):
+                        # One request, asked again with its id: so we look at signals meanwhile.
+                        cluster.shutdown("fast", timeout=_TAIL_S, request_id=request_id)
                         return
-                self._show_logs()
+                    for _ in selector.select(0):
+                        if set(os.read(awake, 4096)) & _ENDING:
+                            return
+                    self._show_logs()
+        except PosthouseError as error:
+            self._say(f"{error.message}; the wardens end the workers")
 
     def _finish(self, part: _Part) -> None:
         process = part.process

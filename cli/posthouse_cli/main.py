@@ -17,6 +17,7 @@ import click
 
 from posthouse.errors import PosthouseError
 from posthouse_cli.context import Session
+from posthouse_cli.render import ReaderLeft
 
 __all__ = ["EXIT_STATUSES", "VERBS", "cli", "main"]
 
@@ -133,7 +134,14 @@ def cli(context: click.Context, master: str | None, color: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    signal.signal(signal.SIGTERM, _terminated)
+    previous = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _run(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         status: Any = cli.main(
             args=None if arguments is None else list(arguments),
@@ -152,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error.message, error.hint, error.exit_status)
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        # The reader has seen enough (`| head`). Nothing more can be said on that stream.
+    except (BrokenPipeError, ReaderLeft):
+        # Nothing more can be said on that stream, also not by the interpreter when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except SystemExit as ended:

@@ -10,8 +10,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["Output"]
+__all__ = ["Output", "ReaderLeft"]
 
+
+class ReaderLeft(Exception):
+    """Whoever read our output has seen enough (`| head`)."""
+
+
+_WIDE = 10_000  # a narrow terminal wraps lines; it must not cut the names of workers
 _STYLES = {
     "started": "green",
     "not-yet-started": "yellow",
@@ -66,8 +72,11 @@ class Output:
 
     def line(self, text: str) -> None:
         """A line of text, flushed: a reader behind a pipe sees it now."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise ReaderLeft from None
 
     def styled(self, text: str) -> str:
         """The text with its colour, if it is one of our state words and colours are wanted."""
@@ -95,7 +104,7 @@ class Output:
 
         table = Table(box=None, pad_edge=False, header_style="bold" if self.colors else "")
         for title in header:
-            table.add_column(title, no_wrap=title != header[-1], overflow="fold")
+            table.add_column(title, no_wrap=True)
         for row in rows:
             styles = (_STYLES.get(cell, "") if self.colors else "" for cell in row)
             cells = (Text(_flat(c), style=s) for c, s in zip(row, styles, strict=True))
@@ -105,7 +114,7 @@ class Output:
             color_system="standard" if self.colors else None,
             highlight=False,
             markup=False,
-            soft_wrap=False,
+            width=_WIDE,
         )
         with console.capture() as captured:
             console.print(table)

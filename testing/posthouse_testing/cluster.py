@@ -230,19 +230,21 @@ class LocalCluster:
         deadline_s = time.monotonic() + self.timeout
         up: set[str] = set()
         last: Exception | None = None
-        with self.connect() as client:
-            while not wanted <= up:
-                for daemon in (self.master, *(self._agents[host] for host in wanted)):
-                    if not daemon.alive:
-                        raise PosthouseError(f"{daemon!r} ended; see {daemon.log}")
-                if time.monotonic() > deadline_s:
-                    missing = ", ".join(sorted(wanted - up))
-                    raise TimedOut(f"not up after {self.timeout} s: {missing}; last: {last}")
-                try:
-                    up = {host.name for host in client.hosts() if host.reachable}
-                except PosthouseError as error:
-                    last = error
-                time.sleep(0.02)
+        while not wanted <= up:
+            for daemon in (self.master, *(self._agents[host] for host in wanted)):
+                if not daemon.alive:
+                    raise PosthouseError(f"{daemon!r} ended; see {daemon.log}")
+            if time.monotonic() > deadline_s:
+                missing = ", ".join(sorted(wanted - up))
+                raise TimedOut(f"not up after {self.timeout} s: {missing}; last: {last}")
+            try:
+                # Short, so that a daemon which fails at its start is noticed at once.
+                with self.connect(timeout=1.0) as client:
+                    while not wanted <= up and all(self._agents[h].alive for h in wanted):
+                        up = {host.name for host in client.hosts() if host.reachable}
+                        time.sleep(0.01)
+            except PosthouseError as error:
+                last = error
 
     def print_logs(self, lines: int = 40) -> None:
         """The ends of all daemons' logs, on standard error."""

@@ -1,5 +1,6 @@
 """What, why and what to do next; and the exit status that scripts go by."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -53,8 +54,8 @@ def test_unreachable_master_is_4_and_says_how_to_start_one(posthouse, tmp_path):
     check(posthouse("--master", endpoint, "ps", "--timeout", "300ms", status=4), endpoint)
 
 
-def test_something_that_is_no_master_is_4(posthouse, tmp_path):
-    path = str(tmp_path / "not.sock")
+def test_something_that_is_no_master_is_4(posthouse, cluster):
+    path = str(cluster.dir / "not.sock")
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(path)
         listening.listen()
@@ -65,14 +66,16 @@ def test_something_that_is_no_master_is_4(posthouse, tmp_path):
                     peer, _ = listening.accept()
                 except OSError:
                     return
-                peer.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
-                peer.close()
+                with peer, contextlib.suppress(OSError):
+                    peer.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
 
         thread = threading.Thread(target=babble)
         thread.start()
-        check(posthouse("ps", "--master", f"ipc://{path}", "--timeout", "1", status=4), path)
-        listening.shutdown(socket.SHUT_RDWR)
-    thread.join()
+        try:
+            check(posthouse("ps", "--master", f"ipc://{path}", "--timeout", "1", status=4), path)
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 def test_bad_endpoint_is_2(posthouse):
@@ -119,8 +122,7 @@ def test_odd_names_are_refused(posthouse, odd):
     check(posthouse("register", "--name", odd, "--main", "jobs:idle", status=1), "name")
 
 
-def test_the_cluster_goes_away_while_events_are_followed(posthouse, cluster):
-    """A reader that leaves early is no error of ours."""
+def test_a_reader_that_leaves_early_is_no_error(cluster):
     read, write = os.pipe()
     with subprocess.Popen(
         [*command(), "events"],

@@ -11,7 +11,7 @@ import click
 
 import posthouse
 from posthouse import Cursor, Event
-from posthouse.errors import TimedOut
+from posthouse.errors import NoSuchWorker, RefusedError, TimedOut
 from posthouse_cli import shapes
 from posthouse_cli.context import (
     Session,
@@ -102,12 +102,16 @@ def logs(
     """
     handle = worker_handle(session, worker)
     deadline_s = None if timeout is None else time.monotonic() + timeout
-    reader = _Reader(session, handle, as_json)
-    reader.begin(lines)
+    reader = _Reader(session, handle, as_json, lines)
     while True:
         ended = handle.status().final
-        while reader.more():
-            pass
+        try:
+            while reader.more():
+                pass
+        except RefusedError as error:
+            # Not started yet, or its host is away: worth waiting for, if somebody waits anyhow.
+            if not follow or ended or isinstance(error, NoSuchWorker):
+                raise
         # Looked at before the last read: so a final status means that the read was complete.
         if not follow or ended:
             break
@@ -120,18 +124,19 @@ def logs(
 class _Reader:
     """Reads pages in order and prints whole lines; the last one may lack its newline."""
 
-    def __init__(self, session: Session, handle: posthouse.Handle, as_json: bool) -> None:
+    def __init__(
+        self, session: Session, handle: posthouse.Handle, as_json: bool, lines: int | None
+    ) -> None:
         self._out = session.out
         self._handle = handle
         self._as_json = as_json
         self._host = ""
         self._offset = 0
         self._rest = b""
+        self._lines = lines  # None: no longer, or never, to be looked for
 
-    def begin(self, lines: int | None) -> None:
+    def _begin(self, lines: int) -> None:
         """Stand where the last so many lines begin."""
-        if lines is None:
-            return
         page = self._handle.output(offset=-1)
         self._host = page.host
         start, seen = page.size, 0
@@ -149,6 +154,9 @@ class _Reader:
 
     def more(self) -> bool:
         """Print what there is next; False if there is nothing."""
+        if self._lines is not None:
+            self._begin(self._lines)
+            self._lines = None
         page = self._handle.output(offset=self._offset)
         if self._host and page.host and page.host != self._host:
             self.finish()

@@ -56,3 +56,23 @@ def tell_environment(_arg: Any) -> None:
 
     with posthouse.connect() as cluster:
         print("registry", cluster.registry, flush=True)
+
+
+def tell_entry(arg: Any) -> None:
+    """Prints what it was given."""
+    import json
+    import os
+    import resource
+
+    entry = worker.entry()
+    told = {
+        "arg": arg,
+        "extra": entry.spec.extra.decode(),
+        "environment": {name: os.environ.get(name) for name in ("A", "B")},
+        "nice": os.nice(0),
+        "umask": os.umask(0),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "host": entry.host,
+        "incarnation": entry.incarnation,
+    }
+    print(json.dumps(told), flush=True)
