@@ -104,7 +104,8 @@ def take_host_lock(
     if instance is not None:
         # Programs that workers started have closed the lock, but carry the cookie.
         for pid in procfs.pids():
-            _kill(pid, lambda p: procfs.marked_by(p, instance) is not None)
+            if pid != os.getpid():
+                _kill(pid, lambda p: procfs.marked_by(p, instance) is not None)
     return fd
 
 

@@ -223,11 +223,19 @@ class Host:
         lines = self.log_path(slot).read_text(errors="replace").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def _writes_here(self, pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return os.readlink(f"/proc/{pid}/fd/1").startswith(f"{self.logs}/")
+        return False
+
     def close(self) -> None:
         for agent in self.agents:
             agent.close()
         if self.process is not None and self.process.poll() is None:
             self.kill()
+        for pid in procfs.pids():  # what has left its warden on purpose
+            if (pidfd := procfs.kill_if(pid, self._writes_here)) is not None:
+                os.close(pidfd)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -238,13 +246,22 @@ def alive(pid: int, start: int | None = None) -> bool:
 
 
 @pytest.fixture
-def empty_host() -> Iterator[Host]:
-    """Folders, and no warden yet."""
-    host = Host(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
-    try:
-        yield host
-    finally:
+def make_host() -> Iterator[Callable[[], Host]]:
+    """Hosts with folders, and no warden yet."""
+    made: list[Host] = []
+
+    def make() -> Host:
+        made.append(Host(tempfile.mkdtemp(prefix="ph", dir="/tmp")))
+        return made[-1]
+
+    yield make
+    for host in made:
         host.close()
+
+
+@pytest.fixture
+def empty_host(make_host: Callable[[], Host]) -> Host:
+    return make_host()
 
 
 @pytest.fixture

@@ -98,3 +98,19 @@ def test_programs_that_workers_started_die_with_the_next_warden(host, agent, ali
     assert alive(program)
     host.start()
     assert not alive(program)
+
+
+def test_neighbours_on_one_machine_leave_each_other_alone(host, agent, make_host, alive):
+    """Two hosts: tokens and pids of the one mean nothing to the other's wardens."""
+    kept = [host.begin(agent, main) for main in ("idle", "keep_daemon", "start_program")]
+    children = [host.said(f.slot)[0]["child"] for f in kept[1:]]
+    other = make_host().start()
+    for _ in range(2):
+        others_agent = other.agent()
+        other.begin(others_agent, "keep_daemon")
+        other.run(others_agent, "leave_child", {"code": 0, "how": "double"})
+        other.kill()
+        other.start()
+    assert host.process.poll() is None
+    assert all(alive(f.pid, f.pid_start) for f in kept)
+    assert all(alive(pid) for pid in children)

@@ -473,3 +473,8 @@ def flood_channel(arg):
             sent += 1
     except Exception as error:  # noqa: BLE001
         say(error=type(error).__name__, sent=sent)
+
+
+def fail_long(arg):
+    print("y" * 4000)
+    raise ValueError("z" * 16_000)
