@@ -1,26 +1,33 @@
-"""The examples in the docstrings of the vocabulary run."""
+"""The examples in docstrings run, in every package."""
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 
-MODULES = (
-    "config_keys",
-    "errors",
-    "ids",
-    "paths",
-    "records",
-    "restart",
-    "signals",
-    "spec",
-    "values",
-)
+ROOT = Path(__file__).resolve().parents[2]
+ROOTS = {"protocol": "posthouse", "agent": "posthouse_agent", "master": "posthouse_master"}
+ROOTS |= {"testing": "posthouse_testing", "cli": "posthouse_cli"}
 
 
-@pytest.mark.parametrize("name", MODULES)
+def _with_examples() -> list[str]:
+    found = []
+    for folder, package in ROOTS.items():
+        for path in sorted((ROOT / folder / package).rglob("*.py")):
+            if ">>> " in path.read_text():
+                parts = path.relative_to(ROOT / folder).with_suffix("").parts
+                found.append(".".join(part for part in parts if part != "__init__"))
+    return found
+
+
+@pytest.mark.parametrize("name", _with_examples())
 def test_examples_run(name: str) -> None:
-    module = importlib.import_module(f"posthouse.{name}")
-    failed, tried = doctest.testmod(module, raise_on_error=False)
+    failed, tried = doctest.testmod(importlib.import_module(name), raise_on_error=False)
     assert failed == 0
     assert tried > 0
+
+
+def test_the_vocabulary_has_examples() -> None:
+    expected = {"errors", "ids", "paths", "records", "restart", "signals", "spec", "values"}
+    assert {f"posthouse.{name}" for name in expected} <= set(_with_examples())
