@@ -75,9 +75,9 @@ def run(settings: AgentSettings) -> int:
         _title(settings.host)
         talk = Talk(settings.log_format, host=settings.host)
         try:
-            _descriptors(settings, talk)
+            starter = WardenStarter(settings, _descriptors(settings, talk))
             _runtimes(settings, talk)
-            shell = _Shell(settings, client_keys, talk)
+            shell = _Shell(settings, client_keys, starter, talk)
             try:
                 return shell.run()
             finally:
@@ -98,7 +98,11 @@ class _Connected:
 
 class _Shell:
     def __init__(
-        self, settings: AgentSettings, client_keys: keys.ClientKeys | None, talk: Talk
+        self,
+        settings: AgentSettings,
+        client_keys: keys.ClientKeys | None,
+        starter: WardenStarter,
+        talk: Talk,
     ) -> None:
         self._settings = settings
         self._talk = talk
@@ -113,7 +117,7 @@ class _Shell:
         self._channels = Channels(self._epoll)
         self._chores = Chores("io", limits.chores_queued_max)
         self._epoll.register(self._chores.fileno(), select.EPOLLIN)
-        self._starter = WardenStarter(settings)
+        self._starter = starter
         self._wardens: dict[str, WardenConnection] = {}
         self._inputs: deque[Input] = deque()
         self._signals = socket.socketpair()
@@ -370,9 +374,10 @@ def _title(host: str) -> None:
     setproctitle.setproctitle(f"posthouse: agent {host}")
 
 
-def _descriptors(settings: AgentSettings, talk: Talk) -> None:
-    """Two descriptors a worker: as many as we may have, and a word if that is too few."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+def _descriptors(settings: AgentSettings, talk: Talk) -> int:
+    """Two descriptors a worker: as many as we may have, and a word if that is too few. Returns
+    the limit as it was."""
+    before, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -385,6 +390,7 @@ def _descriptors(settings: AgentSettings, talk: Talk) -> None:
             hint=f"raise the limit of open files, or set max_worker_processes to "
             f"{max(1, (soft - _SPARE_DESCRIPTORS) // 2)}",
         )
+    return before
 
 
 def _runtimes(settings: AgentSettings, talk: Talk) -> None:

@@ -6,8 +6,10 @@ warden than the process that exec'd it: own session, own files, no end of ours i
 """
 
 import array
+import contextlib
 import errno
 import os
+import resource
 import select
 import socket
 import struct
@@ -29,6 +31,7 @@ _START_S = 10.0  # from exec to a listening socket; measured: 0.1 s idle, 1 s on
 _YIELD_S = 0.5
 _TRY_S = 0.01
 _CONNECT_S = 2.0  # a warden that is stopped does not accept, and its backlog may be full
+_SOCKET_BYTES = 2 * limits.warden_frame_bytes_max
 _FDS_MAX = 2  # channel and latch
 _LOG_BYTES_MAX = 1024 * 1024  # of a warden's own log; emptied when the next one starts
 
@@ -48,6 +51,8 @@ class WardenConnection:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
+        # A packet must fit into the buffer as a whole, and the default is smaller than the largest.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         self._socket = connection
         self._pending: deque[bytes] = deque()
 
@@ -107,11 +112,12 @@ class WardenConnection:
 class WardenStarter:
     """Connects to wardens and starts those that are missing. Blocks: for the I/O thread."""
 
-    def __init__(self, settings: AgentSettings) -> None:
+    def __init__(self, settings: AgentSettings, descriptors_soft: int) -> None:
         self._runtime_dir = settings.runtime_dir
         self._log_dir = settings.log_dir
         self._host = settings.host
         self._may_start = settings.start_wardens
+        self._descriptors_soft = descriptors_soft
         self._children: dict[int, str] = {}  # wardens that we exec'd, by pid
 
     def connect(self, kind: str) -> WardenConnection:
@@ -168,6 +174,11 @@ class WardenStarter:
         except OSError as error:
             raise WardenLost(f"it cannot be started: {error.strerror}") from None
         self._children[pid] = kind
+        # We have raised our own limit; workers are to get the one that we were started with. The
+        # warden reads it tens of milliseconds from now.
+        with contextlib.suppress(OSError, ValueError):
+            _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (self._descriptors_soft, hard))
         return pid
 
     def _reap(self) -> None:

@@ -435,6 +435,17 @@ def test_reports_wait_while_the_link_has_little_room(bench: Bench, make_ended: M
     assert bench.confirmed() == list(range(1, 1001))
 
 
+def test_reports_that_waited_for_room_go_with_their_session(bench: Bench, make_ended: Make) -> None:
+    bench.attach()
+    bench.open()
+    for token in range(1, 1001):
+        bench.report(make_ended(bench.started(token)))
+    bench.refuse()
+    pages = bench.open()
+    assert {type(message) for message in pages} == {Inventory}
+    assert bench.master.exits_told() == list(range(1, 1001))
+
+
 # --- commands ---
 
 
