@@ -132,7 +132,8 @@ class Demo:
 
         listed = self._play("ps")
         self._expect(listed, rf"beat +started +b +{again} .*2 +killed by SIGKILL")
-        self._play("logs", "-n", "2", "beat", expect="beat")
+        self._wait_until(lambda: "beat" in self._capture("logs", "beat"), "beat writes nothing")
+        self._play("logs", "-n", "1", "beat", expect="beat")
         self._comment("terminate ends it and forgets it")
         self._play("terminate", "beat", expect="beat is unregistered")
         self._show_until(follower, "unregistered")
@@ -243,6 +244,12 @@ class Demo:
     def _check(self, held: bool, otherwise: str) -> None:
         if not held:
             raise _Failed(otherwise)
+
+    def _wait_until(self, held: Callable[[], bool], otherwise: str) -> None:
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while not held():
+            self._check(time.monotonic() < deadline_s, otherwise)
+            time.sleep(0.05)
 
     def _expect(self, text: str, pattern: str) -> None:
         self._check(re.search(pattern, text) is not None, f"no {pattern!r} in {text!r}")

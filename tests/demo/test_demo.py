@@ -75,7 +75,7 @@ def test_keep_leaves_it_running_and_says_how_to_end_it():
     demo._play_beat = demo._play_follow = lambda: None
     assert demo.run() == 0
     try:
-        assert demo._capture("hosts").split()[0] == "a"
+        assert "reachable" in demo._capture("hosts")
         ending = next(line for line in said if line.startswith("# to end it: "))
         subprocess.run(["sh", "-c", ending.removeprefix("# to end it: ").split(";")[0]], check=True)
         assert demo._screens[0].wait(30) == 0
