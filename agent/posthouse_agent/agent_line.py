@@ -88,10 +88,13 @@ class AgentLine:
     def _turn_away(self) -> None:
         """Out of descriptors: take the caller with the spare one and hang up, or it would keep
         the listener readable, and this loop busy, for ever."""
-        os.close(self._spare_fd)
+        if self._spare_fd != -1:
+            os.close(self._spare_fd)
+            self._spare_fd = -1
         with suppress(OSError):
             self._listener.accept()[0].close()
-        self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):
+            self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _hear_caller(self, fd: int) -> list[Order]:
         order = _read(self._callers[fd])

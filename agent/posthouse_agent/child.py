@@ -73,7 +73,7 @@ class Inheritance:
     latch_fd: int
     last_words_fd: int
     host_lock_fd: int
-    nofile: tuple[int, int]  # the limit before the warden raised its own
+    nofile_soft: int  # the limit before the warden raised its own
     withheld: tuple[str, ...]  # variables that are the daemons' alone
 
 
@@ -181,7 +181,11 @@ def _entry(order: StartWorker) -> worker.Entry:
 
 
 def _set_limits(order: StartWorker, given: Inheritance) -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, given.nofile)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    soft = hard if given.nofile_soft == resource.RLIM_INFINITY else given.nofile_soft
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     for name, limit in (_asked(order, "rlimits") or {}).items():
         number = getattr(resource, f"RLIMIT_{name}")
         try:

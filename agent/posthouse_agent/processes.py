@@ -62,13 +62,11 @@ class WorkerProcess:
 class Processes:
     """All children of this warden."""
 
-    def __init__(
-        self, *, log_dir: str, instance: str, host_lock_fd: int, nofile: tuple[int, int]
-    ) -> None:
+    def __init__(self, *, log_dir: str, instance: str, host_lock_fd: int, nofile_soft: int) -> None:
         self._log_dir = log_dir
         self._instance = instance
         self._host_lock_fd = host_lock_fd
-        self._nofile = nofile  # what workers get
+        self._nofile_soft = nofile_soft  # what workers get
         self._withheld = child.withheld_variables()
         self._pid = os.getpid()
         self._user = _user_name()
@@ -85,8 +83,6 @@ class Processes:
 
     def fork(self, order: StartWorker, now: Instant) -> WorkerProcess:
         """Start the worker. Raises CannotFork."""
-        assert "zmq" not in sys.modules
-        assert procfs.threads() == 1, "a fork of a process with threads"
         wanted = order.spec.get("run_as")
         if wanted not in (None, self._user):
             raise CannotFork(
@@ -105,6 +101,8 @@ class Processes:
 
     def _fork(self, order: StartWorker, now: Instant, opened: list[int]) -> WorkerProcess:
         """`opened` holds what must be closed again; on success only what is the child's."""
+        assert "zmq" not in sys.modules
+        assert procfs.threads() == 1, "a fork of a process with threads"
         name = f"{order.slot}.{order.generation}.log"
         path = f"{self._log_dir}/{name}"
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -138,7 +136,7 @@ class Processes:
                 latch_fd=latch_fd,
                 last_words_fd=words_fd,
                 host_lock_fd=self._host_lock_fd,
-                nofile=self._nofile,
+                nofile_soft=self._nofile_soft,
                 withheld=self._withheld,
             )
             child.run(order, given)
@@ -251,7 +249,10 @@ class Processes:
 
     def _suspects(self, worker: WorkerProcess, now: Instant) -> Iterable[int]:
         """Pids that a descendant of this worker may have: later ones than its own."""
-        newest = procfs.newest_pid()
+        try:
+            newest = procfs.newest_pid()
+        except OSError:  # out of descriptors: the next worker's end finds what this one left
+            return ()
         near = 0 <= newest - worker.pid <= _NEAR_PIDS
         if near and now.boot_s - worker.started.boot_s < _NEAR_S:
             return [pid for pid in range(worker.pid + 1, newest + 1) if _exists(pid)]

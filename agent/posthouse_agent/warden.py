@@ -277,12 +277,12 @@ def _settle(options: Options) -> None:
     child.set_title(f"posthouse warden {options.kind} {options.name}".rstrip())
 
 
-def _raise_descriptors() -> tuple[int, int]:
-    """Four for each worker; returns what there was, for the workers."""
+def _raise_descriptors() -> int:
+    """Each worker takes four. Returns the soft limit that there was, for the workers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return soft, hard
+    return soft
 
 
 def _build(options: Options) -> Warden:
@@ -297,7 +297,10 @@ def _build(options: Options) -> Warden:
     start.open_folder(folder)
     start.lock_warden(f"{folder}/warden.lock", _LOCK_S)
     start.open_log_folder(options.log_dir)
-    head, entries, bad = read_journal(f"{folder}/journal")
+    try:
+        head, entries, bad = read_journal(f"{folder}/journal")
+    except OSError as error:
+        raise start.CannotStart(f"{folder}/journal: {error.strerror}") from None
     if bad:
         _log(f"journal: {bad} lines make no sense and are left out")
     boot_id = procfs.boot_id()
@@ -319,7 +322,7 @@ def _build(options: Options) -> Warden:
         log_dir=options.log_dir,
         instance=instance,
         host_lock_fd=host_lock_fd,
-        nofile=_raise_descriptors(),
+        nofile_soft=_raise_descriptors(),
     )
     line = AgentLine(f"{folder}/warden.sock", epoll)
     return Warden(core, processes, journal, line, epoll)
