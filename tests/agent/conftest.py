@@ -1,5 +1,6 @@
 """What the tests of the agent share: a bench for its core, and real processes on a private host."""
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -298,3 +299,17 @@ def make_forked() -> Callable[..., Forked]:
 @pytest.fixture
 def make_ended() -> Callable[..., Ended]:
     return ended
+
+
+@pytest.fixture
+def eventually() -> Callable[..., Any]:
+    """Wait until `check` is true, and return what it returned."""
+
+    def wait(check: Callable[[], Any], timeout_s: float = 20.0) -> Any:
+        deadline_s = time.monotonic() + timeout_s
+        while not (result := check()):
+            assert time.monotonic() < deadline_s, "it did not become true in time"
+            time.sleep(0.01)
+        return result
+
+    return wait
