@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from errno import ENOSPC, EOPNOTSUPP
 from typing import Any
 
@@ -29,6 +29,8 @@ from posthouse_agent.warden_effects import (
 )
 
 __all__ = ["Head", "Journal", "read_journal"]
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 _CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls
@@ -64,7 +66,7 @@ class Journal:
         """Add a line. Raises OSError, and then the file is as it was."""
         if self.behind:
             raise OSError(ENOSPC, "an earlier entry is still missing")
-        data = _line({"op": type(entry).__name__, **asdict(entry)})
+        data = _line(entry)
         written = 0
         try:
             written = os.write(self._fd, data)
@@ -100,10 +102,7 @@ class Journal:
             new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW, 0o600
         )
         try:
-            head = {"op": "Head", **asdict(self._head)}
-            data = b"".join(
-                [_line(head), *(_line({"op": type(e).__name__, **asdict(e)}) for e in entries)]
-            )
+            data = b"".join([_line(self._head), *map(_line, entries)])
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
@@ -142,8 +141,10 @@ def read_journal(path: str) -> tuple[Head | None, list[Entry], int]:
     return head, entries, bad
 
 
-def _line(values: dict[str, Any]) -> bytes:
-    text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+def _line(record: Head | Entry) -> bytes:
+    # not asdict(): its deep copies would be most of a warden's work
+    values = {name: getattr(record, name) for name in record.__slots__}
+    text = _encode({"op": type(record).__name__, **values})
     return text.encode(errors="backslashreplace") + b"\n"
 
 

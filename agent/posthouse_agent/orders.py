@@ -5,7 +5,7 @@ Invariant: standard library and msgpack only, because the warden loads nothing e
 one SOCK_SEQPACKET message: a msgpack map with its class name under "op".
 """
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin
 
 import msgpack
@@ -187,7 +187,9 @@ _CLASSES: dict[str, type[Any]] = {
 
 def pack(record: Order | Report) -> bytes:
     """The bytes of one message. Raises ValueError if they exceed the frame's bound."""
-    data: bytes = msgpack.packb({"op": type(record).__name__, **asdict(record)})
+    # not asdict(): its deep copies would be most of a warden's work
+    values = {name: getattr(record, name) for name in record.__slots__}
+    data: bytes = msgpack.packb({"op": type(record).__name__, **values})
     if len(data) > limits.warden_frame_bytes_max:
         raise ValueError(f"{type(record).__name__} of {len(data)} bytes")
     return data
