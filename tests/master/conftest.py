@@ -263,7 +263,8 @@ class Town:
         self.notes: list[Note] = []
         self.halted: Halt | None = None
         self.commits = 0
-        self.on_commit: Callable[[list[Any]], None] | None = None
+        self.on_commit: Callable[[list[Any]], None] | None = None  # before it
+        self.on_committed: Callable[[], None] | None = None  # after it, before anything is sent
         self._numbers = itertools.count(1)
         self._start()
 
@@ -293,11 +294,13 @@ class Town:
     def handle(self, event: Input) -> None:
         effects = self.core.handle(event, self.now)
         ops = [effect.op for effect in effects if isinstance(effect, Persist)]
-        if self.on_commit is not None:
+        if self.on_commit is not None and ops:
             self.on_commit(ops)
         if ops:
             self.store.commit(self.core.term.epoch, ops)
             self.commits += 1
+            if self.on_committed is not None:
+                self.on_committed()
         for effect in effects:
             match effect:
                 case Send(peer, frame):
