@@ -19,7 +19,7 @@ docs:
 
 # make sim SEEDS=20000
 sim:
-	POSTHOUSE_SIM_SEEDS=$(SEEDS) $(UV) run pytest -q -m "slow or not slow" tests/sim
+	$(UV) run python -m posthouse_testing.sim --seeds $(SEEDS)
 
 constraints:
 	$(UV) run python deploy/constraints.py > deploy/constraints.txt

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 
+from posthouse_testing.sim.faults import KINDS
 from posthouse_testing.sim.run import Failure, simulate
 
 __all__ = ["main"]
@@ -29,12 +30,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--skip", default="", metavar="N,N", help="leave these faults out (as --shrink tells)"
     )
+    parser.add_argument(
+        "--only", default="", metavar="KIND,KIND", help="many faults, of these kinds alone"
+    )
     parser.add_argument("--shrink", action="store_true", help="leave out faults that do not matter")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a violation")
     options = parser.parse_args(arguments)
     first = options.start if options.seed is None else options.seed
     count = options.seeds if options.seed is None else 1
     skip = frozenset(int(number) for number in options.skip.split(",") if number)
+    only = tuple(kind for kind in options.only.split(",") if kind)
+    if unknown := [kind for kind in only if kind not in KINDS]:
+        parser.error(f"no such kind: {unknown[0]!r}; there are: {', '.join(KINDS)}")
     echo = print if options.trace else None
 
     totals: Counter[str] = Counter()
@@ -45,10 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in range(first, first + count):
         done += 1
         try:
-            report = simulate(seed, skip=skip, echo=echo)
+            report = simulate(seed, skip=skip, only=only, echo=echo)
         except Failure as failure:
             failures.append(failure)
-            _show(_shrunk(failure, skip) if options.shrink else failure, skip, options.trace)
+            if options.shrink:
+                failure, skip = _shrunk(failure, skip, only)
+            _show(failure, _options(skip, only), options.trace)
             if not options.keep_going:
                 break
             continue
@@ -61,24 +70,30 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _show(failure: Failure, skip: frozenset[int], traced: bool) -> None:
+def _show(failure: Failure, options: str, traced: bool) -> None:
     print(f"VIOLATION in {failure}")
     if not traced:
         for line in failure.trace[-LINES_SHOWN:]:
             print(f"  {line}")
-    left_out = f" --skip {','.join(str(number) for number in sorted(skip))}" if skip else ""
     print(f"trace {failure.trace_hash}")
-    print(f"replay: python -m posthouse_testing.sim --seed {failure.seed}{left_out} --trace")
+    print(f"replay: python -m posthouse_testing.sim --seed {failure.seed}{options} --trace")
 
 
-def _shrunk(failure: Failure, skip: frozenset[int]) -> Failure:
+def _options(skip: frozenset[int], only: tuple[str, ...]) -> str:
+    left_out = f" --skip {','.join(str(number) for number in sorted(skip))}" if skip else ""
+    return left_out + (f" --only '{','.join(only)}'" if only else "")
+
+
+def _shrunk(
+    failure: Failure, skip: frozenset[int], only: tuple[str, ...]
+) -> tuple[Failure, frozenset[int]]:
     """Leave faults out, one after the other, as long as the same invariant breaks."""
     kept = failure
     for fault in reversed(failure.faults):
         if fault.number in skip:
             continue
         try:
-            simulate(failure.seed, skip=skip | {fault.number})
+            simulate(failure.seed, skip=skip | {fault.number}, only=only)
         except Failure as smaller:
             if (smaller.number, type(smaller.cause)) == (kept.number, type(kept.cause)):
                 kept, skip = smaller, skip | {fault.number}
@@ -86,8 +101,7 @@ def _shrunk(failure: Failure, skip: frozenset[int]) -> Failure:
     print(f"shrunk to {len(left)} of {len(failure.faults)} faults:")
     for text in left:
         print(f"  {text}")
-    _show(kept, skip, traced=False)
-    return failure
+    return kept, skip
 
 
 def _summary(

@@ -7,11 +7,11 @@ Invariant: nothing here trusts a core. The fake processes and the committed oper
 truth; frames and reports are claims about it, and each is compared when it is made. The numbers
 are those of the table of invariants in docs/reliability.md:
 
-- a commit: 3, 7, 10, 11, 13, 17, and that the log's numbers have no gap and no counter falls;
+- a commit: 3, 5, 7, 10, 11, 13, 17, 21; no gap in the log, no counter that falls;
 - a START that leaves the master: 3 (committed before), 6 (never in a second session);
 - a fork: 1, 3, 7, 11, 12;
 - a warden's or an agent's word that a process has ended: 17;
-- an answer or an event that reaches a client: 8, 9, 10;
+- an answer or an event that reaches a client: 8, 9, 10, 21;
 - a new master's snapshot: 9 (nothing that was durable is missing);
 - the end, when faults have stopped: 20 (run.py).
 """
@@ -33,9 +33,10 @@ from posthouse.messages import (
     StartFailed,
     StopDone,
 )
-from posthouse.records import Event
+from posthouse.records import Event, Status
 from posthouse_agent import orders
 from posthouse_master.store.base import Life
+from posthouse_testing.sim.fold import fold
 from posthouse_testing.sim.host import Machine
 from posthouse_testing.sim.ledger import Key, Ledger
 from posthouse_testing.sim.process import Process
@@ -170,6 +171,18 @@ class Checker:
             self.fail(
                 9, f"{principal} was told {key} for {tag}, durable: {self.ledger.tags.get(tag)}"
             )
+
+    def told(self, who: str, status: Status) -> None:
+        """A client is told a status: it must be what the log says at the place that it names."""
+        handle = status.handle
+        if handle is None or (handle.slot, handle.generation) not in self.ledger.wires:
+            self.fail(9, f"{who} is told of {handle}, which was never registered")
+        stream = f"{handle.slot}.{handle.generation}"
+        if self.forgotten(stream) and status.final:
+            return  # a stale handle answers STOPPED and remembers nothing
+        truth = fold(self.ledger.rows(stream, 0, status.sequence))
+        if lie := truth.lies(status):
+            self.fail(21, f"{who} is told at {status.sequence} of {stream}: {lie}")
 
     def watched(
         self, who: str, stream: str, cursor: int, told: Sequence[Event], up_to: int

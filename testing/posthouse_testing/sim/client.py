@@ -15,16 +15,21 @@ from posthouse.errors import CursorTooOld, PosthouseError, RequestConflict, Time
 from posthouse.ids import Cursor
 from posthouse.messages import (
     MUTATING,
+    Explain,
     GetStatus,
     LatchWorker,
     ListHosts,
     ListWorkers,
+    ReadOutput,
     Register,
     Registered,
     Reply,
     Request,
+    Shutdown,
     SignalWorker,
+    StatusReply,
     Terminate,
+    WorkersPage,
 )
 from posthouse.session import (
     FROM_START,
@@ -42,7 +47,7 @@ from posthouse.session import (
     WatchFailed,
 )
 from posthouse.spec import BackgroundWorker
-from posthouse.states import NEVER_RESTART
+from posthouse.states import NEVER_RESTART, ShutdownMode
 from posthouse_testing.sim.check import Checker
 from posthouse_testing.sim.network import Dealer, Network
 from posthouse_testing.sim.node import Node
@@ -189,37 +194,48 @@ class Client:
         if choice < 0.45 or not self.handles:
             self.register()
         elif choice < 0.6:
-            self.ask(Terminate(request=self._id(), ref=random.choice(self.handles)))
+            self.terminate(random.choice(self.handles))
         elif choice < 0.7:
             ref, signal = random.choice(self.handles), random.choice((1, 10, 15, 9))
             self.ask(SignalWorker(request=self._id(), ref=ref, signal=signal))
         elif choice < 0.75:
             self.ask(LatchWorker(request=self._id(), ref=random.choice(self.handles)))
         elif choice < 0.85:
-            self.ask(GetStatus(request=self._id(), ref=random.choice(self.handles)))
+            asked = random.choice((GetStatus, GetStatus, GetStatus, Explain, ReadOutput))
+            self.ask(asked(request=self._id(), ref=random.choice(self.handles)))
         elif choice < 0.9:
             self.ask(random.choice((ListWorkers, ListHosts))(request=self._id()))
+        elif choice < 0.92 and self.world.knobs.shutdowns:
+            mode = random.choice((ShutdownMode.FAST, ShutdownMode.IMMEDIATE))
+            self.ask(Shutdown(request=self._id(), mode=mode))
         else:
             self.follow("" if random.random() < 0.5 else random.choice(self.handles))
 
-    def register(self) -> None:
+    def register(self, **fields: Any) -> None:
+        """Register a worker; fields that are not given are drawn."""
         random = self.world.random
         self._tags += 1
+        drawn: dict[str, Any] = {
+            "name": f"w{random.randint(1, 12)}",
+            "restart_time": random.choice((0, 0.3, 1.0, 2.5, NEVER_RESTART)),
+            "stop_grace_s": random.choice((0.0, 0.3, 1.5)),
+            "host": random.choice((None, None, *self.hosts)),
+            "unique": random.random() < 0.8,
+        }
         worker = BackgroundWorker(
-            name=f"w{random.randint(1, 12)}",
             main="acme.jobs:main",
             main_arg={"tag": f"{self.name}-{self._tags}"},
-            restart_time=random.choice((0, 0.3, 1.0, 2.5, NEVER_RESTART)),
-            stop_grace_s=random.choice((0.0, 0.3, 1.5)),
-            host=random.choice((None, None, *self.hosts)),
-            unique=random.random() < 0.8,
+            **(drawn | fields),
         )
         self.ask(Register(request=self._id(), spec=worker.to_wire()))
 
     def terminate_all(self) -> None:
         """The end of the run: everything that was ever registered goes."""
         for handle in self.handles:
-            self.ask(Terminate(request=self._id(), ref=handle))
+            self.terminate(handle)
+
+    def terminate(self, handle: str) -> None:
+        self.ask(Terminate(request=self._id(), ref=handle))
 
     def _id(self) -> bytes:
         return self.world.entropy(16)
@@ -266,6 +282,11 @@ class Client:
             self.handles.append(handle)
             if self.world.chance(0.5):
                 self.follow(handle)
+        if isinstance(outcome, StatusReply):
+            self.checker.told(self.name, outcome.status)
+        elif isinstance(outcome, WorkersPage):
+            for worker in outcome.workers:
+                self.checker.told(self.name, worker.status)
         if mutating and not self.calm and self.world.chance(0.2):
             self.world.after(self.world.random.uniform(0.0, 3.0), self._doubt, question)
 

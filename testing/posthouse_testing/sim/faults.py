@@ -55,9 +55,9 @@ class Fault:
         KINDS[self.kind][1](self, stage)
 
 
-def plan(random: Random, rate: float, length_s: float) -> list[Fault]:
+def plan(random: Random, rate: float, length_s: float, only: tuple[str, ...] = ()) -> list[Fault]:
     """Faults at `rate` a second; each seed leaves some kinds out, so that others go deep."""
-    kinds = [kind for kind in KINDS if random.random() < 0.6]
+    kinds = list(only) or [kind for kind in KINDS if random.random() < 0.6]
     weights = [KINDS[kind][0] for kind in kinds]
     faults: list[Fault] = []
     at_s = 0.0
@@ -190,6 +190,7 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "master killed": (2, lambda _, s: _crash(s.seat.node)),
     "master killed between effects": (3, lambda f, s: _light(s.seat.node, f)),
     "master paused": (1, lambda f, s: _pause(s.seat.node, f)),
+    "master deposed": (1, lambda _, s: s.seat.usurp()),
     "master interrupted": (1, _interrupt),
     "commit failed": (1, _store),
     "agent killed": (2, lambda f, s: _crash(_machine(f, s).agent)),

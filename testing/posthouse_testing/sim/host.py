@@ -441,6 +441,8 @@ class Machine:
             process.orphaned |= not process.reaped
         for process in self.live:
             pause_s = self.world.random.uniform(0.0, 0.004)
+            if self.world.chance(self.world.knobs.unkillable):
+                pause_s = self.world.random.uniform(0.5, 4.0)
             self.world.after(pause_s, process.end, "warden", None, int(SIGKILL))
 
     # --- processes ---

@@ -38,6 +38,7 @@ from posthouse_master.store.base import (
     StateRow,
     TrimEvents,
 )
+from posthouse_testing.sim.fold import Fold
 from posthouse_testing.sim.process import Process
 from posthouse_testing.sim.world import Violation, World
 
@@ -64,6 +65,7 @@ class Ledger:
     workers_max: int
     processes: dict[int, Process]  # by token: what really ran
     timeline: int = 1
+    epoch: int = 0
     workers_per_host_max: dict[str, int] = field(default_factory=dict)
     specs: dict[Key, SpecRow] = field(default_factory=dict)
     wires: dict[Key, dict[str, Any]] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Ledger:
     counters: Counters = field(default_factory=Counters)
     runs: dict[Key, dict[int, Run]] = field(default_factory=lambda: defaultdict(dict))
     tags: dict[str, list[Key]] = field(default_factory=lambda: defaultdict(list))
+    folds: dict[Key, Fold] = field(default_factory=lambda: defaultdict(Fold))
     finished: dict[Key, Event] = field(default_factory=dict)  # UNREGISTERED rows
     barred: dict[int, str] = field(default_factory=dict)  # tokens never to be forked: why
     newest_token: int = 0
@@ -87,8 +90,10 @@ class Ledger:
 
     # --- commits ---
 
-    def committed(self, ops: Sequence[Op]) -> None:
-        """A transaction is durable."""
+    def committed(self, epoch: int, ops: Sequence[Op]) -> None:
+        """A transaction of this term is durable."""
+        if epoch != self.epoch:
+            self.fail(5, f"a master of epoch {epoch} commits in epoch {self.epoch}")
         for op in ops:
             _APPLY[type(op)](self, op)
         self._limits()
@@ -96,6 +101,9 @@ class Ledger:
 
     def loaded(self, snapshot: Snapshot) -> None:
         """What a new master finds must be what was committed."""
+        if snapshot.term.epoch <= self.epoch:
+            self.fail(4, f"epoch {snapshot.term.epoch} begins after epoch {self.epoch}")
+        self.epoch = snapshot.term.epoch
         found: dict[str, Any] = {
             "registrations": {(row.slot, row.generation): row for row in snapshot.specs},
             "states": {(row.slot, row.generation): row for row in snapshot.states},
@@ -216,16 +224,9 @@ class Ledger:
             state = self.states.get(key)
             if state is None:
                 continue
-            retired = key in self.finished
-            if (state.life is Life.RETIRED) != retired:
-                self.fail(7, f"{key} is {state.life}, its UNREGISTERED row: {retired}")
+            if difference := self.folds[key].differs(state):
+                self.fail(21, f"{key} is not what its log says: {difference}")
             run = self.runs[key].get(state.incarnation)
-            if state.life in (Life.STARTING, Life.RUNNING) and (
-                run is None or run.token != state.token or run.terminal
-            ):
-                self.fail(7, f"{key} is {state.life} without a live incarnation in the log: {run}")
-            if state.life is Life.RUNNING and (run is None or not run.started):
-                self.fail(7, f"{key} is running without a STARTED row")
             if state.life in (Life.WAITING, Life.RETIRED) and run is not None and not run.terminal:
                 self.fail(7, f"{key} is {state.life}, incarnation {state.incarnation} never ended")
 
@@ -246,6 +247,7 @@ class Ledger:
         key = (event.slot, event.generation)
         if key in self.finished:
             self.fail(7, f"{line_of(event)} after UNREGISTERED")
+        self.folds[key].apply(event)
         match event.kind:
             case EventKind.STARTING:
                 self._starting(key, event)

@@ -40,7 +40,7 @@ COMMIT_S = (0.0001, 0.004)
 class Auditor(Protocol):
     """Who is told of what is durable (ledger.Ledger)."""
 
-    def committed(self, ops: Sequence[Op]) -> None: ...
+    def committed(self, epoch: int, ops: Sequence[Op]) -> None: ...
     def loaded(self, snapshot: Snapshot) -> None: ...
 
 
@@ -56,7 +56,7 @@ class MasterNode(Node):
     def __init__(self, seat: "MasterSeat") -> None:
         super().__init__(seat.world, "master", seat.clock)
         self.seat = seat
-        self.store = MemoryStore(seat.disk)
+        self.store = MemoryStore(seat.disk, steal=True)
         self.epoch = self.store.begin_term().epoch
         snapshot = self.store.load()
         seat.auditor.loaded(snapshot)
@@ -67,6 +67,7 @@ class MasterNode(Node):
         self._sends: list[Send] = []
         self._ops: list[Op] = []
         self._halt: Halt | None = None
+        self.deposed = False  # another has begun a term; its sockets are not bound any more
 
     def begin(self) -> None:
         self.world.log(self.name, f"begins epoch {self.epoch}")
@@ -153,6 +154,8 @@ class MasterNode(Node):
         self.wake_at(self.core.wake_s)
 
     def _send(self, send: Send) -> None:
+        if self.deposed:
+            return
         router: Router = self.seat.network.routers[send.peer.endpoint]
         if send.peer.endpoint == "agents":
             self.seat.watcher.master_said(send.frame)
@@ -212,15 +215,26 @@ class MasterSeat:
         if failing == "before":
             raise StoreError("the disk is full")
         node.store.commit(node.epoch, ops)
-        self.auditor.committed(ops)
+        self.auditor.committed(node.epoch, ops)
         if failing == "after":
             raise StoreError("the answer of the store was lost")
+
+    def usurp(self) -> None:
+        """The master stops for so long that another one begins a term; then it goes on."""
+        old = self.node
+        if old is None:
+            return
+        self.world.log("master", f"of epoch {old.epoch} is deposed")
+        old.deposed = True
+        old.pause(self.world.random.uniform(0.01, 5.0))
+        self.died(old)
 
     def died(self, node: MasterNode) -> None:
         if self.node is not node:
             return
         self.node = None
-        self.world.log("master", "is gone")
+        if not node.deposed:
+            self.world.log("master", "is gone")
         for router in self.network.routers.values():
             router.close(late=self.world.chance(self.world.knobs.late))
         if self.world.chance(0.2):

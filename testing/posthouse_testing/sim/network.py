@@ -13,7 +13,8 @@ What the real thing does, and so does this one:
    all arrive; otherwise each end gives the connection up at a time of its own.
 4. Nothing is queued for nobody (IMMEDIATE=1): what is sent before a connection exists stays with
    the sender, bounded, and goes with the next connection of the same socket.
-5. A ROUTER refuses a frame to a routing id that has gone (MANDATORY=1).
+5. A ROUTER refuses a frame to a routing id that has gone, or whose peer does not read
+   (MANDATORY=1); a DEALER's send to such a peer fails (NOBLOCK).
 """
 
 from collections import deque
@@ -61,6 +62,11 @@ class Pipe:
                 self._held.append(frame)
             else:
                 self._fly(frame)
+
+    @property
+    def waiting(self) -> int:
+        """Frames that the other end has not taken yet."""
+        return len(self._flying) + len(self._held)
 
     def stall(self) -> None:
         """The cable is cut, silently: TCP keeps the bytes and tries again."""
@@ -176,7 +182,7 @@ class Router:
     def send(self, routing_id: bytes, frame: bytes) -> bool:
         """False: there is no such peer any more."""
         connection = self.connections.get(routing_id)
-        if connection is None:
+        if connection is None or connection.down.waiting >= self.network.knobs.room:
             self.network.world.figures["frames refused by the router"] += 1
             return False
         connection.down.send(frame)
@@ -206,8 +212,11 @@ class Dealer:
         self._dial(first=True)
 
     def send(self, frame: bytes) -> None:
-        if self.connection is not None:
-            self.connection.up.send(frame)
+        connection = self.connection
+        if connection is not None and connection.up.waiting < self.network.knobs.room:
+            connection.up.send(frame)
+        elif connection is not None:
+            self.world.figures["frames that a full socket did not take"] += 1
         elif len(self.pending) < PENDING_MAX:
             self.pending.append(frame)
 

@@ -75,7 +75,10 @@ class Process:
             return
         random = self.world.random
         if signal == SIGKILL:
-            self.world.after(random.uniform(0.0002, 0.004), self.end, "signaled", None, signal)
+            pause_s = random.uniform(0.0002, 0.004)
+            if self.world.chance(self.world.knobs.unkillable):
+                pause_s = random.uniform(0.5, 4.0)
+            self.world.after(pause_s, self.end, "signaled", None, signal)
         elif signal in DEADLY and not self.stubborn:
             how = random.choice(((0, None), (1, None), (None, signal), (3, None)))
             cause = "signaled" if how[0] is None else "exited"

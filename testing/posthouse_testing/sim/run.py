@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from posthouse import limits
+from posthouse.states import StopReason
 from posthouse_master.core import MasterPolicy
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.check import Checker
@@ -21,13 +22,14 @@ from posthouse_testing.sim.host import Machine
 from posthouse_testing.sim.ledger import Ledger
 from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.network import Network
-from posthouse_testing.sim.world import Violation, World
+from posthouse_testing.sim.world import Knobs, Violation, World
 
 __all__ = ["SETTLE_S", "Failure", "Report", "Simulation", "simulate"]
 
 SETTLE_S = 60.0  # after the last fault everything is in order within this, in virtual time
 LOOK_S = 0.5  # how often it is looked at
 ACTION_RATE = 0.5  # what each client does a second
+FOCUS_RATE = 1.5  # faults a second where their kinds are chosen
 ENDING = 0.5  # share of seeds that end by terminating everything
 
 Echo = Callable[[str], None]
@@ -57,30 +59,43 @@ class Failure(Exception):
         self.trace_hash = world.trace_hash
 
 
-def simulate(seed: int, *, skip: frozenset[int] = frozenset(), echo: Echo | None = None) -> Report:
-    """Run a seed, without the faults whose numbers are in `skip`. Raises Failure."""
-    simulation = Simulation(seed, skip=skip, echo=echo)
-    try:
-        with simulation.squeezed():
-            return simulation.run()
-    except Exception as error:
-        world = simulation.world
-        world.log("VIOLATION", f"{type(error).__name__}: {error}")
-        raise Failure(seed, error, world, simulation.faults) from error
+def simulate(
+    seed: int,
+    *,
+    skip: frozenset[int] = frozenset(),
+    only: tuple[str, ...] = (),
+    echo: Echo | None = None,
+) -> Report:
+    """Run a seed, without the faults whose numbers are in `skip`, or with faults of the kinds in
+    `only` and many of them. Raises Failure."""
+    return Simulation(seed, skip=skip, only=only, echo=echo).run()
 
 
 class Simulation:
-    """The world of one seed."""
+    """The world of one seed. With `knobs` of your own and without faults it is a stage for a
+    script: schedule what shall happen with `world.at`, then `run`."""
 
-    def __init__(self, seed: int, *, skip: frozenset[int], echo: Echo | None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        skip: frozenset[int] = frozenset(),
+        only: tuple[str, ...] = (),
+        echo: Echo | None = None,
+        knobs: Knobs | None = None,
+    ) -> None:
         world = self.world = World(seed, echo)
+        self.scripted = knobs is not None
+        if knobs is not None:
+            world.knobs = knobs
         random, knobs = world.random, world.knobs
-        self.faults = plan(random, knobs.fault_rate, knobs.faulty_s)
+        rate = FOCUS_RATE if only else knobs.fault_rate
+        self.faults = plan(random, rate, knobs.faulty_s, only)
         self.skip = skip
         self.network = Network(world)
         # Mostly room for all; sometimes too little, in the cluster or on each host.
-        workers_max = random.choice((2, 5, 100, 100))
-        slots = random.choice((1, 3, 50, 50))
+        workers_max = random.choice((2, 5, 100, 100)) if not self.scripted else 100
+        slots = random.choice((1, 3, 50, 50)) if not self.scripted else 50
         self.ledger = Ledger(world, workers_max, {})
         self.checker = Checker(world, self.ledger)
         policy = MasterPolicy(max_worker_processes=workers_max, max_worker_processes_per_host=50)
@@ -93,11 +108,16 @@ class Simulation:
             for number in range(1, knobs.clients + 1)
         ]
         self.stage = Stage(world, self.network, self.seat, self.machines, self.clients)
-        self._squeeze = {
-            "events_per_registration_max": random.choice((8, 256, 256)),
-            "retired_max": random.choice((1, 10_000, 10_000)),
-            "outbox_messages_max": random.choice((160, 1024, 1024)),  # 128 are kept free
-        }
+        self._squeeze = (
+            {}
+            if self.scripted
+            else {
+                "events_per_registration_max": random.choice((8, 256, 256)),
+                "page_items_max": random.choice((2, 256, 256)),
+                "retired_max": random.choice((1, 10_000, 10_000)),
+                "outbox_messages_max": random.choice((160, 1024, 1024)),  # 128 are kept free
+            }
+        )
 
     @contextlib.contextmanager
     def squeezed(self) -> Iterator[None]:
@@ -112,6 +132,15 @@ class Simulation:
                 setattr(limits, name, value)
 
     def run(self) -> Report:
+        """All of it. Raises Failure."""
+        try:
+            with self.squeezed():
+                return self._run()
+        except Exception as error:
+            self.world.log("VIOLATION", f"{type(error).__name__}: {error}")
+            raise Failure(self.world.seed, error, self.world, self.faults) from error
+
+    def _run(self) -> Report:
         world, knobs = self.world, self.world.knobs
         world.log("world", f"{knobs}")
         world.at(0.0, self.seat.start)
@@ -119,7 +148,8 @@ class Simulation:
             world.at(world.random.uniform(0.0, 1.0), machine.boot)
         for client in self.clients:
             world.at(world.random.uniform(0.0, 1.0), client.start)
-            self._act(client)
+            if not self.scripted:
+                self._act(client)
         for _ in range(knobs.workers):
             client = world.random.choice(self.clients)
             world.at(world.random.uniform(0.5, 3.0), client.register)
@@ -129,7 +159,7 @@ class Simulation:
         world.run(knobs.faulty_s)
         self._calm()
         settled_s = self._settle(self._unsettled)
-        if world.chance(ENDING):
+        if world.chance(ENDING) or self.scripted:
             world.log("world", "everything is terminated")
             for client in self.clients:
                 client.terminate_all()
@@ -176,7 +206,7 @@ class Simulation:
                 continue
             process = checker.living.get(key)
             if state.life is Life.RUNNING and process is not None:
-                if state.stopping is not None:
+                if state.stopping not in (None, StopReason.SHUTDOWN):  # that one is over by now
                     waits.append(f"{key} is still to be stopped")
                 if process.token != state.token:
                     waits.append(f"{key} runs token {process.token}, not {state.token}")

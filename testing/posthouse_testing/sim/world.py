@@ -61,6 +61,9 @@ class Knobs:
     batch: int  # inputs that a master handles before one commit, at most
     exit_rate: float  # spontaneous exits of a worker a second
     stubborn: float  # share of processes that ignore the stop signal
+    unkillable: float  # share of processes that KILL ends only after seconds (state D)
+    shutdowns: bool  # clients shut the cluster down now and then
+    room: int  # frames that a socket takes for a peer that does not read
 
     @staticmethod
     def draw(random: Random) -> "Knobs":
@@ -81,6 +84,33 @@ class Knobs:
             batch=pick((1, 2, 8, 64)),
             exit_rate=pick((0.0, 0.02, 0.1, 0.3)),
             stubborn=pick((0.0, 0.2, 0.5)),
+            unkillable=pick((0.0, 0.0, 0.1)),
+            shutdowns=pick((False, False, True)),
+            room=pick((10, 1000, 1000)),
+        )
+
+    @staticmethod
+    def quiet(*, hosts: int = 1, clients: int = 1, length_s: float = 20.0) -> "Knobs":
+        """A world in which nothing happens but what a script does."""
+        return Knobs(
+            hosts=hosts,
+            clients=clients,
+            workers=0,
+            faulty_s=length_s,
+            delay_s=0.001,
+            delay_tail=0.0,
+            loss=0.0,
+            late=0.0,
+            garbage=0.0,
+            fault_rate=0.0,
+            drift=0.0,
+            jitter_s=0.001,
+            batch=8,
+            exit_rate=0.0,
+            stubborn=0.0,
+            unkillable=0.0,
+            shutdowns=False,
+            room=1000,
         )
 
     def calm(self) -> "Knobs":
@@ -98,6 +128,9 @@ class Knobs:
             jitter_s=0.001,
             exit_rate=0.0,
             stubborn=0.0,
+            unkillable=0.0,
+            shutdowns=False,
+            room=1000,
         )
 
 

@@ -1,0 +1,62 @@
+"""One seed is one world: the same trace in every run and in every process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from posthouse_testing.sim.__main__ import main
+from posthouse_testing.sim.run import Failure, Simulation, simulate
+
+PROGRAM = """
+from posthouse_testing.sim.run import simulate
+for seed in range(100, 108):
+    print(seed, simulate(seed).trace_hash)
+"""
+
+
+def test_a_seed_gives_the_same_trace_twice() -> None:
+    for seed in range(8):
+        first, second = simulate(seed), simulate(seed)
+        assert first == second
+
+
+def test_two_seeds_differ() -> None:
+    assert simulate(1).trace_hash != simulate(2).trace_hash
+
+
+def test_the_trace_does_not_depend_on_the_hash_seed() -> None:
+    told = []
+    for hash_seed in ("0", "1", "4711"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", PROGRAM]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        told.append(done.stdout)
+    assert told[0].count("\n") == 8
+    assert told[0] == told[1] == told[2]
+
+
+def test_a_violation_is_printed_with_what_replays_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(self: Simulation) -> list[str]:
+        return ["the sun does not shine"]
+
+    monkeypatch.setattr(Simulation, "_unsettled", broken)
+    with pytest.raises(Failure) as first:
+        simulate(5)
+    assert main(["--seed", "5"]) == 1
+    printed = capsys.readouterr().out
+    assert "VIOLATION in seed 5: Violation: invariant 20" in printed
+    assert "the sun does not shine" in printed
+    assert "replay: python -m posthouse_testing.sim --seed 5 --trace" in printed
+    assert f"trace {first.value.trace_hash}" in printed  # the very same run
+
+
+def test_the_command_prints_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "3", "--start", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert "seeds 7 to 9: 0 violations" in printed
+    assert " simulated hours in " in printed
+    assert " processes" in printed

@@ -1,0 +1,333 @@
+"""Planted bugs: the simulator has to find each of them within a stated number of seeds.
+
+A checker that never objects proves nothing; these prove that it objects. Each mutant is a bug that
+somebody could write; the numbers are the invariants that it may break (0: a core's own assertion).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from posthouse import codec
+from posthouse.link import Link
+from posthouse.messages import KIND_OF, Grant, Start
+from posthouse.restart import Decision
+from posthouse_agent import orders, warden_effects
+from posthouse_agent.core import AgentCore
+from posthouse_agent.effects import Give
+from posthouse_agent.warden_core import WardenCore
+from posthouse_master import lifecycle
+from posthouse_master.effects import Send
+from posthouse_master.eventlog import EventLog, Page
+from posthouse_master.hosts import Hosts
+from posthouse_master.lifecycle import Lifecycle
+from posthouse_master.placement import Fleet
+from posthouse_master.registry import Registry
+from posthouse_master.requests import RequestBook
+from posthouse_master.store.base import Life, PutEvent
+from posthouse_master.store.memory import MemoryStore
+from posthouse_master.turn import Turn
+from posthouse_testing.sim.run import Failure, simulate
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+MUTANTS: dict[str, tuple[Plant, frozenset[int], int, tuple[str, ...]]] = {}
+
+
+def mutant(*numbers: int, within: int, only: tuple[str, ...] = ()) -> Callable[[Plant], Plant]:
+    """`only`: with the kinds of faults that can show it; else with whatever a seed draws."""
+
+    def note(plant: Plant) -> Plant:
+        MUTANTS[plant.__name__] = (plant, frozenset(numbers), within, only)
+        return plant
+
+    return note
+
+
+# --- the warden ---
+
+
+@mutant(17, within=20)
+def stop_is_acknowledged_when_the_signal_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = WardenCore._end_worker
+
+    def end_worker(self: Any, worker: Any, *arguments: Any) -> Any:
+        token, slot = worker.intent.token, worker.intent.slot
+        told = self._tell(orders.StopUnknown(token=token, slot=slot))
+        return true(self, worker, *arguments) + told
+
+    monkeypatch.setattr(WardenCore, "_end_worker", end_worker)
+
+
+@mutant(17, within=50, only=("warden killed between effects", "worker killed"))
+def exit_is_reaped_before_it_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = WardenCore._on_end
+
+    def on_end(self: Any, token: int, facts: Any) -> Any:
+        write, reap, *rest = true(self, token, facts)
+        return [reap, write, *rest]
+
+    monkeypatch.setattr(WardenCore, "_on_end", on_end)
+
+
+@mutant(7, 17, within=50, only=("warden killed between effects", "worker killed"))
+def intent_is_written_after_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = WardenCore._start
+
+    def start(self: Any, order: Any) -> Any:
+        effects = true(self, order)
+        if any(isinstance(effect, warden_effects.Fork) for effect in effects):
+            effects.reverse()
+        return effects
+
+    monkeypatch.setattr(WardenCore, "_start", start)
+
+
+# --- the agent ---
+
+
+@mutant(7, 17, within=50)
+def exit_is_confirmed_before_the_master_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = AgentCore._ended
+
+    def ended(self: Any, kind: str, report: Any) -> None:
+        true(self, kind, report)
+        self._effects.append(Give(kind, orders.Confirm(tokens=[report.token])))
+
+    monkeypatch.setattr(AgentCore, "_ended", ended)
+
+
+@mutant(3, 7, 11, within=100, only=("warden paused", "connection reset", "worker killed"))
+def inventory_is_taken_while_a_start_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settled(self: Any) -> bool:
+        return all(seat.complete for seat in self._seats.values())
+
+    monkeypatch.setattr(AgentCore, "_settled", property(settled))
+
+
+# --- the master ---
+
+
+@mutant(3, within=20)
+def messages_leave_before_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Turn.effects
+
+    def effects(self: Any) -> Any:
+        return [
+            Send(e.peer, e.frame, urgent=True) if isinstance(e, Send) else e for e in true(self)
+        ]
+
+    monkeypatch.setattr(Turn, "effects", effects)
+
+
+@mutant(
+    3,
+    7,
+    17,
+    within=100,
+    only=("commit failed", "master paused", "all workers of a host killed"),
+)
+def grant_acknowledges_what_is_not_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Link.loose
+
+    def loose(self: Any, message: Any) -> bytes:
+        if not isinstance(message, Grant):
+            return true(self, message)
+        body = codec.encode_body(message)
+        return codec.frame(KIND_OF[Grant], self.session, self.epoch, 0, self._received, body)
+
+    monkeypatch.setattr(Link, "loose", loose)
+
+
+@mutant(6, within=100)
+def start_is_sent_again_in_a_new_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Hosts._missing
+
+    def missing(self: Any, turn: Any, host: Any, registration: Any, *, rebooted: bool) -> None:
+        if registration.life is not Life.STARTING or rebooted:
+            true(self, turn, host, registration, rebooted=rebooted)
+            return
+        start = Start(
+            registry=self._registry.identity,
+            slot=registration.slot,
+            generation=registration.generation,
+            incarnation=registration.incarnation,
+            token=registration.token,
+            revision=registration.revision,
+            spec=registration.wire,
+        )
+        self._door.command(turn, self._door.get(host.session), start)
+
+    monkeypatch.setattr(Hosts, "_missing", missing)
+
+
+@mutant(0, 7, within=100)
+def terminal_event_is_not_unique(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word about an older incarnation is taken for one about the present one."""
+
+    def believed(self: Any, host: str, word: Any) -> Any:
+        registration = self._registry.get(word.slot, word.generation)
+        return registration if registration is not None and registration.placed else None
+
+    monkeypatch.setattr(Hosts, "_believed", believed)
+
+
+@mutant(11, within=20)
+def exit_0_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = lifecycle.decide
+
+    def decide(spec: Any, facts: Any, *arguments: Any) -> Decision:
+        decision = true(spec, facts, *arguments)
+        return Decision("restart", 0.0, "E1", "") if decision.rule == "E1" else decision
+
+    monkeypatch.setattr(lifecycle, "decide", decide)
+
+
+@mutant(11, within=20)
+def never_restart_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = lifecycle.decide
+
+    def decide(spec: Any, facts: Any, *arguments: Any) -> Decision:
+        decision = true(spec, facts, *arguments)
+        return Decision("restart", 0.0, "M10", "") if spec.restart_time == -1 else decision
+
+    monkeypatch.setattr(lifecycle, "decide", decide)
+
+
+@mutant(11, within=100)
+def terminate_is_lost_when_it_races_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Lifecycle.exited
+
+    def exited(self: Any, turn: Any, registration: Any, ended: Any) -> None:
+        registration.stopping = None
+        true(self, turn, registration, ended)
+
+    monkeypatch.setattr(Lifecycle, "exited", exited)
+
+
+@mutant(12, within=20)
+def crash_is_restarted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Lifecycle._restart_in
+
+    def restart_in(self: Any, turn: Any, registration: Any, _delay_s: float) -> None:
+        true(self, turn, registration, 0.0)
+
+    monkeypatch.setattr(Lifecycle, "_restart_in", restart_in)
+
+
+@mutant(20, within=50)
+def due_restart_is_forgotten_with_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Lifecycle.resume
+
+    def resume(self: Any, turn: Any, registration: Any) -> None:
+        if registration.life is not Life.WAITING:
+            true(self, turn, registration)
+
+    monkeypatch.setattr(Lifecycle, "resume", resume)
+
+
+@mutant(10, within=50)
+def request_results_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestBook, "remember", lambda *_: None)
+
+
+@mutant(10, within=100)
+def request_results_are_forgotten_with_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RequestBook, "restore", lambda *_: None)
+
+
+@mutant(8, within=20)
+def watcher_skips_what_it_had_no_credit_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = EventLog.read
+
+    def read(self: Any, *arguments: Any) -> Page:
+        return Page(true(self, *arguments).events, self.sequence)
+
+    monkeypatch.setattr(EventLog, "read", read)
+
+
+@mutant(8, within=100)
+def trimmed_log_says_that_nothing_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EventLog, "trimmed_in", lambda *_: 0)
+
+
+@mutant(3, 7, within=50)
+def slot_keeps_its_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Registry.take_slot
+
+    def take_slot(self: Any) -> Any:
+        slot, generation = true(self)
+        if generation > 1:
+            generation = self._slots[slot].generation = generation - 1
+        return slot, generation
+
+    monkeypatch.setattr(Registry, "take_slot", take_slot)
+
+
+@mutant(5, within=50, only=("master deposed", "worker killed"))
+def epoch_is_not_checked_in_the_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = MemoryStore.commit
+
+    def commit(self: Any, _epoch: int, ops: Any) -> None:
+        disk = self._open()
+        for op in ops:
+            if isinstance(op, PutEvent):
+                disk.events.pop(op.row.sequence, None)
+        true(self, disk.epoch, ops)
+
+    monkeypatch.setattr(MemoryStore, "commit", commit)
+
+
+@mutant(13, within=50)
+def host_is_given_more_than_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fleet, "free", lambda *_: 1)
+
+
+@mutant(7, 17, 20, within=50, only=("host rebooted", "warden killed"))
+def reboot_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Hosts._missing
+
+    def missing(self: Any, turn: Any, host: Any, registration: Any, *, rebooted: bool) -> None:
+        true(self, turn, host, registration, rebooted=False)
+
+    monkeypatch.setattr(Hosts, "_missing", missing)
+
+
+# --- the link ---
+
+
+@mutant(0, 8, 20, within=100)
+def gap_in_the_sequence_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Link.receive
+
+    def receive(self: Any, envelope: Any, now_s: float) -> Any:
+        if envelope.sequence > self._received:
+            self._received = envelope.sequence - 1
+        return true(self, envelope, now_s)
+
+    monkeypatch.setattr(Link, "receive", receive)
+
+
+@mutant(20, within=50)
+def nothing_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Link.due
+
+    def due(self: Any, now_s: float) -> Any:
+        self._progress_s = now_s
+        return true(self, now_s)
+
+    monkeypatch.setattr(Link, "due", due)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, numbers, within, only = MUTANTS[name]
+    plant(monkeypatch)
+    for seed in range(within):
+        try:
+            simulate(seed, only=only)
+        except Failure as failure:
+            print(f"{name}: seed {seed}: {failure}")
+            assert failure.number in numbers, failure
+            return
+    pytest.fail(f"{name} is not caught within {within} seeds")

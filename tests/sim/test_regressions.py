@@ -1,0 +1,50 @@
+"""Bugs that the simulator found, each as the shortest script that shows it."""
+
+from posthouse.states import NEVER_RESTART
+from posthouse_master.store.base import Life
+from posthouse_testing.sim.host import Machine
+from posthouse_testing.sim.run import Simulation
+from posthouse_testing.sim.world import Knobs
+
+
+def stage(*, hosts: int = 1, length_s: float = 15.0) -> Simulation:
+    return Simulation(1, knobs=Knobs.quiet(hosts=hosts, length_s=length_s))
+
+
+def end(machine: Machine) -> None:
+    assert machine.warden is not None
+    machine.warden.terminate()
+
+
+def lives(simulation: Simulation) -> list[Life]:
+    return [state.life for state in simulation.ledger.states.values()]
+
+
+def test_workers_are_started_again_after_the_end_of_their_warden() -> None:
+    """Seeds 21, 43, 46, 98: they were kept as if the cluster had been shut down, for ever."""
+    simulation = stage()
+    (client,), (machine,) = simulation.clients, simulation.machines
+    simulation.world.at(2.0, lambda: client.register(name="never", restart_time=NEVER_RESTART))
+    simulation.world.at(2.0, lambda: client.register(name="crash", restart_time=2.5))
+    seen = []
+    simulation.world.at(4.0, lambda: end(machine))
+    simulation.world.at(14.0, lambda: seen.append((len(machine.live), lives(simulation))))
+    simulation.run()
+    assert seen == [(2, [Life.RUNNING] * 2)]
+
+
+def test_a_slot_that_a_pinned_registration_held_is_given_to_who_waits() -> None:
+    """Seed 1417: terminating a registration without a process freed a slot that nobody got."""
+    simulation = stage()
+    (client,), (machine,) = simulation.clients, simulation.machines
+    machine.slots = 1
+    simulation.ledger.workers_per_host_max["a"] = 1
+    world = simulation.world
+    world.at(2.0, lambda: client.register(name="pinned", host="a", restart_time=9.0))
+    world.at(3.0, lambda: machine.live[0].kill(9))
+    world.at(4.0, lambda: client.register(name="waits", host=None, restart_time=1.0))
+    world.at(5.0, lambda: client.terminate(client.handles[0]))
+    seen = []
+    world.at(8.0, lambda: seen.append([process.spec["name"] for process in machine.live]))
+    simulation.run()
+    assert seen == [["waits"]]
