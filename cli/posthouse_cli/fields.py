@@ -172,8 +172,11 @@ def field_options(*names: str) -> Callable[[Callable[..., Any]], Callable[..., A
         )(function)
         for name in reversed(names):
             spec = FIELDS[name]
+            flag = f"--{name.replace('_', '-')}"
             function = click.option(
-                f"--{name.replace('_', '-')}",
+                # Given once for each: so the singular reads better, and is what help shows first.
+                *([flag.removesuffix("s")] if flag in ("--labels", "--rlimits") else []),
+                flag,
                 name,
                 multiple=True,
                 metavar=spec.metavar,

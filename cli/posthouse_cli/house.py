@@ -181,16 +181,20 @@ class House:
             self._start(part)
         waiting = set(self.hosts)
         deadline_s = time.monotonic() + _READY_S
-        with posthouse.connect(self.layout.clients) as cluster:
-            while waiting:
-                if time.monotonic() > deadline_s:
-                    raise RefusedError(
-                        f"not up after {_READY_S:g} s: {', '.join(sorted(waiting))}",
-                        hint=f"the logs are in {self.layout.state}",
-                    )
-                self._turn(selector, awake, first=True)
-                with contextlib.suppress(PosthouseError):
-                    waiting -= {h.name for h in cluster.hosts(timeout=0.2) if h.reachable}
+        while waiting:
+            if time.monotonic() > deadline_s:
+                raise RefusedError(
+                    f"not up after {_READY_S:g} s: {', '.join(sorted(waiting))}",
+                    hint=f"the logs are in {self.layout.state}",
+                )
+            self._turn(selector, awake, first=True)
+            with contextlib.suppress(PosthouseError):
+                # Short, so that a part which fails at its start is noticed at once.
+                waiting -= self._reachable(timeout_s=0.5)
+
+    def _reachable(self, timeout_s: float) -> set[str]:
+        with posthouse.connect(self.layout.clients, timeout=timeout_s) as cluster:
+            return {host.name for host in cluster.hosts(timeout=timeout_s) if host.reachable}
 
     def _turn(self, selector: selectors.BaseSelector, awake: int, *, first: bool = False) -> None:
         """Wait a moment; show new log lines; see to children that ended. Raises _Stop."""
@@ -280,7 +284,11 @@ class House:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us; we end them in order
                 pass_fds=(self._children,),
-                env={**os.environ, "POSTHOUSE_MASTER": "", "PYTHONUNBUFFERED": "1"},
+                env={
+                    # What this user has set for his clients is not meant for these.
+                    **{k: v for k, v in os.environ.items() if not k.startswith("POSTHOUSE_")},
+                    "PYTHONUNBUFFERED": "1",
+                },
             )
 
     def _show_logs(self) -> None:

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-import click
+try:
+    import click
+except ModuleNotFoundError:
+    sys.exit("posthouse: the command line is not installed\n  pip install 'posthouse[server]'")
 
 from posthouse.errors import PosthouseError
 from posthouse_cli.context import Session

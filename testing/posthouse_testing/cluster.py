@@ -140,10 +140,8 @@ class LocalCluster:
         self.dir = Path(dir or tempfile.mkdtemp(prefix="ph", dir=sweep.short_tmp())).absolute()
         self.clients = paths.ipc_endpoint(self.dir / "clients.sock")
         self.agents = paths.ipc_endpoint(self.dir / "agents.sock")
-        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
-        for name in ("POSTHOUSE_MASTER", "POSTHOUSE_CONFIG", "POSTHOUSE_HOST", "POSTHOUSE_DIR"):
-            if name not in (env or {}):
-                self.env.pop(name, None)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("POSTHOUSE_")}
+        self.env = {**inherited, "PYTHONUNBUFFERED": "1", **(env or {})}
         self.master = self._daemon("master", "master")
         self._agents: dict[str, Daemon] = {}
         self._guard: subprocess.Popen[bytes] | None = None

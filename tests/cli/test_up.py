@@ -133,18 +133,41 @@ def test_a_second_one_is_refused(place):
     assert place.run("hosts").startswith("a\treachable")
 
 
-def test_a_killed_agent_or_master_is_started_again(place):
+def test_a_killed_agent_or_master_is_started_again_and_the_worker_stays(place):
     screen = place.up("--hosts", "a,b")
     screen.wait_for("ready:", PATIENCE_S)
     pid = place.start_idle()
-    [agent] = sweep.holders(place.folder / "hosts/b/agent.lock")
-    os.kill(agent.pid, signal.SIGKILL)
-    screen.wait_for("b ended with status -9; starting it again", PATIENCE_S)
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not sweep.holders(place.folder / "hosts/b/agent.lock"):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-    assert place.idle_pid() == pid
+    for who, lock in (("b", "hosts/b/agent.lock"), ("master", "master/registry.lock")):
+        [held] = sweep.holders(place.folder / lock)
+        os.kill(held.pid, signal.SIGKILL)
+        screen.wait_for(f"{who} ended with status -9; starting it again", PATIENCE_S)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not sweep.holders(place.folder / lock):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        place.run("wait", "jobs.idle", "--for", "started", "--timeout", "20")
+        assert place.idle_pid() == pid
+
+
+def test_after_a_shutdown_it_ends_too(place):
+    screen = place.up("--hosts", "a,b")
+    screen.wait_for("ready:", PATIENCE_S)
+    pid = place.start_idle()
+    place.run("shutdown")
+    assert "the cluster was shut down" in screen.rest(PATIENCE_S)
+    assert screen.wait(PATIENCE_S) == 0
+    assert sweep.identify(pid) is None
+
+
+def test_what_cannot_start_is_told_with_its_log(place):
+    (place.folder / "master").mkdir(mode=0o700)
+    (place.folder / "master" / "registry.sqlite").write_text("no database")
+    screen = place.up("--hosts", "a")
+    told = screen.rest(PATIENCE_S)
+    assert screen.wait(PATIENCE_S) == 1
+    assert "master ended with status" in told
+    assert "registry" in told
+    assert place.nobody()
 
 
 def test_impossible_options(place):

@@ -1,0 +1,48 @@
+"""`posthouse shutdown`: the workers end, then the master; registrations stay."""
+
+from pathlib import Path
+
+import pytest
+
+from posthouse_testing import sweep
+from posthouse_testing.cluster import LocalCluster
+
+WORKERS = Path(__file__).parent / "workers"
+
+
+@pytest.fixture
+def running():
+    with LocalCluster(["a"], path=[WORKERS]) as cluster:
+        assert cluster.run("run", "jobs:idle", "--detach").returncode == 0
+        cluster.run("wait", "jobs.idle", "--for", "ready", "--timeout", "20")
+        pid = int(cluster.run("pid", "jobs.idle").stdout)
+        yield cluster, pid
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_it_is_over_when_the_command_ends(running, mode):
+    cluster, pid = running
+    ran = cluster.run("shutdown", "-m", mode)
+    assert (ran.returncode, ran.stdout) == (0, f"{mode} shutdown\n"), ran
+    assert sweep.identify(pid) is None
+    assert cluster.master.wait() == 0
+
+    cluster.master.start()
+    cluster.wait_for_hosts()
+    status = cluster.run("wait", "jobs.idle", "--for", "started", "--timeout", "20")
+    while status.returncode == 1:  # stopped, and about to be started again
+        status = cluster.run("wait", "jobs.idle", "--for", "started", "--timeout", "20")
+    assert status.returncode == 0, status
+    assert int(cluster.run("pid", "jobs.idle").stdout) != pid
+
+
+def test_smart_waits_for_the_workers_and_takes_no_new_ones(running):
+    cluster, pid = running
+    assert cluster.run("shutdown", "-m", "smart", "--timeout", "0.3").returncode == 5
+    assert sweep.identify(pid) is not None
+    refused = cluster.run("run", "jobs:idle", "--name", "late", "--detach")
+    assert refused.returncode == 1
+    assert "shut" in refused.stderr
+    # A harder mode takes over.
+    assert cluster.run("shutdown").returncode == 0
+    assert cluster.run("ps", "--timeout", "0.3").returncode == 4
