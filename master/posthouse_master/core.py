@@ -102,6 +102,7 @@ class MasterCore:
         now: Instant,
     ) -> None:
         self.term = snapshot.term
+        self._over = False
         self._counters = snapshot.counters
         self._timers: Timers[TimerKey] = Timers()
         self.registry = Registry(snapshot.term.registry, policy.max_worker_processes)
@@ -160,9 +161,22 @@ class MasterCore:
         """When a Tick is wanted at the latest."""
         return self._timers.wake_s
 
+    @property
+    def unheard(self) -> bool:
+        """Somebody who asked for the end has not acknowledged the answer. A connection that is
+        closed under an answer takes it along unread."""
+        return any(
+            session.link.unacknowledged
+            for session in self.door
+            if session.identity in self.shutdown.answered
+        )
+
     def handle(self, event: Input, now: Instant) -> list[Effect]:
         """The only way in. Effects come in the order in which they must happen."""
         turn = Turn(now)
+        if self._over:
+            self._heard(event, now)
+            return []
         match event:
             case Received(peer, frame):
                 self._received(turn, peer, frame)
@@ -201,7 +215,20 @@ class MasterCore:
         if counters != self._counters:
             self._counters = counters
             turn.persist(PutCounters(counters))
+        self._over = turn.halted
         return turn.effects()
+
+    def _heard(self, event: Input, now: Instant) -> None:
+        """After Halt nothing counts any more but acknowledgements of what was said before it."""
+        if not isinstance(event, Received):
+            return
+        try:
+            envelope = codec.decode(event.frame)
+            session = self.door.match(event.peer, envelope)
+            if session is not None:
+                session.link.receive(envelope, now.boot_s)
+        except BadFrame:
+            return
 
     # --- frames ---
 

@@ -56,6 +56,7 @@ __all__ = ["run"]
 
 _POLL_MS_MAX: Final = 60_000  # an idle master looks around once a minute
 _FAREWELL_MS: Final = 500  # for the last frames to leave
+_HEARD_S: Final = 2.0  # for whoever asked for a shutdown to acknowledge the answer
 _WARNINGS: Final = frozenset(
     ("host.down", "session.refused", "peer.bad_frame", "worker.stray", "worker.start_failed")
 )
@@ -211,11 +212,19 @@ class _Shell:
             poller.poll(self._timeout_ms(watchdog_s))
             halt = self._batch(interrupts.taken())
             if halt is not None:
+                self._farewell(poller)
                 return halt
             if self._window is not None:
                 self._window.look(self._core, _now())
             if watchdog_s is not None:
                 systemd.watchdog()
+
+    def _farewell(self, poller: zmq.Poller) -> None:
+        """Let the answer to a shutdown be heard before the sockets go."""
+        end_s = _now().boot_s + _HEARD_S
+        while self._core.unheard and _now().boot_s < end_s:
+            poller.poll(_FAREWELL_MS // 10)
+            self._batch("")
 
     def _batch(self, interrupt: str) -> Halt | None:
         """Drain, handle, commit once, send."""

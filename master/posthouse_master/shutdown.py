@@ -46,6 +46,7 @@ class ShutdownWatch:
         self._book = book
         self._timers = timers
         self._waiting: dict[tuple[str, bytes], tuple[bytes, Shutdown]] = {}
+        self.answered: set[bytes] = set()  # sessions
         self._over = False
 
     def request(self, turn: Turn, session: Session, message: Shutdown) -> None:
@@ -111,7 +112,7 @@ class ShutdownWatch:
             answer = Done(request=request, message=text)
             self._book.remember(turn, principal, message, answer)
             session = self._door.get(identity)
-            if session is not None:
-                self._door.send(turn, session, answer)
-        turn.goodbye = "the cluster is shut down"
+            if session is not None and self._door.send(turn, session, answer):
+                self.answered.add(identity)
+        # No goodbye: it would end the sessions of those who have yet to acknowledge the answer.
         turn.halt(0, text)

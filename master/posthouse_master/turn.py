@@ -34,6 +34,10 @@ class Turn:
     def note(self, name: str, **fields: object) -> None:
         self._notes.append(Note(name, fields))
 
+    @property
+    def halted(self) -> bool:
+        return self._halt is not None
+
     def halt(self, status: int, reason: str) -> None:
         self._halt = self._halt or Halt(status, reason)
 
