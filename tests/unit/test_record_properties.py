@@ -152,7 +152,7 @@ anything = st.recursive(
 field_names = st.sampled_from(sorted(BackgroundWorker.__dataclass_fields__))
 
 
-@settings(relaxed, max_examples=400)
+@settings(relaxed, max_examples=250)
 @given(st.dictionaries(field_names | st.text(max_size=8), anything, max_size=6), st.booleans())
 @example({"name": "w", "main": "m:f", "restart_time": 10**400}, False)
 @example({"name": "w", "main": {"a": 1}}, False)

@@ -520,7 +520,7 @@ def test_own_fields_at_their_bounds_are_accepted() -> None:
         restart_time=NEVER_RESTART,
         restart_time_max=0,
         restart_jitter=1,
-        restart_budget=[1_000_000, 60],
+        restart_budget=[limits.restart_budget_starts_max, 60],
         host="b",
         on_partition="keep",
         fence="tree",
