@@ -92,6 +92,15 @@ class Hosts:
                 nonce=hello.nonce,
             )
         held = self._door.get(host.session) if host is not None else None
+        if host is not None and self._another_machine(host, hello):
+            return Refused(
+                code="host_taken",
+                message=f"host {name} is another machine, and workers are placed on it",
+                hint="two hosts must not have one name; the first has to come back, or its "
+                "workers to be ended",
+                retry_after_s=_TAKEN_RETRY_S,
+                nonce=hello.nonce,
+            )
         if held is None:
             return None
         same = hello.agent_instance == held.agent_instance or not held.wardens.isdisjoint(
@@ -107,6 +116,14 @@ class Hosts:
             retry_after_s=_TAKEN_RETRY_S,
             nonce=hello.nonce,
         )
+
+    def _another_machine(self, host: Host, hello: Hello) -> bool:
+        """Whether what this agent knows proves nothing about the workers of the host. Only a new
+        boot of the very machine that ran them proves that they are gone."""
+        known = (host.machine_id, host.boot_id)
+        said = (hello.machine_id, hello.boot_id)
+        differs = known[0] != said[0] and known[1] != said[1]
+        return bool(host.boot_id) and differs and bool(self._registry.placed_on(host.name))
 
     def joined(self, turn: Turn, hello: Hello, session: Session) -> None:
         """A session with the host's agent is open; its inventory is awaited."""
