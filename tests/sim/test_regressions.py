@@ -48,3 +48,24 @@ def test_a_slot_that_a_pinned_registration_held_is_given_to_who_waits() -> None:
     world.at(8.0, lambda: seen.append([process.spec["name"] for process in machine.live]))
     simulation.run()
     assert seen == [["waits"]]
+
+
+def test_another_machine_of_the_same_name_does_not_free_its_workers() -> None:
+    """Only a new boot of the very machine that ran them proves that they are gone. A second one
+    with the same name and key would have made the master start them twice."""
+    simulation = stage(hosts=2, length_s=30.0)
+    (client,), (machine, _) = simulation.clients, simulation.machines
+    world = simulation.world
+    twin = Machine(world, simulation.network, simulation.checker, "a", 50)
+    twin.cable = "twin"
+    world.at(2.0, lambda: client.register(name="w", host="a", restart_time=0.0))
+    world.at(4.0, lambda: simulation.network.cut("a", up=True, down=True))
+    world.at(9.0, twin.boot)
+    seen = []
+    world.at(15.0, lambda: seen.append((len(machine.live), len(twin.live))))
+    world.at(16.0, lambda: twin.reboot("none", 1000.0))
+    world.at(20.0, lambda: simulation.network.heal("a"))
+    world.at(28.0, lambda: seen.append((len(machine.live), len(twin.live))))
+    simulation.run()
+    assert seen == [(1, 0), (1, 0)]
+    assert max(process.incarnation for process in machine.processes.values()) == 1

@@ -156,6 +156,16 @@ def _forks_fail(fault: Fault, stage: Stage) -> None:
     stage.world.after(fault.length_s, again)
 
 
+def _disk_full(fault: Fault, stage: Stage) -> None:
+    machine = _machine(fault, stage)
+    machine.disk_full = True
+
+    def again() -> None:
+        machine.disk_full = False
+
+    stage.world.after(fault.length_s, again)
+
+
 def _kill_worker(fault: Fault, stage: Stage) -> None:
     live = [process for machine in stage.machines for process in machine.live]
     if live:
@@ -203,6 +213,7 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "warden ended by TERM": (1, _warden_term),
     "host rebooted": (1, _reboot),
     "forks fail": (1, _forks_fail),
+    "disk of a host full": (1, _disk_full),
     "worker killed": (2, _kill_worker),
     "all workers of a host killed": (1, _kill_workers),
     "wall clock set": (1, _wall_clock),

@@ -9,7 +9,7 @@ does not survive its warden, nothing but the journal (and perhaps not all of it)
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from signal import SIGKILL
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from posthouse_testing.sim.world import World
 __all__ = ["AgentNode", "Machine", "WardenNode"]
 
 KIND = "fenced"
+RETRY_S = 1.0  # after the disk refused something
 
 
 class Watcher(Protocol):
@@ -104,6 +105,8 @@ class WardenNode(Node):
         )
         self.socket: LocalSocket | None = None  # of the attached agent
         self.accepted: list[LocalSocket] = []
+        self.behind = False  # an entry is missing in the journal
+        self.unrecorded: list[warden.ProcessEnded] = []  # ends that wait for room on the disk
         self._answers: deque[Any] = deque()
 
     def begin(self) -> None:
@@ -115,24 +118,70 @@ class WardenNode(Node):
             f"begins, lost {len(recovered.lost)} exits {len(recovered.exits)}"
             + (" after a reboot" if rebooted else ""),
         )
-        self.handle(recovered)
-        if self.alive and not self.burn():
-            # Compacted into a new file that takes the old one's place at once.
-            machine.journal = list(self.core.entries())
-            machine.journal_boot_id = machine.boot_id
+        self.core.handle(recovered, self.clock.now())  # its entries are part of what follows
+        if machine.disk_full:
+            self.crash()  # it cannot write its first line
+        elif not self.burn():
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """A short journal in a new file, which takes the old one's place at once."""
+        machine = self.machine
+        if machine.disk_full:
+            self.world.after(RETRY_S, self._retry)
+            return
+        machine.journal = list(self.core.entries())
+        machine.journal_boot_id = machine.boot_id
+        self.behind = False
+
+    def _retry(self) -> None:
+        """There may be room on the disk now: for what is missing, and for ends."""
+        if not self.alive:
+            return
+        if self.behind:
+            self._rewrite()
+        if not self.behind:
+            unrecorded, self.unrecorded = self.unrecorded, []
+            for event in unrecorded:
+                self.submit(event)
 
     def handle(self, event: Any) -> None:
         if isinstance(event, tuple):
             event = self._read(*event)
             if event is None:
                 return
-        if isinstance(event, warden.ProcessEnded) and event.token not in self.core.live:
+        if isinstance(event, warden.ProcessEnded) and self._no_room():
+            # It stays a zombie: its end must not be forgotten, and cannot be written down yet.
+            self.unrecorded.append(event)
+            self.world.after(RETRY_S, self._retry)
             return
         self.carry_out(self.core.handle(event, self.clock.now()))
         while self._answers and self.alive:
             self.handle(self._answers.popleft())
         if self.alive:
             self.wake_at(self.core.deadline())
+
+    def _no_room(self) -> bool:
+        return self.behind or self.machine.disk_full
+
+    def carry_out(self, effects: Iterable[Any]) -> None:
+        """As Node does, but what follows an Intent that cannot be written is not done."""
+        for effect in effects:
+            if not self.alive or self.burn():
+                return
+            if isinstance(effect, warden.WriteJournal) and self._no_room():
+                self._unwritten(effect.entry)
+                if isinstance(effect.entry, warden.Intent):
+                    return
+            else:
+                self.effect(effect)
+
+    def _unwritten(self, entry: warden.Entry) -> None:
+        self.world.figures["journal entries that could not be written"] += 1
+        self.behind = True
+        self.world.after(RETRY_S, self._retry)
+        if isinstance(entry, warden.Intent):
+            self._answers.append(_refused(entry.token, "the journal cannot be written"))
 
     def tick(self) -> None:
         self.handle(warden.Tick())
@@ -161,6 +210,8 @@ class WardenNode(Node):
         match effect:
             case warden.WriteJournal(entry):
                 machine.journal.append(entry)
+            case warden.Fork(order) if self._no_room():
+                self._answers.append(_refused(order.token, "no room for the record of its exit"))
             case warden.Fork(order):
                 self._answers.append(machine.fork(order))
             case warden.Kill(token, signal):
@@ -207,6 +258,8 @@ class AgentNode(Node):
             event = self._read(*event)
             if event is None:
                 return
+        if isinstance(event, agent_effects.Reported) and isinstance(event.report, orders.Ended):
+            self._last_messages(event.report.token)
         self.carry_out(self.core.handle(event, self.clock.now()))
         if self.alive:
             self._listen()
@@ -228,6 +281,16 @@ class AgentNode(Node):
     def _look(self, process: Process) -> None:
         if self.alive and process.channel and process.token in self.core.running:
             self.submit(agent_effects.WorkerSaid(process.token, process.channel[0]))
+
+    def _last_messages(self, token: int) -> None:
+        """What a worker said before it ended comes before its end."""
+        process = self.machine.processes.get(token)
+        while process is not None and process.channel and self.alive:
+            self.carry_out(
+                self.core.handle(
+                    agent_effects.WorkerSaid(token, process.channel[0]), self.clock.now()
+                )
+            )
 
     def leave(self) -> None:
         """TERM: it says goodbye and ends; its workers do not notice."""
@@ -302,6 +365,7 @@ class Machine:
         self.network = network
         self.watcher = watcher
         self.name = name
+        self.cable = name  # what a cut cuts
         self.slots = slots
         self.machine_id = world.entropy(16).hex()
         self.clock = world.clock()
@@ -313,6 +377,7 @@ class Machine:
         self.agent: AgentNode | None = None
         self.agent_restart_s: Callable[[], float] = lambda: world.random.uniform(0.05, 3.0)
         self.forks_fail = False
+        self.disk_full = False
         self.up = False
         self._pids = world.random.randint(100, 30_000)
         self._pid_starts = 1000
@@ -363,12 +428,11 @@ class Machine:
             del self.journal[self.world.random.randrange(len(self.journal)) :]
         self.boot_id = self.world.entropy(16).hex()
         self.clock = self.world.clock()
-        self.forks_fail = False
         self.world.after(off_s, self.boot)
 
     def calm(self) -> None:
         """Faults stop: forks succeed, workers obey and do not end by themselves."""
-        self.forks_fail = False
+        self.forks_fail = self.disk_full = False
         for process in self.live:
             process.calm()
         for node in (self.agent, self.warden):
@@ -401,7 +465,7 @@ class Machine:
         def deliver(frame: bytes) -> None:
             agent.submit((dealer, frame))
 
-        dealer = Dealer(self.network, "agents", self.name, f"agent:{self.name}", deliver)
+        dealer = Dealer(self.network, "agents", self.cable, f"agent:{self.name}", deliver)
         return dealer
 
     # --- warden ---
@@ -451,9 +515,7 @@ class Machine:
         self.watcher.forking(self, order)
         if self.forks_fail:
             self.world.figures["forks refused"] += 1
-            return warden.ForkRefused(
-                token=order.token, code="fork_failed", reason="EAGAIN", retry=True
-            )
+            return _refused(order.token, "EAGAIN")
         self._pid_starts += 1
         process = Process(
             world=self.world,
@@ -488,6 +550,10 @@ class Machine:
     def _tell_warden(self, node: WardenNode, process: Process) -> None:
         facts = process.facts(self.clock.now().unix_s)
         node.submit(warden.ProcessEnded(token=process.token, facts=facts))
+
+
+def _refused(token: int, reason: str) -> warden.ForkRefused:
+    return warden.ForkRefused(token=token, code="fork_failed", reason=reason, retry=True)
 
 
 def _token(record: Any) -> str:
