@@ -73,6 +73,8 @@ class Stranger:
 
     def raw(self, kind: int, sequence: int, acknowledged: int, body: dict[str, Any]) -> None:
         frame = [kind, self.session, self.epoch, sequence, acknowledged, body]
+        if kind in (RENEW, ACK) and not self.socket.poll(0, zmq.POLLOUT):
+            return  # the master has gone; these may be lost
         assert self.socket.poll(int(DEADLINE_S * 1000), zmq.POLLOUT), "no connection"
         self.socket.send(msgpack.packb(frame))
 

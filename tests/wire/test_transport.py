@@ -1,5 +1,6 @@
 """Real sockets: every option, who gets in, what the two shells do at the edges."""
 
+import contextlib
 import os
 import socket as plain_socket
 import stat
@@ -722,6 +723,55 @@ def test_a_master_that_sends_several_parts(pair: tuple[Listener, Line], until: U
     found: list[bytes] = []
     until(lambda: found.extend(line.receive()) or len(found) == 2)
     assert found == [b"", b"good"]  # the empty frame is no message: the session ends
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_redialling_leaks_nothing(pair: tuple[Listener, Line], until: Until) -> None:
+    listener, line = pair
+    poller = zmq.Poller()
+    line.watch(poller)
+
+    def round_trip() -> None:
+        line.redial()
+        line.transmit(b"x")
+        until(heard(listener, line))
+
+    round_trip()
+    before = descriptors()
+    for _ in range(50):
+        round_trip()
+    # Closed sockets go when their reaper comes round.
+    until(lambda: descriptors() <= before + 5)
+    assert len(poller.sockets) == 2
+
+
+def test_the_last_words_leave_before_a_line_closes(
+    listen: Callable[..., Listener], folder: Path, until: Until
+) -> None:
+    listener = listen(f"ipc://{folder}/master", keys=None)
+    line = Line(listener.endpoint)
+    line.redial()
+    line.transmit(b"hello")
+    until(heard(listener, line))
+    line.transmit(b"goodbye")
+    line.close(goodbye_ms=5_000)
+    assert until(listener.receive)[0].frame == b"goodbye"
+
+
+def test_a_half_open_handshake_is_given_up(
+    gate: zap.Gate, listen: Callable[..., Listener], until: Until
+) -> None:
+    # Without a time limit anybody could hold a descriptor for ever without a key.
+    port = int(listen().endpoint.rpartition(":")[2])
+    with plain_socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"\xff\0\0\0\0\0\0\0\x01\x7f")  # the beginning of a greeting
+        connection.settimeout(20.0)
+        with contextlib.suppress(ConnectionResetError):
+            while connection.recv(1024):
+                pass  # the master's own greeting; then the end
 
 
 def test_a_line_that_never_dialled(folder: Path) -> None:
