@@ -417,11 +417,15 @@ class Listener:
 # --- the dialling shell ---
 
 _TROUBLE: Final = {
+    # Nobody listens there, perhaps not yet. libzmq would try again after up to 2.4 s; the dialler,
+    # whose pauses begin at a tenth of a second and grow, is sooner there when a master starts.
+    zmq.Event.CONNECT_RETRIED: "nobody listens there",
     zmq.Event.DISCONNECTED: "disconnected",
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed",
     zmq.Event.HANDSHAKE_FAILED_PROTOCOL: "the handshake failed: wrong protocol or keys",
     zmq.Event.HANDSHAKE_FAILED_AUTH: "the master does not accept our key",
 }
+_EXPLAINS_LITTLE: Final = (zmq.Event.DISCONNECTED, zmq.Event.CONNECT_RETRIED)
 
 
 class Line:
@@ -520,8 +524,9 @@ class Line:
         said: str | None = None
         while self._monitor is not None and self._monitor.poll(0):
             event = zmq.Event(recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"])
-            # A failed handshake is followed by a disconnection, which explains less.
-            if said is None or event != zmq.Event.DISCONNECTED:
+            # A failed handshake is followed by a disconnection, which explains less, and that by
+            # another try.
+            if said is None or event not in _EXPLAINS_LITTLE:
                 said = _TROUBLE.get(event, said)
         return said
 
