@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -27,14 +27,15 @@ from posthouse_cli import examples
 from posthouse_cli.screen import Screen
 from posthouse_testing import sweep
 
-__all__ = ["Demo"]
+__all__ = ["Demo", "Failed", "compare"]
 
 _PATIENCE_S: Final = 15.0  # for one step; it takes milliseconds unless something is wrong
+_COPIED_S: Final = 15.0  # for the last lines to be copied
 _KILLS: Final = 10
 _LINES_BETWEEN_KILLS: Final = 300
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """A step did not do what it promises."""
 
 
@@ -72,8 +73,8 @@ class Demo:
             self._say(f"# every step held; {time.monotonic() - begun_s:.1f} s in all")
             kept = self._keep
             return 0
-        except (_Failed, PosthouseError, subprocess.SubprocessError, OSError) as error:
-            self._say(f"# the demo FAILED: {error}")
+        except (Failed, PosthouseError, subprocess.SubprocessError, OSError) as error:
+            self._say(f"# the demo FAILED: {error} (seed {self._seed})")
             self._show_logs()
             return 1
         finally:
@@ -169,7 +170,7 @@ class Demo:
             writer = _Writer([self._work / "a.log", self._work / "b.log"], chance.randrange(10**6))
             with writer:
                 killed = [self._kill(handle, writer, chance) for handle in handles * (_KILLS // 2)]
-            self._compare(writer)
+            compare(writer.paths, self._say)
             self._check_history(cluster, since, handles, killed)
             for handle in handles:
                 handle.terminate()
@@ -203,22 +204,6 @@ class Demo:
                 break
         return pid
 
-    def _compare(self, writer: "_Writer") -> None:
-        for path in writer.paths:
-            written = path.read_bytes().splitlines(keepends=True)
-            deadline_s = time.monotonic() + _PATIENCE_S
-            while (copied := _copied(path.with_suffix(".db"))) != written:
-                if time.monotonic() > deadline_s:
-                    missing = len(set(written) - set(copied))
-                    doubled = len(copied) - len(set(copied))
-                    raise _Failed(
-                        f"{path.name}: {len(written)} lines written, {len(copied)} copied, "
-                        f"{missing} missing, {doubled} doubled (seed {self._seed})"
-                    )
-                time.sleep(0.05)
-            self._check(len(set(written)) == len(written), f"{path.name} repeats a line itself")
-            self._say(f"{path.name}: {len(written)} lines written, each copied once")
-
     def _check_history(
         self,
         cluster: posthouse.Cluster,
@@ -243,7 +228,7 @@ class Demo:
 
     def _check(self, held: bool, otherwise: str) -> None:
         if not held:
-            raise _Failed(otherwise)
+            raise Failed(otherwise)
 
     def _wait_until(self, held: Callable[[], bool], otherwise: str) -> None:
         deadline_s = time.monotonic() + _PATIENCE_S
@@ -292,6 +277,25 @@ class Demo:
                 self._say(f"# {line}")
 
 
+def compare(files: Iterable[Path], say: Callable[[str], None]) -> None:
+    """Every file's lines are in the database beside it, each once and in order. Raises Failed."""
+    for path in files:
+        written = path.read_bytes().splitlines(keepends=True)
+        if len(set(written)) != len(written):
+            raise Failed(f"{path.name} repeats a line itself")
+        deadline_s = time.monotonic() + _COPIED_S
+        while (copied := _copied(path.with_suffix(".db"))) != written:
+            if time.monotonic() > deadline_s:
+                missing = len(set(written) - set(copied))
+                doubled = len(copied) - len(set(copied))
+                raise Failed(
+                    f"{path.name}: {len(written)} lines written, {len(copied)} copied, "
+                    f"{missing} missing, {doubled} doubled"
+                )
+            time.sleep(0.05)
+        say(f"{path.name}: {len(written)} lines written, each copied once")
+
+
 def _copied(database: Path) -> list[Any]:
     with contextlib.closing(sqlite3.connect(database)) as connection:
         try:
@@ -324,7 +328,7 @@ class _Writer:
         deadline_s = time.monotonic() + patience_s
         while self.count < count:
             if time.monotonic() > deadline_s or not self._thread.is_alive():
-                raise _Failed(f"the writer is stuck at line {self.count}")
+                raise Failed(f"the writer is stuck at line {self.count}")
             time.sleep(0.005)
 
     def _write(self) -> None:
