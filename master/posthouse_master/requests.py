@@ -21,10 +21,16 @@ _FORGET_AT_ONCE = 64  # rows a turn forgets at most: no turn pays for a day's wo
 
 
 class RequestBook:
-    """Oldest first; bounded by number and by age."""
+    """Oldest first; bounded by number and by age.
+
+    Ages are reckoned on the clock that does not jump, and anew for each master: a wall clock that
+    is put right by a day or by fifty years must not make a retry into a second request.
+    """
 
     def __init__(self) -> None:
         self._rows: OrderedDict[tuple[str, bytes], RequestRow] = OrderedDict()
+        self._since_s: dict[tuple[str, bytes], float] = {}
+        self._begun_s: float | None = None  # age 0 of the rows of earlier masters
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -57,17 +63,22 @@ class RequestBook:
             at_unix_s=turn.now.unix_s,
         )
         self._rows[principal, message.request] = row
+        self._since_s[principal, message.request] = turn.now.boot_s
         turn.persist(PutRequest(row))
         self._forget(turn)
 
     def _forget(self, turn: Turn) -> None:
+        now_s = turn.now.boot_s
+        if self._begun_s is None:
+            self._begun_s = now_s
         gone: list[tuple[str, bytes]] = []
         while self._rows and len(gone) < _FORGET_AT_ONCE:
-            key, row = next(iter(self._rows.items()))
-            old = row.at_unix_s < turn.now.unix_s - limits.requests_kept_s
+            key = next(iter(self._rows))
+            old = self._since_s.get(key, self._begun_s) < now_s - limits.requests_kept_s
             if not old and len(self._rows) <= limits.requests_kept_max:
                 break
             del self._rows[key]
+            self._since_s.pop(key, None)
             gone.append(key)
         if gone:
             turn.persist(DropRequests(tuple(gone)))

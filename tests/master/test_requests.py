@@ -116,6 +116,9 @@ def test_what_is_kept_is_bounded_in_number_and_age(town, monkeypatch):
     for number in range(6):
         client.register(f"w{number}")
     assert len(town.disk.requests) == len(town.core.book) == 3
-    town.unix_s += limits.requests_kept_s + 1
+    town.unix_s += limits.requests_kept_s + 1  # a clock that is put right is not time passing
+    client.register("soon")
+    assert len(town.disk.requests) == len(town.core.book) == 3
+    town.boot_s += limits.requests_kept_s + 1
     client.register("late")
     assert len(town.disk.requests) == len(town.core.book) == 1

@@ -69,3 +69,20 @@ def test_another_machine_of_the_same_name_does_not_free_its_workers() -> None:
     simulation.run()
     assert seen == [(1, 0), (1, 0)]
     assert max(process.incarnation for process in machine.processes.values()) == 1
+
+
+def test_a_wall_clock_that_jumps_does_not_make_a_retry_a_second_request() -> None:
+    """Answers were forgotten by the wall clock: after a jump of days a retry had a new effect."""
+    simulation = stage()
+    (client,) = simulation.clients
+    world = simulation.world
+
+    def jump() -> None:
+        simulation.seat.clock.wall_skew_s += 10 * 86_400.0
+
+    world.at(2.0, lambda: client.register(name="w", restart_time=0.0))
+    world.at(3.0, jump)
+    world.at(4.0, lambda: client.register(name="another", restart_time=0.0))
+    world.at(5.0, lambda: [client.doubt(question) for question in client.questions.values()])
+    simulation.run()
+    assert sorted(wire["name"] for wire in simulation.ledger.wires.values()) == ["another", "w"]

@@ -288,13 +288,13 @@ class Client:
             for worker in outcome.workers:
                 self.checker.told(self.name, worker.status)
         if mutating and not self.calm and self.world.chance(0.2):
-            self.world.after(self.world.random.uniform(0.0, 3.0), self._doubt, question)
+            self.world.after(self.world.random.uniform(0.0, 3.0), self.doubt, question)
 
     def _retry(self, question: Question) -> None:
         if question.answer is None:
             self._ask(question)
 
-    def _doubt(self, question: Question) -> None:
+    def doubt(self, question: Question) -> None:
         """An answered request is asked again: one effect, the same answer."""
         question.again += 1
         if self.node is not None:

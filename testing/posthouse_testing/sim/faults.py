@@ -179,7 +179,8 @@ def _kill_workers(fault: Fault, stage: Stage) -> None:
 
 def _wall_clock(fault: Fault, stage: Stage) -> None:
     clocks = [machine.clock for machine in stage.machines] + [stage.seat.clock]
-    clocks[fault.target % len(clocks)].wall_skew_s += (-86_400.0, 3600.0, -5.0)[fault.amount % 3]
+    jumps_s = (-86_400.0, 3600.0, -5.0, 10 * 86_400.0)
+    clocks[fault.target % len(clocks)].wall_skew_s += jumps_s[fault.amount % len(jumps_s)]
 
 
 def _store(fault: Fault, stage: Stage) -> None:
