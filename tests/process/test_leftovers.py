@@ -26,11 +26,12 @@ def test_other_codes_stay_and_the_child_goes(host, agent, alive):
 
 def test_leftovers_of_one_worker_are_told_from_another_s(host, agent, alive):
     """A daemonised child of a living worker is its own business while the worker lives."""
-    keeper = host.begin(agent, "keep_daemon")
+    leaver = host.begin(agent, "leave_child", {"code": 0, "how": "double", "wait": True})
+    keeper = host.begin(agent, "keep_daemon")  # later, so that its daemon is among the suspects
     daemon = host.said(keeper.slot)[0]["child"]
     assert procfs.read(daemon).parent == host.pid
-    ended = host.run(agent, "leave_child", {"code": 0, "how": "double"})
-    assert ended.facts["cause"] == "daemonised"
+    agent.set_latch(leaver.token)
+    assert agent.expect(Ended, leaver.token).facts["cause"] == "daemonised"
     assert alive(daemon)
     agent.give(SignalWorker(token=keeper.token, signal=signal.SIGKILL))
     assert agent.expect(Ended, keeper.token).facts["signal"] == signal.SIGKILL

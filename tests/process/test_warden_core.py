@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from posthouse import limits
 from posthouse.ids import Instant
@@ -76,6 +76,7 @@ class World(RuleBasedStateMachine):
         self.journal = []
         self.now_s = 1000.0
         self.next_token = 1
+        self.drawn = {}  # token -> slot
         self.pid = 100
         self.boot(recover([], rebooted=False))
 
@@ -137,10 +138,12 @@ class World(RuleBasedStateMachine):
 
     # --- what happens ---
 
+    @precondition(lambda self: not self.ended)
     @rule(slot=SLOTS, refuse=st.booleans(), skip=st.integers(1, 3))
     def start_new(self, slot, refuse, skip):
         token = self.next_token
         self.next_token += skip
+        self.drawn[token] = slot
         self.refuse = refuse
         busy = slot in self.processes.values()
         buried = token <= self.core._highest.get(slot, -1)  # by a tombstone
@@ -154,20 +157,19 @@ class World(RuleBasedStateMachine):
             assert isinstance(report, Forked)
             assert token in self.processes
 
-    @rule(slot=SLOTS, token=st.integers(0, 40))
-    def start_again(self, slot, token):
-        """A token that was drawn before: never a second process."""
-        if token >= self.next_token:
-            return
+    @precondition(lambda self: self.drawn)
+    @rule(data=st.data())
+    def start_again(self, data):
+        """A token that was drawn before, running, ended or confirmed: never a second process."""
+        token = data.draw(st.sampled_from(sorted(self.drawn)))
         self.refuse = False
-        seen = {e.token for e in self.journal if isinstance(e, Intent)}
         before = set(self.processes)
-        self.give(Ordered(start(token, slot)))
-        assert not ((set(self.processes) - before) & seen)
+        self.give(Ordered(start(token, self.drawn[token])))
+        assert set(self.processes) == before
 
-    @rule(token=st.integers(0, 40), slot=SLOTS, number=SIGNALS, grace_s=GRACES)
+    @rule(token=st.integers(0, 12), slot=SLOTS, number=SIGNALS, grace_s=GRACES)
     def stop(self, token, slot, number, grace_s):
-        slot = self.processes.get(token, slot)
+        slot = self.drawn.get(token, slot)
         known = token in self.processes or token in self.core.exits
         told = self.give(
             Ordered(
@@ -178,11 +180,11 @@ class World(RuleBasedStateMachine):
             expected = () if token in self.processes else (Ended,) if known else (StopUnknown,)
             assert tuple(map(type, told)) == expected
 
-    @rule(token=st.integers(0, 40))
+    @rule(token=st.integers(0, 12))
     def say_ready(self, token):
         self.give(Ordered(NoteReady(token=token)))
 
-    @rule(token=st.integers(0, 40), number=SIGNALS)
+    @rule(token=st.integers(0, 12), number=SIGNALS)
     def send_signal(self, token, number):
         self.give(Ordered(SignalWorker(token=token, signal=number)))
 
@@ -201,8 +203,11 @@ class World(RuleBasedStateMachine):
         deadline_s = self.core.deadline()
         assert deadline_s is None or deadline_s > self.now_s
 
-    @rule(tokens=st.lists(st.integers(0, 40), max_size=5))
-    def confirm(self, tokens):
+    @rule(data=st.data(), unknown=st.booleans())
+    def confirm(self, data, unknown):
+        owed = list(self.core.exits)
+        tokens = data.draw(st.lists(st.sampled_from(owed), unique=True)) if owed else []
+        tokens += [12_345] if unknown else []
         self.give(Ordered(Confirm(tokens=tokens)))
         if not self.ended:
             assert not set(tokens) & set(self.core.exits)

@@ -128,6 +128,7 @@ def test_interpreter_is_as_new(host, agent):
     assert first["done"] == ["thread", "asyncio", "child"]
     assert first["main_thread"] is True
     assert first["stdin"] == ""
+    assert first["inherited_handlers"] == 0
     assert first["line_buffered"] == [True, True]
     assert first["random"] != second["random"]
 
@@ -240,7 +241,13 @@ def test_quit_skips_callbacks(host, agent):
 
 @pytest.mark.parametrize(
     ("arg", "code"),
-    [(None, 0), ("raise", 1), ("callback raises", 1), ("callback exits 0", 1)],
+    [
+        (None, 0),
+        ("raise", 1),
+        ("callback raises", 1),
+        ("callback exits 0", 1),
+        ("term in callback", 0),
+    ],
 )
 def test_exit_callbacks(host, agent, arg, code):
     facts = host.run(agent, "callbacks", arg).facts

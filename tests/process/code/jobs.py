@@ -102,6 +102,7 @@ def interpreter(arg):
         done=done,
         main_thread=threading.current_thread() is threading.main_thread(),
         stdin=sys.stdin.read(),
+        inherited_handlers=atexit._ncallbacks(),
         line_buffered=(sys.stdout.line_buffering, sys.stderr.line_buffering),
         random=random.random(),
     )
@@ -230,6 +231,9 @@ def callbacks(arg):
     print()
     if arg == "raise":
         raise RuntimeError("main failed")
+    if arg == "term in callback":
+        worker.unblock_signals()
+        worker.before_exit(lambda: os.kill(os.getpid(), signal.SIGTERM))
     if arg == "callback raises":
         worker.before_exit(lambda: 1 / 0)
     if arg == "callback exits 0":
@@ -273,6 +277,9 @@ def fork_child(arg):
 def leave_child(arg):
     """End and leave a process behind: in the session, out of it, or hidden from it."""
     code, how = arg["code"], arg["how"]
+    if arg.get("wait"):
+        say(up=True)
+        worker.latch.wait(timeout=60)
     pid = os.fork()
     if pid == 0:
         if how != "session":
