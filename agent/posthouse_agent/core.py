@@ -453,6 +453,7 @@ class AgentCore:
                 seat.complete = True
                 self._note("warden.ready", kind=kind, running=report.running, exits=report.exits)
             case Forget():
+                seat.ends()
                 self._note("warden.ends", kind=kind)
         if isinstance(report, Forked | Ended):
             seat.highest_token = max(seat.highest_token, report.token)

@@ -26,6 +26,7 @@ class WardenSeat:
         self._entropy = entropy
         self._connected = False
         self._failures = 0
+        self._leaves = False
         self._since_s = 0.0
         self.wake_s = 0.0  # when to ask for it (again); infinity while that is under way or done
 
@@ -75,6 +76,10 @@ class WardenSeat:
             return "a second snapshot"
         return ""
 
+    def ends(self) -> None:
+        """It ends on purpose: no reason to be slow with the next one."""
+        self._leaves = True
+
     def drop(self) -> Effect:
         return DropWarden(self.kind)
 
@@ -82,7 +87,8 @@ class WardenSeat:
         """Ask for a new one: at once if the last one had lasted, else after a growing pause, so
         that a warden that cannot live (no space, no descriptors) does not eat the host."""
         lasted = self.complete and now_s - self._since_s >= limits.warden_backoff_s_max
-        self._failures = 0 if lasted else self._failures + 1
+        self._failures = 0 if lasted or self._leaves else self._failures + 1
+        self._leaves = False
         pause_s = 0.0
         if self._failures > 1:
             pause_s = limits.warden_backoff_s_min * 2.0 ** min(self._failures - 2, 10)

@@ -644,6 +644,14 @@ def test_wardens_that_do_not_last_are_asked_for_ever_more_slowly(bench: Bench) -
     assert bench.needed == ["fenced"]
 
 
+def test_a_warden_that_ends_on_purpose_is_replaced_at_once(bench: Bench) -> None:
+    for _ in range(5):
+        bench.attach()
+        bench.report(orders.Forget())
+        bench.warden_gone("closed")
+        assert bench.needed == ["fenced"]
+
+
 @pytest.mark.parametrize(
     "attached",
     [

@@ -336,7 +336,7 @@ def explore(bench_class: type[Any], examples: int, *, derandomize: bool) -> None
 
 @pytest.mark.timeout(300)  # a failing example takes long to shrink
 def test_no_exit_is_lost_doubled_or_confirmed_too_early(new_bench: type[Any]) -> None:
-    explore(new_bench, 400, derandomize=True)
+    explore(new_bench, 250, derandomize=True)
 
 
 @pytest.mark.slow

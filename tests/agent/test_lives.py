@@ -330,7 +330,7 @@ def test_a_second_agent_of_the_same_name_elsewhere_is_not_taken_in(
     steady = house.steady(1)
     other = house.cluster.dir / "hosts" / "x"
     argv = ["--runtime-dir", str(other), "--log-dir", str(house.cluster.dir / "x")]
-    stranger = house.cluster._daemon("stranger", *house.agent.argv[7:], *argv)
+    stranger = house.cluster._daemon("stranger", "agent", *house.agent.argv[7:], *argv)
     stranger.start()
     try:
         eventually(lambda: "host_taken" in stranger.log.read_text())
