@@ -245,6 +245,21 @@ def alive(pid: int, start: int | None = None) -> bool:
     return process is not None and not process.dead and start in (None, process.start)
 
 
+@pytest.fixture(scope="module")
+def shared_host() -> Iterator[Host]:
+    """One for all tests of a file: for those that look at a worker only."""
+    host = Host(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
+    try:
+        yield host.start()
+    finally:
+        host.close()
+
+
+@pytest.fixture(scope="module")
+def shared_agent(shared_host: Host) -> Agent:
+    return shared_host.agent()
+
+
 @pytest.fixture
 def make_host() -> Iterator[Callable[[], Host]]:
     """Hosts with folders, and no warden yet."""

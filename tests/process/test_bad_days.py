@@ -329,7 +329,8 @@ def test_late_journal_is_made_whole_again(small_disk, eventually):
         {"surprise": 1, "name": None},
     ],
 )
-def test_odd_registrations_cost_one_process(host, agent, spec):
+def test_odd_registrations_cost_one_process(shared_host, shared_agent, spec):
+    host, agent = shared_host, shared_agent
     order = host.order("nothing")
     order.spec.update(spec)
     agent.give(order)
@@ -340,7 +341,8 @@ def test_odd_registrations_cost_one_process(host, agent, spec):
     assert host.run(agent, "nothing").facts["code"] == 0
 
 
-def test_other_user_is_refused(host, agent):
+def test_other_user_is_refused(shared_host, shared_agent):
+    host, agent = shared_host, shared_agent
     failed = refused(host, agent, run_as="nobody")
     assert (failed.code, failed.retry) == ("bad_order", False)
     assert "not as 'nobody'" in failed.reason
@@ -348,7 +350,8 @@ def test_other_user_is_refused(host, agent):
     assert host.run(agent, "nothing", run_as=me).facts["code"] == 0
 
 
-def test_greatest_registration(host, agent):
+def test_greatest_registration(shared_host, shared_agent):
+    host, agent = shared_host, shared_agent
     """main_arg, extra and environment as large as they may be."""
     ended = host.run(
         agent,

@@ -8,6 +8,16 @@ import pytest
 from posthouse_agent.orders import Ended, Forked, SignalWorker, StopWorker
 
 
+@pytest.fixture(name="host")
+def _host(shared_host):
+    return shared_host
+
+
+@pytest.fixture(name="agent")
+def _agent(shared_agent):
+    return shared_agent
+
+
 def test_program_replaces_python(host, agent):
     script = 'echo "$POSTHOUSE_NAME $MINE"; readlink /proc/self/exe; exit 7'
     ended = host.run(
@@ -32,7 +42,9 @@ def test_program_has_plain_signals(host, agent):
     assert {status[name] for name in ("SigBlk", "SigIgn", "SigCgt")} == {"0" * 16}
 
 
-def test_program_dies_with_the_warden(host, agent, eventually, alive):
+def test_program_dies_with_the_warden(empty_host, eventually, alive):
+    host = empty_host.start()
+    agent = host.agent()
     order = host.order("posthouse.exec", ["sleep", "600"])
     agent.give(order)
     forked = agent.expect(Forked)
@@ -48,7 +60,7 @@ def test_program_is_stopped_with_what_it_started(host, agent, eventually, alive)
     eventually(lambda: host.log_path(order.slot).read_text().endswith("\n"))
     child = int(host.log_path(order.slot).read_text())
     agent.give(StopWorker(token=order.token, slot=order.slot, reason="hold", signal=15, grace_s=20))
-    ended = agent.expect(Ended)
+    ended = agent.expect(Ended, order.token)
     assert (ended.facts["signal"], ended.stop) == (signal.SIGTERM, "hold")
     assert not alive(child)
 
@@ -85,5 +97,5 @@ def test_signal_to_a_program(host, agent, eventually):
     agent.expect(Forked)
     eventually(lambda: host.log_path(order.slot).read_text() == "up\n")
     agent.give(SignalWorker(token=order.token, signal=signal.SIGHUP))
-    ended = agent.expect(Ended)
+    ended = agent.expect(Ended, order.token)
     assert (ended.facts["code"], ended.facts["output_tail"]) == (9, "up\nhup\n")

@@ -12,6 +12,16 @@ from posthouse.latch import LATCH_SET, POSTMASTER_DEATH, Latch
 from posthouse_agent.orders import Ended, Forked
 
 
+@pytest.fixture(name="host")
+def _host(shared_host):
+    return shared_host
+
+
+@pytest.fixture(name="agent")
+def _agent(shared_agent):
+    return shared_agent
+
+
 def test_rules(host, agent):
     ended = host.run(agent, "latch_rules")
     assert ended.facts["code"] == 0, ended.facts
@@ -53,7 +63,7 @@ def test_set_before_the_worker_waits_is_kept(host, agent, eventually):
     for _ in range(3):
         agent.set_latch(order.token)
     open(host.folder / "go", "w").close()
-    ended = agent.expect(Ended)
+    ended = agent.expect(Ended, order.token)
     assert host.said(ended.slot) == [{"why": ["LATCH_SET"]}, {"why": ["TIMEOUT"]}]
 
 
@@ -61,13 +71,15 @@ def test_postmaster_death_is_told_through_the_channel(host, agent):
     forked = host.begin(agent, "postmaster_death")
     end = agent.channel(forked.token)
     end.send(channel.encode({"op": "postmaster", "alive": False}))
-    ended = agent.expect(Ended)
+    ended = agent.expect(Ended, forked.token)
     assert host.said(ended.slot)[1:] == [{"why": ["POSTMASTER_DEATH"]}]
     assert ended.facts["code"] == 1  # EXIT_ON_PM_DEATH
     end.close()
 
 
-def test_ready_stays_in_the_channel_until_somebody_takes_it(host, agent):
+def test_ready_stays_in_the_channel_until_somebody_takes_it(empty_host):
+    host = empty_host.start()
+    agent = host.agent()
     forked = host.begin(agent, "say_ready")
     agent.close()
     second = host.agent()
@@ -96,7 +108,7 @@ def test_requests_and_replies(host, agent):
         elif message["op"] == "refuse":
             error = {"code": "not_permitted", "message": "no", "hint": "ask for it"}
             end.send(channel.encode({"op": "reply", "id": number, "error": error}))
-    ended = agent.expect(Ended)
+    ended = agent.expect(Ended, order.token)
     end.close()
     assert ended.facts["code"] == 0, ended.facts
     said = host.log_path(ended.slot).read_text().splitlines()

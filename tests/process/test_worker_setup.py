@@ -1,11 +1,25 @@
 """What a worker finds when its main is called, and how it leaves."""
 
+import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 
 from posthouse import worker
 from posthouse.errors import UsageError
+from posthouse_agent.orders import Ended, SignalWorker
+
+
+@pytest.fixture(name="host")
+def _host(shared_host):
+    return shared_host
+
+
+@pytest.fixture(name="agent")
+def _agent(shared_agent):
+    return shared_agent
 
 
 def facts_of(host, agent, main, arg=None, **spec):
@@ -14,19 +28,17 @@ def facts_of(host, agent, main, arg=None, **spec):
 
 
 def test_entry_is_the_registration(host, agent):
-    facts, said = facts_of(
-        host, agent, "report", {"topic": ["a", b"\x00"]}, name="ingest", extra=b"\x01\x02"
-    )
-    assert facts["code"] == 0, facts
-    assert said[0] == {
+    ended = host.run(agent, "report", {"topic": ["a", b"\x00"]}, name="ingest", extra=b"\x01\x02")
+    assert ended.facts["code"] == 0, ended.facts
+    assert host.said(ended.slot)[0] == {
         "name": "ingest",
         "main_arg": "{'topic': ['a', b'\\x00']}",
         "arg": "{'topic': ['a', b'\\x00']}",
         "extra": "0102",
-        "handle": f"{host.registry}:1.1",
+        "handle": f"{host.registry}:{ended.slot}.1",
         "host": "testhost",
         "incarnation": 1,
-        "token": 1,
+        "token": ended.token,
         "revision": 1,
     }
 
@@ -62,8 +74,6 @@ def test_process_is_set_up(host, agent):
 
 
 def test_defaults_of_the_set_up(host, agent):
-    import resource
-
     _, said = facts_of(host, agent, "report")
     found = said[1]
     assert found["umask"] == "77"
@@ -120,7 +130,9 @@ def test_descriptors(host, agent):
     kinds = sorted(target.split(":")[0].split(" ")[0] for target in fds.values())
     lock = str(host.home / "host.lock")
     assert kinds == sorted([lock, "/memfd", "anon_inode", "socket"]), fds
-    assert len(others) == 3
+    for other in others:
+        agent.give(SignalWorker(token=other.token, signal=signal.SIGKILL))
+        agent.expect(Ended, other.token)
 
 
 def test_interpreter_is_as_new(host, agent):
@@ -158,7 +170,8 @@ def test_main_that_returns_exits_0(host, agent):
 
 
 def test_uncaught_error(host, agent):
-    facts = host.run(agent, "fail").facts
+    ended = host.run(agent, "fail")
+    facts = ended.facts
     assert facts["code"] == 1
     lines = facts["traceback"].splitlines()
     assert lines[0] == "Traceback (most recent call last):"
@@ -166,7 +179,9 @@ def test_uncaught_error(host, agent):
     assert lines[-1] == "ValueError: a message with colour and  bell"
     assert facts["output_tail"].startswith("before the error\n")
     assert facts["output_tail"].endswith("bell\n")
-    assert host.log_path(1).read_bytes().count(b"\x1b[31m") == 1  # the log has it as it was
+    assert (
+        host.log_path(ended.slot).read_bytes().count(b"\x1b[31m") == 1
+    )  # the log has it as it was
 
 
 @pytest.mark.parametrize(
@@ -189,9 +204,7 @@ def test_module_that_raises_at_import(host, agent, tmp_path):
     order = host.order("broken:main")
     order.path.append(str(tmp_path))
     agent.give(order)
-    from posthouse_agent.orders import Ended
-
-    facts = agent.expect(Ended).facts
+    facts = agent.expect(Ended, order.token).facts
     assert facts["code"] == 1
     assert "RuntimeError: not today" in facts["traceback"]
     assert "broken.py" in facts["traceback"]
@@ -212,11 +225,9 @@ def test_set_up_that_fails_is_an_exit_with_the_reason(host, agent, spec, text):
 
 
 def test_term_by_default_ends_from_inside_the_handler(host, agent):
-    from posthouse_agent.orders import Ended, SignalWorker
-
     forked = host.begin(agent, "term_while_busy", name="busy", type="crunchers")
     agent.give(SignalWorker(token=forked.token, signal=signal.SIGTERM))
-    ended = agent.expect(Ended)
+    ended = agent.expect(Ended, forked.token)
     assert (ended.facts["code"], ended.stop) == (1, "")
     tail = ended.facts["output_tail"].splitlines()
     assert tail[1:] == [
@@ -305,9 +316,6 @@ def test_outside_a_worker_every_call_says_so(call):
 
 
 def test_worker_modules_need_only_the_standard_library():
-    import subprocess
-    import sys
-
     code = (
         "import sys; sys.modules['msgpack'] = sys.modules['zmq'] = sys.modules['msgspec'] = None\n"
         "from posthouse import worker\n"
