@@ -117,6 +117,15 @@ def _fields(order):
     return {name: getattr(order, name) for name in order.__slots__}
 
 
+def test_output_tail_of_a_file_that_was_replaced(host, agent):
+    forked = host.begin(agent, "open_idle")
+    path = host.log_path(forked.slot)
+    path.rename(path.with_suffix(".old"))
+    path.write_text("somebody else's words\n" * 100)
+    agent.give(SignalWorker(token=forked.token, signal=signal.SIGKILL))
+    assert "output_tail" not in agent.expect(Ended).facts
+
+
 def test_output_tail_is_printable(host, agent):
     tail = host.run(agent, "odd_bytes").facts["output_tail"]
     assert tail == "good\n\ufffd\ufffd null bold end\nlast\ufffd"
@@ -315,11 +324,26 @@ def test_agent_that_does_not_read(host, agent, eventually):
     """Reports wait; workers are started and reaped meanwhile; nothing is lost."""
     tokens = []
     for _ in range(100):
-        order = host.order("chatter", {"lines": 40, "width": 100})
+        order = host.order("chatter:lines")
         tokens.append(order.token)
         agent.give(order)
     eventually(lambda: host.log_path(tokens[-1]).exists())
     assert [agent.expect(Ended, token).token for token in tokens] == tokens
+
+
+def test_reports_for_an_agent_that_does_not_read_are_not_the_next_one_s(host, agent, eventually):
+    given = [host.order("chatter:lines") for _ in range(150)]
+    for order in given:
+        agent.give(order)
+    eventually(lambda: _journal(host).count('"op":"Exited"') == len(given))
+    snapshot = host.connect().attach()  # asserts that Attached comes first
+    exits = [r for r in snapshot if isinstance(r, Ended)]
+    assert sorted(r.token for r in exits) == [order.token for order in given]
+    assert all(r.known for r in exits)
+
+
+def _journal(host):
+    return (host.home / "journal").read_text()
 
 
 def test_foreign_user_is_not_heard(host, agent):
