@@ -51,10 +51,6 @@ _BACKLOG_MAX: Final = 1024  # commands that wait for an agent's link, before mor
 # field that is silently ignored is a promise that is silently broken.
 _NOT_YET: Final = {
     "notify": "no notification by signal yet: handles, events and waits never need it",
-    "restart_growth": "the delay between restarts is constant yet",
-    "restart_time_max": "the delay between restarts is constant yet",
-    "restart_jitter": "the delay between restarts is constant yet",
-    "restart_budget": "restarts are not counted yet",
     "watchdog_s": "no watchdog yet",
     "crash_domain": "no shared memory yet, so no crash domains",
 }

@@ -66,6 +66,7 @@ from posthouse_master.eventlog import EventLog
 from posthouse_master.hosts import Foreign, Hosts
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.notify import Watchers
+from posthouse_master.pace import DEFAULT_PACE, Pace, PacePolicy
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
@@ -88,6 +89,7 @@ class MasterPolicy:
 
     max_worker_processes: int = limits.workers_per_cluster_max
     max_worker_processes_per_host: int = limits.workers_per_host_max
+    pace: PacePolicy = DEFAULT_PACE
     version: str = ""
 
 
@@ -113,7 +115,14 @@ class MasterCore:
         self.door = FrontDoor(snapshot.term, policy.version, self._timers, entropy)
         self.watchers = Watchers(self.log, self.door)
         self.lifecycle = Lifecycle(
-            self.registry, self.log, self.fleet, self.door, self.watchers, self._timers
+            self.registry,
+            self.log,
+            self.fleet,
+            self.door,
+            self.watchers,
+            self._timers,
+            Pace(policy.pace),
+            lambda: int.from_bytes(entropy(2)) / 65536,
         )
         self.hosts = Hosts(self.registry, self.fleet, self.lifecycle, self.door, self._timers)
         self.book = RequestBook()

@@ -9,20 +9,22 @@ process of an older one can exist. The slot is free in the transaction that tell
 """
 
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any, Final
 
 import msgspec
 
 from posthouse import limits
 from posthouse.messages import Exit, Running, Start, Stop
+from posthouse.pacing import Budget, next_streak
 from posthouse.records import Event, ExitFacts
-from posthouse.restart import Decision, decide, decide_failed_start
+from posthouse.restart import Decision, Repeat, decide, decide_failed_start
 from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StopReason
 from posthouse_master.eventlog import EventLog
 from posthouse_master.notify import Watchers
+from posthouse_master.pace import Pace
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, StartQueue, wants_of
 from posthouse_master.registry import Key, Registration, Registry, Step
@@ -86,6 +88,8 @@ class Lifecycle:
         door: FrontDoor,
         watchers: Watchers,
         timers: Timers[TimerKey],
+        pace: Pace,
+        draw: Callable[[], float],
     ) -> None:
         self.phase = Phase.RUNNING
         self.queue = StartQueue()
@@ -95,6 +99,8 @@ class Lifecycle:
         self._door = door
         self._watchers = watchers
         self._timers = timers
+        self.pace = pace
+        self._draw = draw  # from 0 up to 1, for jitter
         self._strays: dict[str, dict[int, Key]] = {}  # by host and token: whose START they hold up
         self._barred: dict[str, set[Key]] = {}  # by host: who cannot be started there
         self.exits: Counter[str] = (
@@ -215,6 +221,7 @@ class Lifecycle:
             rule="M12" if registration.starts else "M5",
             restart_delay_s=None,
         )
+        self.pace.started(registration, turn.now.boot_s)
         self.record(turn, EventKind.STARTING, registration)
         start = Start(
             registry=self._registry.identity,
@@ -292,7 +299,14 @@ class Lifecycle:
         # stop counts only if the host had begun it: else the worker ended by itself before.
         terminating = registration.stopping is StopReason.TERMINATE
         stop = StopReason.TERMINATE if terminating else ended.stop
-        decision = decide(registration.spec, facts, stop, registration.stop_by if stop else "")
+        streak = next_streak(registration.streak, facts, registration.restart_delay_s or 0.0)
+        decision = decide(
+            registration.spec,
+            facts,
+            stop,
+            registration.stop_by if stop else "",
+            Repeat(streak - 1, self._draw()),
+        )
         if stop is StopReason.SHUTDOWN and self.phase is not Phase.STOPPING:
             # The host's own end, or a shutdown that is over: nothing else would start it again.
             reason = f"stopped with its warden ({facts.describe()})"
@@ -300,6 +314,7 @@ class Lifecycle:
         changes: dict[str, Any] = {"last_exit": pack_facts(facts)}
         if stop is None:
             changes["failures"] = registration.failures + (decision.kind != "unregister")
+            changes["streak"] = streak
         self._settle(turn, registration, decision, stop, facts, changes)
 
     def start_failed(
@@ -312,9 +327,16 @@ class Lifecycle:
             self.never_reached(turn, registration, why, barred=self._bar(registration))
             return
         decision = decide_failed_start(
-            registration.spec, why, registration.stopping, registration.stop_by
+            registration.spec,
+            why,
+            registration.stopping,
+            registration.stop_by,
+            Repeat(registration.streak, self._draw()),
         )
-        changes: dict[str, Any] = {"failures": registration.failures + 1}
+        changes: dict[str, Any] = {
+            "failures": registration.failures + 1,
+            "streak": registration.streak + 1,
+        }
         if not retry:
             changes["barred"] = self._bar(registration)
         self._settle(turn, registration, decision, registration.stopping, None, changes)
@@ -346,6 +368,9 @@ class Lifecycle:
         changes: dict[str, Any],
     ) -> None:
         """The incarnation has ended: its terminal row, then what becomes of the registration."""
+        if decision.kind == "restart" and stop is None:
+            healthy = changes.get("streak") == 1
+            decision = self._paced(turn, registration, decision, healthy=healthy)
         self._timers.cancel(("start", registration.key))
         ran = registration.life is Life.RUNNING
         final = decision.kind == "unregister"
@@ -388,6 +413,17 @@ class Lifecycle:
             self._restart_in(turn, registration, decision.delay_s)
         self._freed(turn, registration.host)
 
+    def _paced(
+        self, turn: Turn, registration: Registration, decision: Decision, *, healthy: bool
+    ) -> Decision:
+        """Its budget may put the restart off, and then people are told that it is flapping."""
+        now_s = turn.now.boot_s
+        delay_s = self.pace.delay_s(registration, decision.delay_s, now_s, healthy=healthy)
+        if delay_s <= decision.delay_s:
+            return decision
+        why = f"flapping: {Budget.of(registration.spec)}"
+        return Decision("restart", delay_s, "T3", f"{decision.reason}; {why}")
+
     def _freed(self, turn: Turn, name: str) -> None:
         """A slot of the host may be free: a process has ended, or one that could run only there,
         and so held a slot, is gone. It is for whoever waits for one."""
@@ -399,7 +435,7 @@ class Lifecycle:
         if delay_s > 0:
             self._timers.set(("restart", registration.key), turn.now.boot_s + delay_s)
         else:
-            self.offer(turn, registration)
+            self.restart_due(turn, registration.key)
 
     def unbar(self, turn: Turn, host: str) -> None:
         """The host begins anew: what it said can never run there may be tried again."""
@@ -414,8 +450,13 @@ class Lifecycle:
     def restart_due(self, turn: Turn, key: Key) -> None:
         """T1: its delay is over."""
         registration = self._registry.get(*key)
-        if registration is not None and registration.life is Life.WAITING:
-            self.offer(turn, registration)
+        if registration is None or registration.life is not Life.WAITING:
+            return
+        due_s = self.pace.put_off_s(registration, turn.now.boot_s)
+        if due_s is not None:
+            self._timers.set(("restart", key), due_s)
+            return
+        self.offer(turn, registration)
 
     # --- stopping ---
 
@@ -551,6 +592,7 @@ class Lifecycle:
             rule=registration.rule,
             by=by,
         )
+        self.pace.forget(registration.key)
         turn.note("worker.unregistered", **self._fields(registration), reason=registration.reason)
         while (oldest := self._registry.oldest_retired(limits.retired_max)) is not None:
             self._registry.forget(oldest)

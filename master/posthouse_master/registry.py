@@ -115,6 +115,7 @@ class Registration:
     restart_delay_s: float | None = None  # None while WAITING: as soon as it can be placed
     starts: int = 0  # incarnations that ran
     failures: int = 0  # ends that nobody asked for, and starts that failed
+    streak: int = 0  # of those, how many in a row without a healthy run between
     trimmed_to: int = 0
     last_exit: bytes = b""
     # In memory only: processes of it that should not be; no START before all are known to be gone.

@@ -71,6 +71,7 @@ class View:
             ready=registration.ready,
             reason=self._reason(registration, in_s),
             final=life is Life.RETIRED,
+            flapping=self._lifecycle.pace.flapping(registration, now.boot_s),
             restart_in_s=in_s,
             restart_at_unix_s=None if in_s is None else now.unix_s + in_s,
             started_unix_s=registration.started_unix_s,

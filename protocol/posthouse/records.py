@@ -139,6 +139,7 @@ class Status(Record, frozen=True, kw_only=True):
     ready: bool = False
     reason: Text = ""
     final: bool = False
+    flapping: bool = False
     restart_in_s: Finite | None = None
     restart_at_unix_s: Finite | None = None
     started_unix_s: Finite | None = None

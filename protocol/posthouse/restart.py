@@ -10,12 +10,13 @@ only for exits that nobody asked for.
 from dataclasses import dataclass
 from typing import Literal
 
+from posthouse.pacing import grown_delay
 from posthouse.records import ExitFacts
 from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART, StopReason
 
-__all__ = ["Decision", "decide", "decide_failed_start"]
+__all__ = ["Decision", "Repeat", "decide", "decide_failed_start"]
 
 _UNSEEN = ("warden_died", "host_rebooted")  # nobody saw the end: not the worker's doing
 
@@ -45,8 +46,23 @@ _ASKED: dict[StopReason, tuple[Literal["unregister", "restart", "keep"], str, st
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """How many failures in a row came before this one, and a draw from 0 up to 1 for the jitter."""
+
+    streak: int = 0
+    draw: float = 0.0
+
+
+_FIRST = Repeat()
+
+
 def decide(
-    spec: BackgroundWorker, facts: ExitFacts, stop: StopReason | None, by: str = ""
+    spec: BackgroundWorker,
+    facts: ExitFacts,
+    stop: StopReason | None,
+    by: str = "",
+    repeat: Repeat = _FIRST,
 ) -> Decision:
     """The class of an exit. `stop` is the request that ended it, if any, made by `by`.
 
@@ -65,18 +81,23 @@ def decide(
     if facts.code == 0 and facts.cause == "exited":
         return Decision("unregister", 0.0, "E1", how)
     if facts.cause in _UNSEEN:
-        return _again(spec, "E3", f"{how}, which is no fault of its own")
+        return _again(spec, "E3", f"{how}, which is no fault of its own", _FIRST)
     if facts.cause == "daemonised":
-        return _again(spec, "E2", "left processes behind as a daemon would; counts as exit code 1")
+        told = "left processes behind as a daemon would; counts as exit code 1"
+        return _again(spec, "E2", told, repeat)
     if facts.code == 1:
-        return _again(spec, "E2", how)
+        return _again(spec, "E2", how, repeat)
     if facts.signal == SIGNALS["TERM"]:
-        return _again(spec, "E6", f"{how} from outside; counts as exit code 1")
-    return _again(spec, "E3", f"{how}; a crash of its own")
+        return _again(spec, "E6", f"{how} from outside; counts as exit code 1", repeat)
+    return _again(spec, "E3", f"{how}; a crash of its own", repeat)
 
 
 def decide_failed_start(
-    spec: BackgroundWorker, why: str, stop: StopReason | None, by: str = ""
+    spec: BackgroundWorker,
+    why: str,
+    stop: StopReason | None,
+    by: str = "",
+    repeat: Repeat = _FIRST,
 ) -> Decision:
     """The same for an incarnation that never ran. M6: a failed fork waits for restart_time."""
     if stop is not None:
@@ -84,7 +105,8 @@ def decide_failed_start(
         return Decision(kind, 0.0, rule, f"{told}{f' by {by}' if by else ''} before it ran")
     if spec.restart_time == NEVER_RESTART:
         return Decision("unregister", 0.0, "M7", f"could not be started: {why}; never restarted")
-    return Decision("restart", float(spec.restart_time), "M6", f"could not be started: {why}")
+    delay_s = grown_delay(spec, repeat.streak, repeat.draw)
+    return Decision("restart", delay_s, "M6", f"could not be started: {why}")
 
 
 def _ends_for_good(stop: StopReason) -> bool:
@@ -93,7 +115,7 @@ def _ends_for_good(stop: StopReason) -> bool:
     return stop in (StopReason.LEASE_END, StopReason.DOMAIN_RESET, StopReason.UNKNOWN)
 
 
-def _again(spec: BackgroundWorker, rule: str, reason: str) -> Decision:
+def _again(spec: BackgroundWorker, rule: str, reason: str, repeat: Repeat) -> Decision:
     if spec.restart_time == NEVER_RESTART:
         return Decision("unregister", 0.0, "M10", f"{reason}; never restarted")
-    return Decision("restart", float(spec.restart_time), rule, reason)
+    return Decision("restart", grown_delay(spec, repeat.streak, repeat.draw), rule, reason)

@@ -237,7 +237,7 @@ def _check_restart(w: "BackgroundWorker") -> None:
             w.restart_budget,
             "(starts, window_s)",
         )
-        _is_int("restart_budget", w.restart_budget[0], 1, 1_000_000)
+        _is_int("restart_budget", w.restart_budget[0], 1, limits.restart_budget_starts_max)
         _is_number("restart_budget", w.restart_budget[1], 0.001, limits.restart_time_s_max)
     _is_bool("notify", w.notify)
     _is_bool("unique", w.unique)

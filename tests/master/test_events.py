@@ -159,7 +159,7 @@ def test_a_cursor_survives_the_master(town, client):
 
 def storm(town, host, client, name="storm"):
     """A worker that fails in a loop until its own history has been trimmed."""
-    client.register(name, host="b", restart_time=0)
+    client.register(name, host="b", restart_time=0, restart_budget=(1000, 0.001))
     for _ in range(limits.events_per_registration_max // 3 + 20):
         host.end(host.run(), code=1)
         host.acknowledge()

@@ -163,10 +163,6 @@ def test_the_clusters_bound_per_host_counts_as_well(towns):
     ("field", "value"),
     [
         ("notify", True),
-        ("restart_growth", 2.0),
-        ("restart_jitter", 0.5),
-        ("restart_time_max", 60.0),
-        ("restart_budget", (3, 60.0)),
         ("watchdog_s", 5.0),
         ("crash_domain", "other"),
     ],

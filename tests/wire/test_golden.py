@@ -185,6 +185,7 @@ STOPPED = Status(
     revision=2,
     reason="killed by SIGKILL; restarts in 4.2 s",
     final=True,
+    flapping=True,
     restart_in_s=4.25,
     restart_at_unix_s=AT,
     stopping=StopReason.HOLD,

@@ -102,6 +102,7 @@ class StateRow:
     restart_delay_s: float | None = None
     starts: int = 0
     failures: int = 0
+    streak: int = 0
     trimmed_to: int = 0  # sequence of the newest event of it that is no longer kept
     last_exit: bytes = b""
 

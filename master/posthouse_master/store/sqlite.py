@@ -96,6 +96,7 @@ CREATE TABLE states (
     restart_delay_s REAL,
     starts INTEGER NOT NULL,
     failures INTEGER NOT NULL,
+    streak INTEGER NOT NULL,
     trimmed_to INTEGER NOT NULL,
     last_exit BLOB NOT NULL,
     PRIMARY KEY (slot, generation),
