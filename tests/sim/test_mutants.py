@@ -161,7 +161,7 @@ def start_is_sent_again_in_a_new_session(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Hosts, "_missing", missing)
 
 
-@mutant(0, 7, within=100)
+@mutant(0, 7, 17, within=100)
 def terminal_event_is_not_unique(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word about an older incarnation is taken for one about the present one."""
 

@@ -5,6 +5,7 @@ Invariant: what it prints about a violation is enough to see the same violation 
 """
 
 import argparse
+import io
 import sys
 import time
 from collections import Counter
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shrink", action="store_true", help="leave out faults that do not matter")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a violation")
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a violation is seen at once, in a file too
     first = options.start if options.seed is None else options.seed
     count = options.seeds if options.seed is None else 1
     skip = frozenset(int(number) for number in options.skip.split(",") if number)

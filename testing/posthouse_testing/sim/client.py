@@ -147,7 +147,7 @@ class Client:
     checker: Checker
     name: str
     hosts: list[str]
-    calm: bool = False
+    calm: bool = False  # no more mischief
     node: ClientNode | None = None
     questions: dict[bytes, Question] = field(default_factory=dict)
     followers: list[Follower] = field(default_factory=list)
@@ -194,15 +194,15 @@ class Client:
         if choice < 0.45 or not self.handles:
             self.register()
         elif choice < 0.6:
-            self.terminate(random.choice(self.handles))
+            self.terminate(self._some_ref())
         elif choice < 0.7:
-            ref, signal = random.choice(self.handles), random.choice((1, 10, 15, 9))
+            ref, signal = self._some_ref(), random.choice((1, 10, 15, 9))
             self.ask(SignalWorker(request=self._id(), ref=ref, signal=signal))
         elif choice < 0.75:
             self.ask(LatchWorker(request=self._id(), ref=random.choice(self.handles)))
         elif choice < 0.85:
             asked = random.choice((GetStatus, GetStatus, GetStatus, Explain, ReadOutput))
-            self.ask(asked(request=self._id(), ref=random.choice(self.handles)))
+            self.ask(asked(request=self._id(), ref=self._some_ref()))
         elif choice < 0.9:
             self.ask(random.choice((ListWorkers, ListHosts))(request=self._id()))
         elif choice < 0.92 and self.world.knobs.shutdowns:
@@ -210,6 +210,13 @@ class Client:
             self.ask(Shutdown(request=self._id(), mode=mode))
         else:
             self.follow("" if random.random() < 0.5 else random.choice(self.handles))
+
+    def _some_ref(self) -> str:
+        """A handle, mostly; or a short handle, or a name."""
+        random = self.world.random
+        handle = random.choice(self.handles)
+        short = handle.partition(":")[2]
+        return random.choice((handle, handle, handle, short, f"w{random.randint(1, 12)}"))
 
     def register(self, **fields: Any) -> None:
         """Register a worker; fields that are not given are drawn."""
@@ -270,6 +277,8 @@ class Client:
         self.world.log(f"client {self.name}", f"{question} answered: {told}")
         self.world.figures[f"answer {told}"] += 1
         mutating = type(question.request) in MUTATING
+        if isinstance(outcome, RequestConflict) and question.answer is not None:
+            return  # it was abused
         if question.answer is not None:
             if mutating and not _same(question.answer, outcome):
                 self.checker.fail(10, f"{question}: first {question.answer!r}, then {outcome!r}")
@@ -280,19 +289,28 @@ class Client:
             self.checker.registered(self.name, question.request, outcome)
             handle = str(outcome.handle.id)
             self.handles.append(handle)
-            if self.world.chance(0.5):
+            if not self.calm and self.world.chance(0.5):
                 self.follow(handle)
+            if not self.calm and self.world.chance(0.1):
+                self.terminate(handle)  # while its START is on the way
         if isinstance(outcome, StatusReply):
             self.checker.told(self.name, outcome.status)
         elif isinstance(outcome, WorkersPage):
             for worker in outcome.workers:
                 self.checker.told(self.name, worker.status)
         if mutating and not self.calm and self.world.chance(0.2):
-            self.world.after(self.world.random.uniform(0.0, 3.0), self.doubt, question)
+            act = self.doubt if self.world.chance(0.8) else self.abuse
+            self.world.after(self.world.random.uniform(0.0, 3.0), act, question)
 
     def _retry(self, question: Question) -> None:
         if question.answer is None:
             self._ask(question)
+
+    def abuse(self, question: Question) -> None:
+        """The id of an answered request is used for another one: a conflict, and no effect."""
+        other = Terminate(request=question.request.request, ref="a worker that is not there")
+        if self.node is not None and question.request != other:
+            self.node.submit(Call(other))
 
     def doubt(self, question: Question) -> None:
         """An answered request is asked again: one effect, the same answer."""
@@ -400,8 +418,5 @@ class Client:
 
 def _same(first: Reply | PosthouseError, second: Reply | PosthouseError) -> bool:
     if isinstance(first, PosthouseError) and isinstance(second, PosthouseError):
-        return isinstance(second, RequestConflict) or (first.code, first.message) == (
-            second.code,
-            second.message,
-        )
+        return (first.code, first.message) == (second.code, second.message)
     return first == second

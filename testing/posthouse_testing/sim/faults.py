@@ -8,14 +8,16 @@ far as a world can be, so a failing plan can be shrunk by leaving faults out.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 
 from posthouse_testing.sim.client import Client
 from posthouse_testing.sim.host import Machine
+from posthouse_testing.sim.ledger import Ledger
 from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.network import Network
 from posthouse_testing.sim.node import Node
+from posthouse_testing.sim.rogue import Liar, stranger_calls
 from posthouse_testing.sim.world import World
 
 __all__ = ["KINDS", "Fault", "Stage", "plan"]
@@ -32,7 +34,7 @@ class Stage:
     seat: MasterSeat
     machines: list[Machine]
     clients: list[Client]
-    extras: dict[str, int] = field(default_factory=dict)
+    ledger: Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,14 @@ def _store(fault: Fault, stage: Stage) -> None:
     stage.seat.store_fails = ("before", "after")[fault.amount % 2]
 
 
+def _stranger(fault: Fault, stage: Stage) -> None:
+    stranger_calls(stage.world, stage.network, fault.amount)
+
+
+def _liar(fault: Fault, stage: Stage) -> None:
+    Liar(stage.world, stage.network, stage.ledger, fault.length_s)
+
+
 def _interrupt(_: Fault, stage: Stage) -> None:
     if stage.seat.node is not None:
         stage.seat.node.interrupt()
@@ -218,6 +228,8 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "worker killed": (2, _kill_worker),
     "all workers of a host killed": (1, _kill_workers),
     "wall clock set": (1, _wall_clock),
+    "stranger calls": (1, _stranger),
+    "agent lies about others": (1, _liar),
     "client killed": (1, lambda f, s: _crash(_client(f, s).node)),
     "client paused": (1, lambda f, s: _pause(_client(f, s).node, f)),
 }

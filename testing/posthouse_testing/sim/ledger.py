@@ -64,6 +64,7 @@ class Ledger:
     world: World
     workers_max: int
     processes: dict[int, Process]  # by token: what really ran
+    registry: str = ""
     timeline: int = 1
     epoch: int = 0
     workers_per_host_max: dict[str, int] = field(default_factory=dict)

@@ -34,8 +34,6 @@ from posthouse_testing.sim.world import Clock, World
 
 __all__ = ["MasterNode", "MasterSeat"]
 
-COMMIT_S = (0.0001, 0.004)
-
 
 class Auditor(Protocol):
     """Who is told of what is durable (ledger.Ledger)."""
@@ -106,7 +104,8 @@ class MasterNode(Node):
             self.carry_out(self.core.handle(self._inbox.popleft(), self.clock.now()))
             if not self.alive:
                 return
-        commit_s = self.world.random.uniform(*COMMIT_S) if self._ops else 0.0
+        commit_s = self.world.random.uniform(0.0001, self.world.knobs.commit_s)
+        commit_s = commit_s if self._ops else 0.0
         self.world.after(commit_s, self._commit)
 
     def effect(self, effect: Any) -> None:

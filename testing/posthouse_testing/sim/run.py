@@ -100,19 +100,21 @@ class Simulation:
         self.checker = Checker(world, self.ledger)
         policy = MasterPolicy(max_worker_processes=workers_max, max_worker_processes_per_host=50)
         self.seat = MasterSeat(world, self.network, self.ledger, self.checker, policy)
+        self.ledger.registry = self.seat.disk.registry
         names = ("a", "b", "c")[: knobs.hosts]
         self.machines = [Machine(world, self.network, self.checker, n, slots) for n in names]
         self.ledger.workers_per_host_max = dict.fromkeys(names, slots)
         self.clients = [
-            Client(world, self.network, self.checker, f"c{number}", list(names))
+            Client(world, self.network, self.checker, f"c{number}", list(names), calm=self.scripted)
             for number in range(1, knobs.clients + 1)
         ]
-        self.stage = Stage(world, self.network, self.seat, self.machines, self.clients)
+        self.stage = Stage(world, self.network, self.seat, self.machines, self.clients, self.ledger)
         self._squeeze = (
             {}
             if self.scripted
             else {
                 "events_per_registration_max": random.choice((8, 256, 256)),
+                "start_attempt_s": random.choice((5.0, 60.0, 60.0)),
                 "page_items_max": random.choice((2, 256, 256)),
                 "retired_max": random.choice((1, 10_000, 10_000)),
                 "outbox_messages_max": random.choice((160, 1024, 1024)),  # 128 are kept free

@@ -58,6 +58,7 @@ class Knobs:
     fault_rate: float  # faults a second
     drift: float  # clocks run at 1 +- this
     jitter_s: float  # a tick comes up to this much late
+    commit_s: float  # a transaction takes up to this
     batch: int  # inputs that a master handles before one commit, at most
     exit_rate: float  # spontaneous exits of a worker a second
     stubborn: float  # share of processes that ignore the stop signal
@@ -71,7 +72,7 @@ class Knobs:
         return Knobs(
             hosts=pick((1, 1, 2, 2, 3)),
             clients=pick((1, 1, 2, 3)),
-            workers=pick((1, 2, 3, 4, 6)),
+            workers=pick((1, 1, 2, 2, 3, 3, 4, 4, 6, 6, 40)),
             faulty_s=pick((10.0, 20.0, 30.0)),
             delay_s=pick((0.0005, 0.002, 0.02, 0.1)),
             delay_tail=pick((0.0, 0.0, 0.01, 0.05)),
@@ -81,6 +82,7 @@ class Knobs:
             fault_rate=pick((0.0, 0.1, 0.3, 0.6, 1.0)),
             drift=pick((0.0, 0.002)),
             jitter_s=pick((0.001, 0.01, 0.1)),
+            commit_s=pick((0.004, 0.004, 0.004, 0.05, 0.5)),
             batch=pick((1, 2, 8, 64)),
             exit_rate=pick((0.0, 0.02, 0.1, 0.3)),
             stubborn=pick((0.0, 0.2, 0.5)),
@@ -105,6 +107,7 @@ class Knobs:
             fault_rate=0.0,
             drift=0.0,
             jitter_s=0.001,
+            commit_s=0.004,
             batch=8,
             exit_rate=0.0,
             stubborn=0.0,
@@ -126,6 +129,7 @@ class Knobs:
             garbage=0.0,
             fault_rate=0.0,
             jitter_s=0.001,
+            commit_s=0.004,
             exit_rate=0.0,
             stubborn=0.0,
             unkillable=0.0,
