@@ -1,13 +1,15 @@
 """One seed is one world: the same trace in every run and in every process."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
+from posthouse_master.hosts import Hosts
 from posthouse_testing.sim.__main__ import main
-from posthouse_testing.sim.run import Failure, Simulation, simulate
+from posthouse_testing.sim.run import Failure, Report, Simulation, simulate
 
 PROGRAM = """
 from posthouse_testing.sim.run import simulate
@@ -60,3 +62,27 @@ def test_the_command_prints_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert "seeds 7 to 9: 0 violations" in printed
     assert " simulated hours in " in printed
     assert " processes" in printed
+
+
+def test_a_failing_plan_is_shrunk(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Hosts, "_missing", lambda *_, **__: None)  # nobody minds what is gone
+    seed = next(seed for seed in range(100) if isinstance(outcome(seed), Failure))
+    assert main(["--seed", str(seed), "--shrink"]) == 1
+    printed = capsys.readouterr().out
+    shrunk = re.search(r"shrunk to (\d+) of (\d+) faults", printed)
+    assert shrunk is not None
+    assert int(shrunk[1]) < int(shrunk[2])
+    skip = re.search(rf"--seed {seed} --skip ([\d,]+) --trace", printed)
+    assert skip is not None
+    again = outcome(seed, frozenset(int(number) for number in skip[1].split(",")))
+    assert isinstance(again, Failure)
+    assert f"trace {again.trace_hash}" in printed
+
+
+def outcome(seed: int, skip: frozenset[int] = frozenset()) -> Report | Failure:
+    try:
+        return simulate(seed, skip=skip)
+    except Failure as failure:
+        return failure
