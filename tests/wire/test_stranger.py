@@ -685,11 +685,19 @@ def test_shutdown(client: Stranger, agent: Agent, own: Master, spec: dict[str, A
     done = client.next(DONE)
     assert done["request"] == request
     assert "fast shutdown" in done["message"]
-    assert client.next(GOODBYE)
+    client.turn()  # the master ends when this is acknowledged
     assert own.end(0) == 0
     own.start()
     client.open()
     assert listed(client) == [spec["name"]]
+
+
+def test_a_master_that_is_asked_to_end_says_goodbye(client: Stranger, own: Master) -> None:
+    client.open()
+    assert own.process is not None
+    own.process.terminate()
+    assert "reason" in client.next(GOODBYE)
+    assert own.end(0) == 0
 
 
 # --- with keys ---
