@@ -31,7 +31,7 @@ from posthouse import limits, worker
 from posthouse.ids import HandleId
 from posthouse.spec import BackgroundWorker
 from posthouse.states import DATABASE_CONNECTION
-from posthouse_agent import native
+from posthouse_agent import native, progeny
 from posthouse_agent.orders import StartWorker
 
 try:
@@ -229,12 +229,7 @@ def _set_interpreter(order: StartWorker) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     atexit._clear()  # noqa: SLF001 - there is no public way; the warden's handlers are not ours
-    # Processes that this worker forks begin with open signals, like any other program's.
-    os.register_at_fork(after_in_child=_open_signals)
-
-
-def _open_signals() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    progeny.install()
 
 
 def _set_signals(order: StartWorker) -> None:

@@ -176,20 +176,25 @@ class Processes:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, number)
 
-    def next_dead(self) -> int | None:
-        """The token of a worker that is dead and not reaped. Dead strangers (processes that
-        workers left behind) are reaped on the way."""
+    def reap_strangers(self) -> None:
+        """Reap what workers left behind and is dead, up to the first dead worker, whose turn comes
+        when its end has been recorded."""
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, _WAIT | os.WNOWAIT)
             except ChildProcessError:
-                return None
-            if info is None:
-                return None
-            token = self._tokens.get(info.si_pid)
-            if token is not None:
-                return token
+                return
+            if info is None or info.si_pid in self._tokens:
+                return
             os.waitid(os.P_PID, info.si_pid, _WAIT)
+
+    def leaves_any(self, token: int, now: Instant) -> bool:
+        """Whether processes that the dead worker started go on."""
+        worker = self._workers[token]
+        return any(
+            pid not in self._tokens and self._is_left_by(pid, worker) and procfs.is_process(pid)
+            for pid in self._suspects(worker, now)
+        )
 
     def examine(self, token: int, now: Instant) -> dict[str, Any]:
         """Kill what the dead worker left running; the facts of its end, complete."""

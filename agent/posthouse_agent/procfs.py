@@ -18,6 +18,7 @@ __all__ = [
     "boot_id",
     "environment",
     "holds_lock",
+    "is_process",
     "kill_if",
     "marked_by",
     "newest_pid",
@@ -75,6 +76,15 @@ def pids() -> Iterator[int]:
 def newest_pid() -> int:
     """The pid that was given out last in this pid namespace."""
     return int(_slurp("/proc/loadavg").split()[4])
+
+
+def is_process(pid: int) -> bool:
+    """Whether this is a process; the kernel numbers threads in the same way."""
+    try:
+        os.close(os.pidfd_open(pid))
+    except OSError:
+        return False
+    return True
 
 
 def threads() -> int:

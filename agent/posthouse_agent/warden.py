@@ -54,6 +54,7 @@ _USAGE: Final = (
 _KINDS: Final = ("fenced", "kept", "tree")
 _LOCK_S: Final = 1.0  # a warden that was just killed takes its lock along in less
 _LEFTOVERS_S: Final = 10.0  # for processes that were sent KILL
+_LOOK_S: Final = 0.005  # pause between looks at what a dead worker has left, at first
 _RETRY_S: Final = 1.0  # after the disk refused something
 _FAREWELL_S: Final = 1.0  # for the agent to read the last reports
 # Quotes, backslashes and newlines take two bytes in JSON, and everything else what it took before.
@@ -75,6 +76,14 @@ class Options:
         return f"{self.runtime_dir}/{self.kind}"
 
 
+@dataclass(slots=True, kw_only=True)
+class _Dead:
+    """A zombie."""
+
+    since_s: float
+    look_again_s: float
+
+
 class Warden:
     """One process's loop. Everything that can fail here fails for one worker or one agent."""
 
@@ -94,18 +103,19 @@ class Warden:
         self._signal_fd = native.open_signalfd((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT))
         self._epoll.register(self._signal_fd, select.EPOLLIN)
         self._status: int | None = None
-        self._unrecorded = False  # a dead worker waits for disk space
-        self._retry_s = 0.0
+        self._pidfds: dict[int, int] = {}  # pidfd -> token, of those not known to be dead
+        self._dead: dict[int, _Dead] = {}  # not reaped yet
+        self._retry_s = 0.0  # no attempt to rewrite the journal before this
         self._watchdog_s = systemd.watchdog_interval_s()
 
     def run(self) -> int:
         """Until the core says End. Returns the exit status."""
-        self._bury()
         while self._status is None:
             for fd, _ in self._epoll.poll(self._timeout_s()):
                 self._on_ready(fd)
                 if self._status is not None:
                     break
+            self._bury()
             self._on_time()
         self._say_farewell()
         return self._status
@@ -114,8 +124,8 @@ class Warden:
 
     def _timeout_s(self) -> float | None:
         now_s = _now().boot_s
-        due = [self._core.deadline()]
-        if self._unrecorded or self._journal.behind:
+        due = [self._core.deadline(), *(dead.look_again_s for dead in self._dead.values())]
+        if self._journal.behind:
             due.append(self._retry_s)
         if self._watchdog_s is not None:
             due.append(now_s + self._watchdog_s / 2)
@@ -129,7 +139,12 @@ class Warden:
             if pending & {signal.SIGTERM, signal.SIGINT}:
                 systemd.stopping("ending the workers")
                 self._handle(Terminating())
-            self._bury()
+            self._processes.reap_strangers()
+            return
+        if (token := self._pidfds.pop(fd, None)) is not None:
+            self._epoll.unregister(fd)
+            now_s = _now().boot_s
+            self._dead[token] = _Dead(since_s=now_s, look_again_s=now_s)
             return
         if not self._line.flush():
             self._handle(AgentGone())
@@ -148,29 +163,35 @@ class Warden:
         deadline_s = self._core.deadline()
         if deadline_s is not None and deadline_s <= now.boot_s:
             self._handle(Tick())
-        if now.boot_s < self._retry_s:
-            return
-        if self._journal.wants_rewrite:
+        if self._journal.wants_rewrite and now.boot_s >= self._retry_s:
             try:
                 self._journal.rewrite(self._core.entries())
             except OSError as error:
                 _log(f"journal: cannot be rewritten: {error.strerror}")
                 self._retry_s = now.boot_s + _RETRY_S
-        if self._unrecorded:
-            self._bury()
 
     def _bury(self) -> None:
-        """Record and reap every worker that is dead."""
-        self._unrecorded = False
-        while (token := self._processes.next_dead()) is not None:
-            if not self._journal.make_room(_EXIT_LINE_BYTES):
-                # It stays a zombie: its end must not be forgotten, and cannot be written down yet.
-                _log("no room on the disk for an exit record; the worker is not reaped yet")
-                self._unrecorded = True
-                self._retry_s = _now().boot_s + _RETRY_S
-                return
+        """Record and reap the dead workers.
+
+        One stays a zombie for a while if it has left processes behind (many end by themselves
+        when they see that it is gone; the others are killed with its burial), or if its end
+        cannot be written down: it must not be forgotten.
+        """
+        for token, dead in list(self._dead.items()):
             now = _now()
+            if now.boot_s < dead.look_again_s:
+                continue
+            if not self._journal.make_room(_EXIT_LINE_BYTES):
+                _log("no room on the disk for an exit record; the worker is not reaped yet")
+                dead.look_again_s = now.boot_s + _RETRY_S
+                continue
+            age_s = now.boot_s - dead.since_s
+            if age_s < limits.leftovers_grace_s and self._processes.leaves_any(token, now):
+                dead.look_again_s = now.boot_s + max(_LOOK_S, age_s / 2)
+                continue
+            del self._dead[token]
             self._handle(ProcessEnded(token=token, facts=self._processes.examine(token, now)))
+            self._processes.reap_strangers()
 
     # --- effects ---
 
@@ -224,6 +245,8 @@ class Warden:
             return ForkRefused(
                 token=order.token, code=error.code, reason=str(error), retry=error.retry
             )
+        self._pidfds[made.pidfd] = order.token
+        self._epoll.register(made.pidfd, select.EPOLLIN)
         return ForkDone(token=order.token, pid=made.pid, pid_start=made.pid_start)
 
     def _tell(self, report: Report, token: int | None) -> bool:

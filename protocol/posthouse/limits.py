@@ -101,6 +101,7 @@ channel_frame_bytes_max: Final = (
 exit_records_max: Final = 100_000  # unconfirmed exits a warden keeps; it refuses starts beyond
 log_read_bytes_max: Final = 65_536  # one page of a worker's log
 log_bytes_max: Final = 16 * 1024 * 1024  # default size of one worker's kept output
+leftovers_grace_s: Final = 1.0  # for multiprocessing's resource tracker and others that end by EOF
 journal_slack_bytes: Final = 1024 * 1024  # a warden's journal grows by this before it is rewritten
 journal_ahead_bytes: Final = 65_536  # disk space taken in advance, so that an exit can be recorded
 exit_callbacks_max: Final = 20  # MAX_ON_EXITS, of each kind (W6)

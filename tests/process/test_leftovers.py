@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from posthouse_agent import procfs
-from posthouse_agent.orders import Confirm, Ended, SignalWorker, StopWorker
+from posthouse_agent.orders import Confirm, Ended, Forked, SignalWorker, StopWorker
 
 
 @pytest.mark.parametrize("how", ["session", "setsid", "double", "exec"])
@@ -16,6 +16,23 @@ def test_daemonising_counts_as_1(host, agent, alive, how):
     assert (ended.facts["cause"], ended.facts["code"]) == ("daemonised", 1)
     assert not alive(host.said(ended.slot)[0]["child"])
     assert not [p for p in procfs.pids() if (q := procfs.read(p)) and q.parent == host.pid]
+
+
+def test_helpers_that_end_by_themselves_are_no_daemons(host, agent):
+    """As multiprocessing's resource tracker: it sees the end of its pipe, and cleans up."""
+    for code in (0, 1):
+        ended = host.run(agent, "leave_helper", code)
+        assert (ended.facts["cause"], ended.facts["code"]) == ("exited", code)
+        assert ended.facts["output_tail"] == "the helper has cleaned up\n"
+
+
+def test_other_workers_are_served_while_one_lingers(host, agent):
+    lingering = host.order("leave_child", {"code": 0, "how": "double"})
+    agent.give(lingering)
+    agent.expect(Forked)
+    quick = [host.run(agent, "chatter:lines").token for _ in range(3)]
+    assert agent.expect(Ended).token == lingering.token
+    assert len(quick) == 3
 
 
 def test_other_codes_stay_and_the_child_goes(host, agent, alive):

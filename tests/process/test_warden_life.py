@@ -499,14 +499,16 @@ def test_many_starts_leak_nothing(host, agent):
     def held():
         return sorted(os.listdir(f"/proc/{host.pid}/fd"), key=int)
 
-    host.run(agent, "nothing")
+    agent.give(Confirm(tokens=[host.run(agent, "chatter:lines").token]))
     before = held()
     for _ in range(200):
-        ended = host.run(agent, "nothing")
+        ended = host.run(agent, "chatter:lines")
         assert ended.facts["code"] == 0
         agent.give(Confirm(tokens=[ended.token]))
         for fd in agent.descriptors.pop(ended.token):
             os.close(fd)
+    agent.give(StopWorker(token=9999, slot=9, reason="x", signal=0, grace_s=0))
+    agent.expect(StopUnknown)  # all before it has been read
     assert held() == before
     assert not [p for p in procfs.pids() if (q := procfs.read(p)) and q.parent == host.pid]
 

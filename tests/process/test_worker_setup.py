@@ -296,6 +296,15 @@ def test_process_forked_by_a_worker(host, agent):
     assert said["latch"] is True
 
 
+def test_what_a_worker_starts_has_open_signals(host, agent):
+    ended = host.run(agent, "start_everything")
+    # nor does it count as daemonised, though multiprocessing's helpers end a little after it
+    assert ended.facts["code"] == 0, ended.facts
+    own, masks = host.said(ended.slot)
+    assert set(masks["masks"].values()) == {"0" * 16}, masks
+    assert own["own"] == len(worker.BLOCKED)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import ctypes
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -485,3 +486,56 @@ def flood_channel(arg):
 def fail_long(arg):
     print("y" * 4000)
     raise ValueError("z" * 16_000)
+
+
+def start_everything(arg):
+    """The masks of what this worker starts, by each way, with its own signals blocked."""
+    show = ["sed", "-n", "s/^SigBlk:.//p", "/proc/self/status"]
+    masks = {
+        "run": subprocess.run(show, capture_output=True, text=True).stdout,
+        "popen": os.popen(" ".join(show)).read(),
+        "new session": subprocess.run(
+            show, capture_output=True, text=True, start_new_session=True
+        ).stdout,
+        "preexec": subprocess.run(
+            show, capture_output=True, text=True, preexec_fn=lambda: None
+        ).stdout,
+        "no close": subprocess.run(show, capture_output=True, text=True, close_fds=False).stdout,
+    }
+    reader, writer = os.pipe()
+    actions = [(os.POSIX_SPAWN_DUP2, writer, 1)]
+    pid = os.posix_spawnp("sed", show, dict(os.environ), file_actions=actions)
+    os.waitpid(pid, 0)
+    masks["spawn"] = os.read(reader, 100).decode()
+
+    async def main():
+        process = await asyncio.create_subprocess_exec(*show, stdout=subprocess.PIPE)
+        return (await process.communicate())[0].decode()
+
+    masks["asyncio"] = asyncio.run(main())
+    say(own=len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+    # multiprocessing's resource tracker opens INT and TERM here, whatever they were (CPython).
+    for method in ("fork", "spawn", "forkserver"):
+        context = multiprocessing.get_context(method)
+        queue = context.SimpleQueue()
+        child = context.Process(target=tell_mask, args=(queue,))
+        child.start()
+        masks[method] = queue.get()
+        child.join()
+    say(masks={name: mask.strip() for name, mask in masks.items()})
+
+
+def tell_mask(queue):
+    lines = read("/proc/self/status").splitlines()
+    queue.put(next(line.split()[1] for line in lines if line.startswith("SigBlk")))
+
+
+def leave_helper(arg):
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.close(writer)
+        os.read(reader, 1)  # until the worker is gone
+        time.sleep(0.05)
+        os.write(1, b"the helper has cleaned up\n")
+        os._exit(0)
+    sys.exit(arg)
