@@ -357,7 +357,7 @@ ENVELOPES = st.builds(
     SOME_MESSAGE,
 ).map(lambda e: msgspec.structs.replace(e, kind=KIND_OF[type(e.body)]))
 thorough = settings(
-    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 
@@ -488,7 +488,7 @@ def survives(data: bytes) -> None:
         assert decode(encode(envelope)).body is not None
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(ENVELOPES, st.data())
 def test_a_mutated_frame_is_bad_or_another_message(envelope: Envelope, data: st.DataObject) -> None:
     frame = bytearray(encode(envelope))
@@ -517,14 +517,14 @@ def test_every_single_byte_of_some_frames() -> None:
                 survives(frame[:place] + bytes((value,)) + frame[place + 1 :])
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @example(b"\x96" + b"\xc7\x00\x05" * 6)
 @given(st.binary(max_size=200))
 def test_random_bytes(data: bytes) -> None:
     survives(data)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(KINDS)), st.dictionaries(st.text(max_size=12), any_value, max_size=5))
 def test_random_bodies(kind: int, body: dict[str, Any]) -> None:
     survives(grant(kind=kind, body=body))
