@@ -15,7 +15,6 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,10 +24,11 @@ from typing import Final
 import click
 
 import posthouse
-from posthouse import limits, paths
+from posthouse import config, limits, paths
 from posthouse.errors import PosthouseError, RefusedError, TimedOut
 from posthouse_cli.layout import Layout
 from posthouse_testing import sweep
+from posthouse_testing.cluster import command
 from posthouse_testing.sweep import ProcessId
 
 __all__ = ["House"]
@@ -75,36 +75,52 @@ class House:
         self._say = say
         self._colors = colors
         self._parts: list[_Part] = []
-        self._children = -1
-        base = [sys.executable, "-P", "-m", "posthouse_cli"]
+        self._children = self._awake = -1
+        self._selector: selectors.BaseSelector
+        self._config = layout.run / "up.toml"  # ours, so that none of the machine's is read
+        base = command()
+        common = [f"--config={self._config}", "--log-format=console"]
         # Not --dir: with two folders (sockets here, registry there) each place is named.
-        self._add("master", [*base, "master", *self._master_flags()])
+        self._add("master", [*base, "master", *self._master_flags(), *common])
         import_path = [f"--path={os.path.abspath(folder)}" for folder in path]  # noqa: PTH100
         for host in self.hosts:
-            flags = [*self._agent_flags(host), "--module=*", "--allow-exec", *import_path]
+            flags = [*self._agent_flags(host), "--module=*", "--allow-exec", *import_path, *common]
             self._add(host, [*base, "agent", *flags])
 
-    def run(self, ready: Callable[[], None]) -> int:
-        """Start, call `ready` when every host is up, and go on until a signal comes."""
+    def run(self, ready: Iterable[str]) -> int:
+        """Start, say `ready` when every host is up, and go on until a signal comes."""
         for folder in {self.layout.run, self.layout.state}:
             paths.private_dir(folder)
+        self._config.write_text("# `posthouse up` says everything by flags.\n")
+        for host in self.hosts:  # before folders are named after them
+            config.load_agent(str(self._config), flags={"host": host}, environ={})
         with self._only_one():
             self.clean_up()
-            awake, wake = os.pipe()
-            os.set_blocking(wake, False)
-            previous = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-            handlers = {
-                number: signal.signal(number, lambda *_: None)
-                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
-            }
-            try:
-                return self._run(awake, ready)
-            finally:
-                signal.set_wakeup_fd(previous)
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-                os.close(awake)
-                os.close(wake)
+            with self._woken_by_signals() as awake, selectors.DefaultSelector() as selector:
+                self._selector, self._awake = selector, awake
+                selector.register(awake, selectors.EVENT_READ)
+                try:
+                    return self._run(ready)
+                finally:
+                    self._end()
+
+    @contextlib.contextmanager
+    def _woken_by_signals(self) -> Iterator[int]:
+        """A descriptor from which the numbers of the signals that came can be read."""
+        awake, wake = os.pipe()
+        os.set_blocking(wake, False)
+        previous = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        handlers = {
+            number: signal.signal(number, lambda *_: None) for number in (*_ENDING, signal.SIGCHLD)
+        }
+        try:
+            yield awake
+        finally:
+            signal.set_wakeup_fd(previous)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            os.close(awake)
+            os.close(wake)
 
     def clean_up(self) -> None:
         """End what an earlier `up` of this folder left behind, if it was killed."""
@@ -113,7 +129,7 @@ class House:
         if not agents_and_master and not wardens:
             return
         pids = ", ".join(str(who.pid) for who in (*agents_and_master, *wardens))
-        self._say(f"an earlier `posthouse up` was killed; ending what it left: {pids}")
+        self._tell(f"an earlier `posthouse up` was killed; ending what it left: {pids}")
         # Agents before wardens: an agent starts a warden that it misses.
         sweep.end_all(agents_and_master, term_s=3.0)
         sweep.end_all(self._wardens(), term_s=_WARDEN_S)
@@ -155,25 +171,21 @@ class House:
 
     # --- running ---
 
-    def _run(self, awake: int, ready: Callable[[], None]) -> int:
-        status = 0
-        with selectors.DefaultSelector() as selector:
-            selector.register(awake, selectors.EVENT_READ)
-            try:
-                self._start_all(selector, awake)
-                ready()
-                while True:
-                    self._turn(selector, awake)
-            except _Stop:
-                pass
-            except PosthouseError as error:
-                self._show_logs()
-                self._say(str(error))
-                status = error.exit_status
-            self._end(selector, awake)
-        return status
+    def _run(self, ready: Iterable[str]) -> int:
+        try:
+            self._start_all()
+            for line in ready:
+                self._tell(line)
+            while True:
+                self._turn(_TAIL_S)
+        except _Stop:
+            return 0
+        except PosthouseError as error:
+            self._show_logs()
+            self._tell(str(error))
+            return error.exit_status
 
-    def _start_all(self, selector: selectors.BaseSelector, awake: int) -> None:
+    def _start_all(self) -> None:
         for host in self.hosts:
             paths.private_dir(self.layout.host(host).parent)
             paths.private_dir(self.layout.host(host)).joinpath("of-up").touch()
@@ -187,7 +199,7 @@ class House:
                     f"not up after {_READY_S:g} s: {', '.join(sorted(waiting))}",
                     hint=f"the logs are in {self.layout.state}",
                 )
-            self._turn(selector, awake, first=True)
+            self._turn(0.02, first=True)
             with contextlib.suppress(PosthouseError):
                 # Short, so that a part which fails at its start is noticed at once.
                 waiting -= self._reachable(timeout_s=0.5)
@@ -196,12 +208,10 @@ class House:
         with posthouse.connect(self.layout.clients, timeout=timeout_s) as cluster:
             return {host.name for host in cluster.hosts(timeout=timeout_s) if host.reachable}
 
-    def _turn(self, selector: selectors.BaseSelector, awake: int, *, first: bool = False) -> None:
+    def _turn(self, patience_s: float, *, first: bool = False) -> None:
         """Wait a moment; show new log lines; see to children that ended. Raises _Stop."""
-        for _ in selector.select(_TAIL_S if not first else 0.02):
-            numbers = os.read(awake, 4096)
-            if set(numbers) & _ENDING:
-                raise _Stop
+        if self._asked_to_end(patience_s):
+            raise _Stop
         self._show_logs()
         for part in self._parts:
             assert part.process is not None
@@ -214,47 +224,54 @@ class House:
                     hint=f"its log is {part.log}",
                 )
             if part is self._parts[0] and code == 0:
-                self._say("the cluster was shut down")
+                self._tell("the cluster was shut down")
                 raise _Stop
             if not part.again_s:
-                self._say(f"{part.name} ended with status {code}; starting it again")
+                self._tell(f"{part.name} ended with status {code}; starting it again")
                 part.again_s = time.monotonic() + _RETRY_S
             elif time.monotonic() >= part.again_s:
                 part.again_s = 0.0
                 self._start(part)
 
+    def _asked_to_end(self, patience_s: float) -> bool:
+        """Whether a signal that ends us has come, or comes within this time."""
+        asked = False
+        for _ in self._selector.select(patience_s):
+            asked = bool(set(os.read(self._awake, 4096)) & _ENDING)
+        return asked
+
     # --- the end ---
 
-    def _end(self, selector: selectors.BaseSelector, awake: int) -> None:
+    def _end(self) -> None:
         """Fast shutdown: workers get TERM, then KILL after their grace; then everything ends."""
-        self._say("shutting down (again Ctrl-C: at once)")
-        master = self._parts[0].process
-        if master is not None and master.poll() is None:
-            self._shut_workers_down(selector, awake)
-        agents = [p for p in self._parts[1:] if p.process is not None]
-        for part in agents:
+        self._tell("shutting down (again Ctrl-C: at once)")
+        hurry = self._shut_workers_down()
+        for part in self._parts[1:]:
             self._finish(part)
-        sweep.end_all(self._wardens(), term_s=_WARDEN_S)
+        # The warden's end is that of its workers, and a killed one takes them with it.
+        sweep.end_all(self._wardens(), term_s=0.0 if hurry else _WARDEN_S)
         self._finish(self._parts[0])
         self._show_logs()
-        self._say("everything has ended; registrations are kept for the next `posthouse up`")
+        self._tell("everything has ended; registrations are kept for the next `posthouse up`")
 
-    def _shut_workers_down(self, selector: selectors.BaseSelector, awake: int) -> None:
-        """Until the master says that it is done, which ends it, or until somebody insists."""
+    def _shut_workers_down(self) -> bool:
+        """Until the master says that it is done, which ends it. True if somebody could not wait."""
         master, request_id = self._parts[0].process, os.urandom(limits.request_id_bytes)
+        if master is None or master.poll() is not None:
+            return False
         try:
             with posthouse.connect(self.layout.clients) as cluster:
-                while master is not None and master.poll() is None:
+                while master.poll() is None:
                     with contextlib.suppress(TimedOut):
                         # One request, asked again with its id: so we look at signals meanwhile.
                         cluster.shutdown("fast", timeout=_TAIL_S, request_id=request_id)
-                        return
-                    for _ in selector.select(0):
-                        if set(os.read(awake, 4096)) & _ENDING:
-                            return
+                        break
+                    if self._asked_to_end(0):
+                        return True
                     self._show_logs()
         except PosthouseError as error:
-            self._say(f"{error.message}; the wardens end the workers")
+            self._tell(f"{error.message}; the wardens end the workers")
+        return False
 
     def _finish(self, part: _Part) -> None:
         process = part.process
@@ -271,7 +288,8 @@ class House:
     # --- parts ---
 
     def _add(self, name: str, argv: list[str]) -> None:
-        self._parts.append(_Part(name, argv, self.layout.state / f"{name}.log"))
+        log = "master" if not self._parts else f"agent-{name}"
+        self._parts.append(_Part(name, argv, self.layout.state / f"{log}.log"))
 
     def _start(self, part: _Part) -> None:
         if part.process is None and part.log.exists():
@@ -306,14 +324,21 @@ class House:
                 prefix = f"{part.name:{width}} |"
                 if self._colors:
                     prefix = f"\x1b[{_COLOURS[number % len(_COLOURS)]}m{prefix}\x1b[0m"
-                click.echo(f"{prefix} {line.decode(errors='replace')}")
+                self._show(f"{prefix} {line.decode(errors='replace')}")
+
+    def _show(self, line: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal may be gone; we have processes to end
+            click.echo(line)
+
+    def _tell(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._say(text)
 
     def _master_flags(self) -> list[str]:
         return [
             f"--listen-clients={self.layout.clients}",
             f"--listen-agents={self.layout.agents}",
             f"--state-dir={self.layout.registry}",
-            "--log-format=console",
         ]
 
     def _agent_flags(self, host: str) -> list[str]:
@@ -323,5 +348,4 @@ class House:
             f"--runtime-dir={self.layout.host(host)}",
             f"--log-dir={self.layout.logs(host)}",
             f"--clients={self.layout.clients}",
-            "--log-format=console",
         ]

@@ -48,6 +48,9 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "pid": ("read", "Workers"),
     "signal": ("act", "Workers"),
     "terminate": ("act", "Workers"),
+    "hold": ("act", "Workers"),
+    "release": ("act", "Workers"),
+    "restart": ("act", "Workers"),
     "hosts": ("read", "Cluster"),
     "shutdown": ("act", "Cluster"),
     "master": ("daemons", "Cluster"),
@@ -59,7 +62,7 @@ _NOT_VERBS: Final = {
     "stop": (
         "there is no bare stop, because it could mean two things",
         """`posthouse terminate NAME` ends the worker and forgets it;
-`posthouse hold NAME`, which ends it and keeps it registered, is not there yet""",
+`posthouse hold NAME` ends it and keeps it registered, until `posthouse release NAME`""",
     ),
     "start": ("a registered worker is started by the master", "see `posthouse run --help`"),
     "kill": (

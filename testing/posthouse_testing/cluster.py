@@ -138,6 +138,7 @@ class LocalCluster:
         """Set it to leave the processes running and the folder in place."""
         self._own_dir = dir is None
         self.dir = Path(dir or tempfile.mkdtemp(prefix="ph", dir=sweep.short_tmp())).absolute()
+        self._config = self.dir / "empty.toml"  # so that none of the machine's is read
         self.clients = paths.ipc_endpoint(self.dir / "clients.sock")
         self.agents = paths.ipc_endpoint(self.dir / "agents.sock")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("POSTHOUSE_")}
@@ -171,6 +172,7 @@ class LocalCluster:
     def start(self) -> None:
         """Start everything, and wait until every host is up."""
         self.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._config.write_text("# LocalCluster says everything by flags.\n")
         self._start_guard()
         self.master.start()
         for host in self.hosts:
@@ -284,7 +286,7 @@ class LocalCluster:
         return [*argv, "--allow-exec"] if self.allow_exec else argv
 
     def _daemon(self, name: str, verb: str, *options: str) -> Daemon:
-        argv = [*command(), verb, "--dir", str(self.dir), *options]
+        argv = [*command(), verb, "--config", str(self._config), "--dir", str(self.dir), *options]
         return Daemon(name, argv, self.dir / f"{name}.log", self.env)
 
 

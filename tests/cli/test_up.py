@@ -142,6 +142,37 @@ def test_a_killed_part_is_started_again_and_a_shutdown_ends_all(place):
     assert sweep.identify(pid) is None
 
 
+def test_a_second_ctrl_c_does_not_wait_for_the_grace(place):
+    screen = place.up("--hosts", "a")
+    screen.wait_for("ready:", PATIENCE_S)
+    place.run("run", "jobs:deaf", "--detach", "-o", "stop_grace_s=1h")
+    place.run("wait", "jobs.deaf", "--for", "ready", "--timeout", "20")
+    pid = int(place.run("pid", "jobs.deaf"))
+    screen.signal(signal.SIGINT)
+    screen.wait_for("shutdown.begun", PATIENCE_S)
+    screen.signal(signal.SIGINT)
+    assert "everything has ended" in screen.rest(PATIENCE_S)
+    assert screen.wait(PATIENCE_S) == 0
+    assert sweep.identify(pid) is None
+    assert place.nobody()
+
+
+def test_a_closed_terminal_is_an_end_too(place):
+    read, write = os.pipe()
+    running = subprocess.Popen(
+        [*command(), "up", "--hosts", "a"], env=place.env, cwd=WORKERS, stdout=write, stderr=write
+    )
+    os.close(write)
+    with os.fdopen(read, "rb", buffering=0) as terminal:
+        seen = b""
+        while b"ready:" not in seen:
+            seen += terminal.read(4096)
+    # Nobody reads any more: what it says is lost, and what it has to do is done.
+    running.send_signal(signal.SIGHUP)
+    assert running.wait(PATIENCE_S) == 0
+    assert place.nobody()
+
+
 def test_what_cannot_start_is_told_with_its_log(place):
     (place.folder / "master").mkdir(mode=0o700)
     (place.folder / "master" / "registry.sqlite").write_text("no database")
@@ -156,4 +187,6 @@ def test_what_cannot_start_is_told_with_its_log(place):
 def test_impossible_options(place):
     assert place.up("--hosts", "a,a").wait(PATIENCE_S) == 2
     assert place.up("--hosts", "").wait(PATIENCE_S) == 2
+    assert place.up("--hosts", "../x").wait(PATIENCE_S) == 2
+    assert not (place.folder / "hosts").exists()
     assert place.up("--dir", "/" + "x" * 120).wait(PATIENCE_S) == 2

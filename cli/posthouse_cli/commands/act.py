@@ -1,4 +1,4 @@
-"""`posthouse wait`, `terminate`, `signal` and `shutdown`.
+"""`posthouse wait`, `terminate`, `hold`, `release`, `restart`, `signal` and `shutdown`.
 
 Owns: what each waits for, and which outcome is which exit status. Must not know: how the cluster
 does it. Invariant: what was asked for is recorded before any waiting; a timeout takes nothing back.
@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import click
 
-from posthouse import Handle, ShutdownMode, Status, WorkerState
-from posthouse.errors import NoSuchWorker, Unreachable
+from posthouse import Event, EventKind, Handle, ShutdownMode, Status, WorkerState
+from posthouse.errors import NoSuchWorker, TimedOut, Unreachable
 from posthouse_cli import shapes
 from posthouse_cli.context import (
     Session,
@@ -21,7 +21,7 @@ from posthouse_cli.context import (
     worker_handle,
 )
 
-__all__ = ["shutdown", "signal", "terminate", "wait"]
+__all__ = ["hold", "release", "restart", "shutdown", "signal", "terminate", "wait"]
 
 _GOALS: dict[str, tuple[Callable[..., Status], Callable[[Status], bool]]] = {
     "started": (Handle.wait_for_startup, lambda s: s.state is WorkerState.STARTED),
@@ -99,6 +99,81 @@ def terminate(
             raise Unreachable(f"{handle.name}: {status.reason}")
         session.out.line(f"{handle.name} is unregistered: {status.reason}")
     return NoSuchWorker.exit_status if gone else 0
+
+
+@click.command()
+@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
+@timeout_option("60s", "the end of their processes")
+@verb
+def hold(session: Session, workers: tuple[str, ...], no_wait: bool, timeout: float | None) -> None:
+    """Stop workers and keep them stopped until `posthouse release`.
+
+    They stay registered, also over a restart of the master.
+    """
+    handles = [worker_handle(session, worker) for worker in workers]
+    for handle in handles:
+        handle.hold(timeout=timeout)
+    deadline_s = None if timeout is None else time.monotonic() + timeout
+    for handle in handles:
+        if no_wait:
+            session.out.line(f"{handle.name} is to be held")
+            continue
+        _await(handle, EventKind.HELD, deadline_s)
+        session.out.line(f"{handle.name} is held")
+
+
+@click.command()
+@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@timeout_option("10s", "the master's answer")
+@verb
+def release(session: Session, workers: tuple[str, ...], timeout: float | None) -> None:
+    """End a hold: the workers are started as soon as they can be placed."""
+    for handle in [worker_handle(session, worker) for worker in workers]:
+        released = handle.release(timeout=timeout)
+        session.out.line(f"{handle.name} is released" if released else f"{handle.name} is not held")
+
+
+@click.command()
+@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
+@timeout_option("60s", "their new processes")
+@verb
+def restart(
+    session: Session, workers: tuple[str, ...], no_wait: bool, timeout: float | None
+) -> None:
+    """End workers' processes and start them again at once.
+
+    One that waits for its restart delay is started now. A held worker is refused.
+    """
+    handles = [worker_handle(session, worker) for worker in workers]
+    before = [handle.status(timeout=timeout).incarnation for handle in handles]
+    for handle in handles:
+        handle.restart(timeout=timeout)
+    deadline_s = None if timeout is None else time.monotonic() + timeout
+    for handle, incarnation in zip(handles, before, strict=True):
+        if no_wait:
+            session.out.line(f"{handle.name} is to be restarted")
+            continue
+        started = _await(handle, EventKind.STARTED, deadline_s, after=incarnation)
+        session.out.line(f"{handle.name} runs on {started.host} with pid {started.pid}")
+
+
+def _await(
+    handle: Handle, kind: EventKind, deadline_s: float | None, after: int | None = None
+) -> Event:
+    """The first such event of a later incarnation, or the newest word of that kind."""
+    left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+    for event in handle.events(timeout=left_s):
+        if event.kind is EventKind.UNREGISTERED:
+            raise NoSuchWorker(f"{handle.name} was unregistered: {event.reason}")
+        if event.kind is not kind:
+            continue
+        if after is None and handle.status().reason == event.reason:
+            return event
+        if after is not None and (event.incarnation or 0) > after:
+            return event
+    raise TimedOut(f"{handle.name}: no {kind} event in time")
 
 
 @click.command()

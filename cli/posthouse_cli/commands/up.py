@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 
 import click
 
@@ -49,14 +48,13 @@ def up(session: Session, hosts: str, folder: str | None, import_path: tuple[str,
     def say(text: str) -> None:
         click.echo(f"posthouse: {text}", err=True)
 
-    def ready() -> None:
-        say(f"ready: hosts {', '.join(names)}. In another terminal, from any folder, type")
-        if layout.clients != paths.clients_endpoint():
-            say(f"  export POSTHOUSE_MASTER={shlex.quote(layout.clients)}")
-        say(f"  posthouse run MODULE:FUNCTION --on {names[-1]}")
-        say("  posthouse ps")
-        say("Ctrl-C here ends everything.")
-
+    elsewhere = layout.clients != paths.clients_endpoint()
+    ready = [
+        f"ready: hosts {', '.join(names)}. In another terminal, from any folder, type",
+        *([f"  export POSTHOUSE_MASTER={shlex.quote(layout.clients)}"] if elsewhere else []),
+        f"  posthouse run MODULE:FUNCTION --on {names[-1]}",
+        "  posthouse ps",
+        "Ctrl-C here ends everything.",
+    ]
     house = House(layout, names, path=(".", *import_path), say=say, colors=session.out.colors)
-    sys.stdout.flush()
     return house.run(ready)

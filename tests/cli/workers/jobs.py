@@ -1,5 +1,6 @@
 """Workers that the command line's tests register."""
 
+import signal
 import sys
 from typing import Any
 
@@ -13,6 +14,12 @@ def idle(_arg: Any) -> None:
     while True:
         worker.latch.wait(worker.POSTMASTER_DEATH, timeout=60.0)
         worker.latch.reset()
+
+
+def deaf(_arg: Any) -> None:
+    """Ignores SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    idle(None)
 
 
 def speak(lines: list[str]) -> None:
