@@ -599,6 +599,17 @@ def test_a_dead_warden_ends_the_session_and_its_successor_begins_one(
     assert bench.confirmed() == [3]
 
 
+def test_what_a_new_warden_does_not_know_is_in_no_list(bench: Bench, make_ended: Make) -> None:
+    """Its folder was lost, with the journal: the master decides about tokens that nobody has."""
+    bench.attach()
+    bench.open()
+    bench.started(3)
+    bench.report(make_ended(bench.started(4)))
+    bench.warden_gone()
+    bench.attach(instance=TWO)
+    assert bench.open() == [Inventory(page=0, last=True)]
+
+
 def test_a_start_that_a_dead_warden_never_read_is_in_no_list(bench: Bench) -> None:
     bench.attach()
     bench.open()
