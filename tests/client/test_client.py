@@ -39,6 +39,7 @@ from posthouse.messages import (
     WorkersPage,
 )
 from posthouse.records import HostInfo, WorkerInfo
+from posthouse.session import Cancel
 
 Eventually = Callable[..., Any]
 WORKER = BackgroundWorker(name="w", main="m:f")
@@ -276,6 +277,34 @@ def test_two_threads_may_wait_for_the_same_request(cluster: Cluster, master: Any
         assert len(script.effects) == 1
 
 
+def test_asking_again_while_giving_up_asks_anew(
+    cluster: Cluster, master: Any, eventually: Eventually
+) -> None:
+    """1. A's wait ends and it posts Cancel; 2. B asks with the same id; 3. Cancel is answered."""
+    engine: Any = cluster._connection.engine
+    handle, gate = engine._core.handle, threading.Event()
+
+    def held_back(event: Any, now_s: float) -> Any:
+        if isinstance(event, Cancel):
+            gate.wait(20)
+        return handle(event, now_s)
+
+    engine._core.handle = held_back
+    with master.scripting() as script:
+        script.silent_to = {Register}
+    identity = os.urandom(16)
+    first = in_thread(partial(cluster.register, WORKER, request_id=identity, timeout=0.05))
+    eventually(lambda: any(waiter.given_up for waiter in engine._waiters.values()))
+    second = in_thread(partial(cluster.register, WORKER, request_id=identity, timeout=20))
+    time.sleep(0.05)  # B may now wait for the first to be over
+    with master.scripting() as script:
+        script.silent_to = set()
+    gate.set()
+    with pytest.raises(errors.TimedOut):
+        first()
+    assert second().name == "w"
+
+
 def test_a_request_that_was_never_sent_is_unreachable(
     cluster: Cluster, master: Any, eventually: Eventually
 ) -> None:
@@ -440,7 +469,7 @@ def test_no_event_in_time_is_said_and_the_stream_goes_on(cluster: Cluster, maste
     with pytest.raises(errors.TimedOut):
         next(stream)
     master.add(EventKind.EXITED)
-    stream._timeout = 10
+    stream.timeout = 10
     assert next(stream).kind is EventKind.EXITED
 
 
