@@ -176,6 +176,10 @@ class Processes:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, number)
 
+    def is_dead(self, token: int) -> bool:
+        """Whether the worker is a zombie."""
+        return native.wait_facts(self._workers[token].pidfd) is not None
+
     def reap_strangers(self) -> None:
         """Reap what workers left behind and is dead, up to the first dead worker, whose turn comes
         when its end has been recorded."""

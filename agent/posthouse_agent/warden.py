@@ -141,7 +141,12 @@ class Warden:
                 self._handle(Terminating())
             self._processes.reap_strangers()
             return
-        if (token := self._pidfds.pop(fd, None)) is not None:
+        if (token := self._pidfds.get(fd)) is not None:
+            # One poll's events are handled one by one: what was `fd` when it woke us may have been
+            # closed since, and a new worker's pidfd have got its number.
+            if not self._processes.is_dead(token):
+                return
+            del self._pidfds[fd]
             self._epoll.unregister(fd)
             now_s = _now().boot_s
             self._dead[token] = _Dead(since_s=now_s, look_again_s=now_s)

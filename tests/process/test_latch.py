@@ -119,6 +119,7 @@ def test_requests_and_replies(host, agent):
     }
     assert json.loads(said[1]) == {"error": "NotPermitted", "text": "no (ask for it)"}
     assert json.loads(said[2])["error"] == "TimedOut"
+    assert json.loads(said[3]) == {"kept": 0}
 
 
 def test_channel_that_nobody_reads(host, agent):

@@ -399,6 +399,7 @@ def ask(arg):
             channel.request(op, timeout=0.2)
         except Exception as error:  # noqa: BLE001
             say(error=type(error).__name__, text=str(error))
+    say(kept=len(channel._replies) + len(channel._awaited))
 
 
 def no_posthouse_death(arg):
