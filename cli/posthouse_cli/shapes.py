@@ -38,6 +38,15 @@ __all__ = [
 ]
 
 
+_ASKED = (
+    EventKind.REGISTERED,
+    EventKind.STOP_REQUESTED,
+    EventKind.RESTART_REQUESTED,
+    EventKind.HELD,
+    EventKind.RELEASED,
+)
+
+
 def _plain(value: Any) -> Any:
     """A record with all its fields, also those that equal their defaults."""
     if isinstance(value, HandleRef):
@@ -157,7 +166,7 @@ def _event_words(event: Event) -> str:
         words.append(event.exit.describe())
     if event.restart_in_s is not None and "restarts" not in event.reason:
         words.append(f"restarts in {shown(event.restart_in_s)}")
-    asked = event.kind in (EventKind.REGISTERED, EventKind.STOP_REQUESTED)
+    asked = event.kind in _ASKED
     if asked and event.by and event.by not in event.reason:
         words.append(f"by {event.by}")
     return "; ".join(words)

@@ -13,6 +13,7 @@ import msgspec
 from posthouse.errors import (
     AlreadyRegistered,
     NoFreeSlot,
+    NoSuchWorker,
     NotRunning,
     RefusedError,
     ShuttingDown,
@@ -21,9 +22,12 @@ from posthouse.errors import (
 from posthouse.ids import HandleId
 from posthouse.messages import (
     Done,
+    Hold,
     LatchWorker,
     Register,
     Registered,
+    Release,
+    Restart,
     SetLatch,
     Signal,
     SignalWorker,
@@ -31,7 +35,7 @@ from posthouse.messages import (
 )
 from posthouse.records import HandleRef
 from posthouse.spec import BackgroundWorker
-from posthouse.states import Phase
+from posthouse.states import Phase, StopReason
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registration, Registry
@@ -99,6 +103,39 @@ class Commands:
         if not changed:
             told = "being terminated already" if found.live else "no longer registered"
         return Done(request=message.request, changed=changed, message=told)
+
+    def hold(self, turn: Turn, session: Session, message: Hold) -> Done:
+        found = self._registered(message.ref)
+        changed = self._lifecycle.hold(turn, found, session.principal)
+        told = "" if changed else "held already" if found.live else "no longer registered"
+        if not changed and found.stopping is StopReason.TERMINATE:
+            told = "being terminated, which a hold does not end"
+        return Done(request=message.request, changed=changed, message=told)
+
+    def release(self, turn: Turn, session: Session, message: Release) -> Done:
+        changed = self._lifecycle.release(turn, self._registered(message.ref), session.principal)
+        told = "" if changed else "it is not held"
+        return Done(request=message.request, changed=changed, message=told)
+
+    def restart(self, turn: Turn, session: Session, message: Restart) -> Done:
+        found = self._registered(message.ref)
+        if found.life is Life.HELD or found.stopping is StopReason.HOLD:
+            raise RefusedError(
+                f"{found.name!r} is held", hint=f"`posthouse release {found.name}` starts it"
+            )
+        changed = self._lifecycle.restart(turn, found, session.principal)
+        told = "" if changed else f"nothing to restart: {found.reason or found.life}"
+        return Done(request=message.request, changed=changed, message=told)
+
+    def _registered(self, ref: str) -> Registration:
+        """The live registration of a ref. Raises NoSuchWorker."""
+        found = self._registry.find(ref)
+        if isinstance(found, HandleId) or not found.live:
+            name = found.short if isinstance(found, HandleId) else repr(found.name)
+            raise NoSuchWorker(
+                f"{name} is no longer registered", hint="`posthouse ps --all` shows why"
+            )
+        return found
 
     def signal(self, turn: Turn, session: Session, message: SignalWorker) -> Done:
         registration, agent = self._process(message.ref)

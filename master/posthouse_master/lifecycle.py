@@ -10,7 +10,7 @@ process of an older one can exist. The slot is free in the transaction that tell
 
 from collections import Counter
 from collections.abc import Callable, Container
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -44,6 +44,10 @@ __all__ = ["CLUSTER_STREAM", "Lifecycle", "host_stream", "pack_facts", "unpack_f
 
 CLUSTER_STREAM: Final = "cluster"
 _START_ROOM: Final = 128  # messages a link keeps free for stops and signals while it is given work
+_OPERATORS: Final = frozenset(
+    (StopReason.TERMINATE, StopReason.HOLD, StopReason.RESTART, StopReason.APPLY, StopReason.DRAIN)
+)
+_STRONGER_THAN_HOLD: Final = (StopReason.TERMINATE, StopReason.HOLD)
 _UNKNOWN_GRACE_S: Final = 5.0  # for processes whose registration, and so whose grace, is not known
 
 pack_facts = msgspec.msgpack.Encoder().encode
@@ -75,6 +79,18 @@ def _ended_by(stop: StopReason | None, facts: ExitFacts | None) -> str:
     if facts.code is None:
         return facts.cause
     return f"exit_{facts.code}" if facts.code < 2 else "exit_other"
+
+
+class _Ways(NamedTuple):
+    """The steps by which an incarnation ends, by what becomes of its registration."""
+
+    again: Step
+    held: Step
+    final: Step
+
+
+_ENDED: Final = _Ways(Step.EXIT, Step.EXIT_HELD, Step.EXIT_FOR_GOOD)
+_NEVER_RAN: Final = _Ways(Step.FAIL, Step.FAIL_HELD, Step.FAIL_FOR_GOOD)
 
 
 class Lifecycle:
@@ -295,10 +311,9 @@ class Lifecycle:
             self._started(turn, registration, facts.pid, None, facts.started_unix_s)
         if ended.ready:
             self.ready(turn, registration)
-        # TERMINATE is the master's own word and stands whatever the host heard of it. Any other
+        # What an operator asked for is durable and stands whatever the host heard of it. Any other
         # stop counts only if the host had begun it: else the worker ended by itself before.
-        terminating = registration.stopping is StopReason.TERMINATE
-        stop = StopReason.TERMINATE if terminating else ended.stop
+        stop = registration.stopping if registration.stopping in _OPERATORS else ended.stop
         streak = next_streak(registration.streak, facts, registration.restart_delay_s or 0.0)
         decision = decide(
             registration.spec,
@@ -384,8 +399,9 @@ class Lifecycle:
             values |= {"stop": stop, "by": registration.stop_by}
         if ran:
             values |= {"exit": facts, "pid": pid}
-        step = (Step.EXIT_FOR_GOOD if final else Step.EXIT) if ran else None
-        step = step or (Step.FAIL_FOR_GOOD if final else Step.FAIL)
+        held = stop is StopReason.HOLD and decision.kind == "keep"
+        ways = _ENDED if ran else _NEVER_RAN
+        step = ways.final if final else ways.held if held else ways.again
         by = registration.stop_by
         self.exits[_ended_by(stop, facts if ran else None)] += 1
         self._registry.move(
@@ -409,6 +425,8 @@ class Lifecycle:
             turn.note("worker.exited", **fields, pid=pid, reason=decision.reason, final=final)
         if final:
             self._unregistered(turn, registration, by)
+        elif held:
+            self.record(turn, EventKind.HELD, registration, by=by, reason=decision.reason)
         elif again:
             self._restart_in(turn, registration, decision.delay_s)
         self._freed(turn, registration.host)
@@ -467,13 +485,57 @@ class Lifecycle:
         if registration.placed:
             self.stop(turn, registration, StopReason.TERMINATE, by)
             return True
-        rule = "M13" if registration.life is Life.WAITING else "M4"
+        rule = "M4" if registration.life is Life.SUBMITTED else "M13"
         reason = f"terminated by {by} while it had no process"
         self.queue.discard(registration.key)
         self._timers.cancel(("restart", registration.key))
         self._registry.move(registration, Step.CANCEL, reason=reason, rule=rule)
         self._unregistered(turn, registration, by)
         self._freed(turn, registration.pinned)
+        return True
+
+    def hold(self, turn: Turn, registration: Registration, by: str) -> bool:
+        """Keep it from running until it is released. False if there is nothing to do."""
+        if registration.life is Life.HELD or registration.stopping in _STRONGER_THAN_HOLD:
+            return False
+        if registration.placed:
+            self.stop(turn, registration, StopReason.HOLD, by)
+            return True
+        self.queue.discard(registration.key)
+        self._timers.cancel(("restart", registration.key))
+        reason = f"held by {by}"
+        self._registry.move(registration, Step.HOLD, reason=reason, restart_delay_s=None)
+        self.record(turn, EventKind.HELD, registration, by=by, reason=registration.reason)
+        return True
+
+    def release(self, turn: Turn, registration: Registration, by: str) -> bool:
+        """End a hold, also one whose process has yet to end. False if it is not held."""
+        if registration.stopping is StopReason.HOLD:
+            # STOP is on its way and cannot be called back: it comes to a restart.
+            self._registry.move(registration, Step.STOP, stopping=StopReason.RESTART, stop_by=by)
+            self.record(turn, EventKind.RELEASED, registration, by=by)
+            return True
+        if registration.life is not Life.HELD:
+            return False
+        self._registry.move(
+            registration, Step.RELEASE, reason=f"released by {by}", restart_delay_s=None
+        )
+        self.record(turn, EventKind.RELEASED, registration, by=by)
+        self.offer(turn, registration)
+        return True
+
+    def restart(self, turn: Turn, registration: Registration, by: str) -> bool:
+        """Start it anew, at once when its end is confirmed. False if there is nothing to do."""
+        if registration.placed:
+            if registration.stopping in (StopReason.TERMINATE, StopReason.RESTART):
+                return False
+            self.stop(turn, registration, StopReason.RESTART, by)
+            return True
+        if self._timers.due_of(("restart", registration.key)) is None:
+            return False
+        self._timers.cancel(("restart", registration.key))
+        self.record(turn, EventKind.RESTART_REQUESTED, registration, by=by)
+        self.offer(turn, registration)
         return True
 
     def stop(

@@ -45,23 +45,33 @@ class Step(StrEnum):
     FAIL_FOR_GOOD = "fail_for_good"  # never ran, unregistered
     EXIT = "exit"  # ended, to be started again
     EXIT_FOR_GOOD = "exit_for_good"  # ended, unregistered
+    FAIL_HELD = "fail_held"  # never ran, held
+    EXIT_HELD = "exit_held"  # ended, held
+    HOLD = "hold"  # held without a process
+    RELEASE = "release"
     CANCEL = "cancel"  # unregistered without a process
 
 
 # (state, step) -> state. What is not here cannot happen. Rules of section 5 of the contract.
 TRANSITIONS: Final[dict[tuple[Life, Step], Life]] = {
     (Life.SUBMITTED, Step.START): Life.STARTING,  # M5
+    (Life.SUBMITTED, Step.HOLD): Life.HELD,
     (Life.SUBMITTED, Step.CANCEL): Life.RETIRED,  # M3, M4
     (Life.STARTING, Step.STARTED): Life.RUNNING,  # M5
     (Life.STARTING, Step.STOP): Life.STARTING,  # M8: START may have left, so its end is awaited
     (Life.STARTING, Step.FAIL): Life.WAITING,  # M6
+    (Life.STARTING, Step.FAIL_HELD): Life.HELD,
     (Life.STARTING, Step.FAIL_FOR_GOOD): Life.RETIRED,  # M7
     (Life.RUNNING, Step.READY): Life.RUNNING,
     (Life.RUNNING, Step.STOP): Life.RUNNING,  # M8
     (Life.RUNNING, Step.EXIT): Life.WAITING,  # M11
+    (Life.RUNNING, Step.EXIT_HELD): Life.HELD,
     (Life.RUNNING, Step.EXIT_FOR_GOOD): Life.RETIRED,  # M9, M10
     (Life.WAITING, Step.START): Life.STARTING,  # M12
+    (Life.WAITING, Step.HOLD): Life.HELD,
     (Life.WAITING, Step.CANCEL): Life.RETIRED,  # M13
+    (Life.HELD, Step.RELEASE): Life.WAITING,
+    (Life.HELD, Step.CANCEL): Life.RETIRED,  # M13
 }
 
 _PLACED = (Life.STARTING, Life.RUNNING)

@@ -171,6 +171,8 @@ class View:
 _VERBS: Final = {
     StopReason.TERMINATE: "terminated",
     StopReason.SHUTDOWN: "stopped for the shutdown",
+    StopReason.HOLD: "to be held",
+    StopReason.RESTART: "to be restarted",
 }
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 from msgspec.structs import replace
 
 from posthouse.records import Event, Status
-from posthouse.states import EventKind, WorkerState
+from posthouse.states import EventKind, StopReason, WorkerState
 
 __all__ = ["Goal", "Wait", "status_after"]
 
@@ -81,6 +81,8 @@ def status_after(status: Status, event: Event) -> Status:
         case EventKind.START_FAILED:
             # M6: a worker that never ran is still to be started, unless it is forgotten.
             return replace(_ended(now, event), state=_STOPPED if event.final else now.state)
+        case EventKind.RELEASED if now.stopping is StopReason.HOLD:
+            return replace(now, stopping=StopReason.RESTART)  # STOP had left already
         case EventKind.HELD | EventKind.RELEASED:
             return replace(now, reason=event.reason)
         case EventKind.UNREGISTERED:

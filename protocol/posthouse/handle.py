@@ -25,12 +25,15 @@ from posthouse.messages import (
     Explain,
     Explained,
     GetStatus,
+    Hold,
     HostVerdict,
     LatchWorker,
     ListWorkers,
     ReadOutput,
+    Release,
     Reply,
     Request,
+    Restart,
     SignalWorker,
     StatusReply,
     Terminate,
@@ -331,6 +334,23 @@ class Handle:
         """End it and forget it [TerminateBackgroundWorker]. Returns once that is recorded; False
         if there was nothing to do."""
         request = Terminate(request=new_request_id(request_id), ref=str(self.id))
+        return self._connection.ask(request, Done, timeout).changed
+
+    def hold(self, *, timeout: float | None = None, request_id: bytes | None = None) -> bool:
+        """End its process, if any, and keep it stopped until `release`; it stays registered.
+        Returns once that is recorded; False if there was nothing to do. Raises NoSuchWorker."""
+        request = Hold(request=new_request_id(request_id), ref=str(self.id))
+        return self._connection.ask(request, Done, timeout).changed
+
+    def release(self, *, timeout: float | None = None, request_id: bytes | None = None) -> bool:
+        """End a hold: it is started as soon as it can be placed. False if it was not held."""
+        request = Release(request=new_request_id(request_id), ref=str(self.id))
+        return self._connection.ask(request, Done, timeout).changed
+
+    def restart(self, *, timeout: float | None = None, request_id: bytes | None = None) -> bool:
+        """End its process and start it again at once, whatever its restart_time; one that waits
+        for its delay is started now. Raises RefusedError if it is held."""
+        request = Restart(request=new_request_id(request_id), ref=str(self.id))
         return self._connection.ask(request, Done, timeout).changed
 
     def signal(

@@ -347,9 +347,29 @@ class LatchWorker(Request, frozen=True, kw_only=True):
     ref: Ref
 
 
+class Hold(Request, frozen=True, kw_only=True):
+    """End the worker's process, if any, and keep it from being started until RELEASE. Answered by
+    DONE once that is durable, before the process is gone."""
+
+    ref: Ref
+
+
+class Release(Request, frozen=True, kw_only=True):
+    """End a hold: the worker is started as soon as it can be placed. Answered by DONE."""
+
+    ref: Ref
+
+
+class Restart(Request, frozen=True, kw_only=True):
+    """End the worker's process and start it again at once when its end is confirmed; one that
+    waits for its delay is started now. Answered by DONE; refused for a held worker."""
+
+    ref: Ref
+
+
 class Shutdown(Request, frozen=True, kw_only=True):
     """Shut the cluster down: stop every worker as `mode` says; registrations stay. Answered by
-    DONE when it is over, just before the master says goodbye and ends."""
+    DONE when it is over; once that is acknowledged the master ends."""
 
     mode: ShutdownMode
     grace_s: Finite | None = None
@@ -532,6 +552,7 @@ KINDS: dict[int, type[Message]] = {
     10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
     20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
+    35: Hold, 36: Release, 37: Restart,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
     45: Subscribe, 46: Credit, 47: Unsubscribe,
     60: Registered, 61: Done, 62: StatusReply, 63: WorkersPage, 64: HostsPage, 65: Explained,
@@ -553,13 +574,15 @@ MASTER_TO_AGENT = frozenset(
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
-     Shutdown, GetStatus, ListWorkers, ListHosts, Explain, ReadOutput, Subscribe, Credit,
-     Unsubscribe)
+     Shutdown, Hold, Release, Restart, GetStatus, ListWorkers, ListHosts, Explain, ReadOutput,
+     Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
     (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Done, StatusReply, WorkersPage,
      HostsPage, Explained, Output, Subscribed, Failed, Events, CursorTooOld)
 )  # fmt: skip
 
-MUTATING = frozenset((Register, Terminate, SignalWorker, LatchWorker, Shutdown))
+MUTATING = frozenset(
+    (Register, Terminate, SignalWorker, LatchWorker, Shutdown, Hold, Release, Restart)
+)
 """Requests whose result is remembered with their id, in the same transaction as the effect."""

@@ -89,6 +89,7 @@ class EventKind(StrEnum):
     STARTED = "started"
     READY = "ready"
     STOP_REQUESTED = "stop_requested"
+    RESTART_REQUESTED = "restart_requested"  # the delay of one without a process is cut short
     EXITED = "exited"  # terminal for the incarnation
     START_FAILED = "start_failed"  # terminal for an incarnation that never ran
     HELD = "held"

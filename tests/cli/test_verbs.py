@@ -282,6 +282,26 @@ def test_terminate_many_waits_until_they_are_gone(posthouse, cluster, name):
     assert "unregistered already" in again.stderr
 
 
+def test_hold_release_and_restart(posthouse, objects, idle):
+    first = objects("status", idle)[0]["pid"]
+    assert posthouse("hold", idle).stdout == f"{idle} is held\n"
+    assert posthouse("hold", idle).stdout == f"{idle} is held already\n"
+    held = objects("status", idle, status=3)[0]
+    assert (held["state"], held["final"]) == ("stopped", False)
+    assert held["reason"].startswith("held by client:local")
+    assert "is held" in posthouse("restart", idle, status=1).stderr
+    assert posthouse("release", idle).stdout == f"{idle} is released\n"
+    posthouse("wait", idle, "--for", "started")
+    second = objects("status", idle)[0]["pid"]
+    assert posthouse("restart", idle).stdout.startswith(f"{idle} runs on ")
+    third = objects("status", idle)[0]
+    assert third["incarnation"] == 3
+    assert len({first, second, third["pid"]}) == 3
+    assert posthouse("release", idle).stdout == f"{idle} is not held\n"
+    assert posthouse("hold", "nobody-here", status=3).stderr
+    assert "restart --help" in posthouse("restart", status=2).stderr
+
+
 def test_terminate_no_wait(posthouse, idle):
     assert "is being terminated" in posthouse("terminate", "--no-wait", idle).stdout
     posthouse("wait", idle, "--timeout", "20")

@@ -35,6 +35,7 @@ def lead_to(registry: Registry, life: Life) -> Registration:
         Life.STARTING: (Step.START,),
         Life.RUNNING: (Step.START, Step.STARTED),
         Life.WAITING: (Step.START, Step.STARTED, Step.EXIT),
+        Life.HELD: (Step.HOLD,),
         Life.RETIRED: (Step.CANCEL,),
     }[life]
     for step in path:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import click
 
-from posthouse import Event, EventKind, Handle, ShutdownMode, Status, WorkerState
+from posthouse import Cursor, Event, EventKind, Handle, ShutdownMode, Status, WorkerState
 from posthouse.errors import NoSuchWorker, TimedOut, Unreachable
 from posthouse_cli import shapes
 from posthouse_cli.context import (
@@ -111,16 +111,16 @@ def hold(session: Session, workers: tuple[str, ...], no_wait: bool, timeout: flo
 
     They stay registered, also over a restart of the master.
     """
-    handles = [worker_handle(session, worker) for worker in workers]
-    for handle in handles:
-        handle.hold(timeout=timeout)
     deadline_s = None if timeout is None else time.monotonic() + timeout
-    for handle in handles:
-        if no_wait:
+    begun = [_begin(worker_handle(session, worker), Handle.hold, timeout) for worker in workers]
+    for handle, changed, before in begun:
+        if not changed:
+            session.out.line(f"{handle.name} is held already")
+        elif no_wait:
             session.out.line(f"{handle.name} is to be held")
-            continue
-        _await(handle, EventKind.HELD, deadline_s)
-        session.out.line(f"{handle.name} is held")
+        else:
+            _await(handle, EventKind.HELD, before, deadline_s)
+            session.out.line(f"{handle.name} is held")
 
 
 @click.command()
@@ -146,34 +146,37 @@ def restart(
 
     One that waits for its restart delay is started now. A held worker is refused.
     """
-    handles = [worker_handle(session, worker) for worker in workers]
-    before = [handle.status(timeout=timeout).incarnation for handle in handles]
-    for handle in handles:
-        handle.restart(timeout=timeout)
     deadline_s = None if timeout is None else time.monotonic() + timeout
-    for handle, incarnation in zip(handles, before, strict=True):
-        if no_wait:
+    begun = [_begin(worker_handle(session, worker), Handle.restart, timeout) for worker in workers]
+    for handle, changed, before in begun:
+        if not changed:
+            session.out.line(f"{handle.name} is being started or restarted already")
+        elif no_wait:
             session.out.line(f"{handle.name} is to be restarted")
-            continue
-        started = _await(handle, EventKind.STARTED, deadline_s, after=incarnation)
-        session.out.line(f"{handle.name} runs on {started.host} with pid {started.pid}")
+        else:
+            started = _await(handle, EventKind.STARTED, before, deadline_s)
+            session.out.line(f"{handle.name} runs on {started.host} with pid {started.pid}")
 
 
-def _await(
-    handle: Handle, kind: EventKind, deadline_s: float | None, after: int | None = None
-) -> Event:
-    """The first such event of a later incarnation, or the newest word of that kind."""
+def _begin(
+    handle: Handle, ask: Callable[..., bool], timeout: float | None
+) -> tuple[Handle, bool, Cursor]:
+    """Ask for it. Whether that changed anything, and a place in the log before it did."""
+    before = handle.status(timeout=timeout).cursor
+    return handle, ask(handle, timeout=timeout), before
+
+
+def _await(handle: Handle, kind: EventKind, after: Cursor, deadline_s: float | None) -> Event:
+    """The first such event after a place in the log."""
     left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-    for event in handle.events(timeout=left_s):
+    for event in handle.events(after=after, timeout=left_s):
+        if event.kind is kind:
+            return event
         if event.kind is EventKind.UNREGISTERED:
             raise NoSuchWorker(f"{handle.name} was unregistered: {event.reason}")
-        if event.kind is not kind:
-            continue
-        if after is None and handle.status().reason == event.reason:
-            return event
-        if after is not None and (event.incarnation or 0) > after:
-            return event
-    raise TimedOut(f"{handle.name}: no {kind} event in time")
+    raise TimedOut(
+        f"{handle.name}: no {kind} event in time", hint=f"posthouse status {handle.name}"
+    )
 
 
 @click.command()

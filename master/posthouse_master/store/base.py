@@ -59,6 +59,7 @@ class Life(StrEnum):
     STARTING = "starting"  # incarnation and token drawn and durable; START may have left
     RUNNING = "running"
     WAITING = "waiting"  # ended, to be started again
+    HELD = "held"  # not to be started before it is released
     RETIRED = "retired"  # unregistered; stays listed with its last exit
 
 

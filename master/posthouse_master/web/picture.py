@@ -97,6 +97,7 @@ def _picture(
         "starting": lives.get(Life.STARTING, 0),
         "started": lives.get(Life.RUNNING, 0),
         "stopped": lives.get(Life.WAITING, 0),
+        "held": lives.get(Life.HELD, 0),
     }
     hosts = tuple(
         HostPoint(host.name, host.reachable, now.unix_s - (info.last_heard_s or 0.0))

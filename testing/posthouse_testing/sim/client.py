@@ -17,14 +17,17 @@ from posthouse.messages import (
     MUTATING,
     Explain,
     GetStatus,
+    Hold,
     LatchWorker,
     ListHosts,
     ListWorkers,
     ReadOutput,
     Register,
     Registered,
+    Release,
     Reply,
     Request,
+    Restart,
     Shutdown,
     SignalWorker,
     StatusReply,
@@ -198,7 +201,10 @@ class Client:
         elif choice < 0.7:
             ref, signal = self._some_ref(), random.choice((1, 10, 15, 9))
             self.ask(SignalWorker(request=self._id(), ref=ref, signal=signal))
-        elif choice < 0.75:
+        elif choice < 0.73:
+            verb = random.choice((Hold, Release, Release, Restart))
+            self.ask(verb(request=self._id(), ref=self._some_ref()))
+        elif choice < 0.76:
             self.ask(LatchWorker(request=self._id(), ref=random.choice(self.handles)))
         elif choice < 0.85:
             asked = random.choice((GetStatus, GetStatus, GetStatus, Explain, ReadOutput))

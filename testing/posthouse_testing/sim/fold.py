@@ -27,6 +27,7 @@ class Fold:
     ready: bool = False
     stopping: StopReason | None = None
     ran: bool = False
+    hastened: bool = False  # an operator cut a delay short
 
     def apply(self, row: Event) -> None:
         """The next row."""
@@ -43,6 +44,15 @@ class Fold:
                 self.stopping = row.stop
             case EventKind.EXITED | EventKind.START_FAILED:
                 self.life, self.pid, self.ready, self.stopping = Life.WAITING, None, False, None
+                self.hastened = False
+            case EventKind.HELD:
+                self.life = Life.HELD
+            case EventKind.RELEASED if self.stopping is StopReason.HOLD:
+                self.stopping = StopReason.RESTART  # STOP had left: it comes to a restart
+            case EventKind.RELEASED:
+                self.life, self.hastened = Life.WAITING, True
+            case EventKind.RESTART_REQUESTED:
+                self.hastened = True
             case EventKind.UNREGISTERED:
                 self.life = Life.RETIRED
 

@@ -228,7 +228,11 @@ class Ledger:
             if difference := self.folds[key].differs(state):
                 self.fail(21, f"{key} is not what its log says: {difference}")
             run = self.runs[key].get(state.incarnation)
-            if state.life in (Life.WAITING, Life.RETIRED) and run is not None and not run.terminal:
+            if (
+                state.life in (Life.WAITING, Life.HELD, Life.RETIRED)
+                and run is not None
+                and not run.terminal
+            ):
                 self.fail(7, f"{key} is {state.life}, incarnation {state.incarnation} never ended")
 
     # --- the log ---

@@ -213,7 +213,7 @@ class Simulation:
                 if process.token != state.token:
                     waits.append(f"{key} runs token {process.token}, not {state.token}")
                 wanted[key] = process
-            elif not self._has_no_room(key):
+            elif state.life is not Life.HELD and not self._has_no_room(key):
                 waits.append(f"{key} is {state.life} and {'not ' * (not process)}running")
         waits += [f"{p} runs for nobody" for key, p in checker.living.items() if key not in wanted]
         return waits
