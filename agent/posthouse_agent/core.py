@@ -372,7 +372,7 @@ class AgentCore:
         self._start_failed(start, refusal.code, refusal.reason, refusal.retry)
 
     def _start_failed(self, of: Start | ForkFailed, code: str, reason: str, retry: bool) -> None:
-        self._note("start.failed", token=of.token, code=code, reason=reason)
+        self._note("start.failed", **_named(of), code=code, reason=reason)
         self._tell(
             StartFailed(
                 slot=of.slot,
@@ -464,7 +464,7 @@ class AgentCore:
         self._workers[forked.token] = worker
         self._digest_now = None
         if not forked.known:
-            self._note("worker.started", token=forked.token, pid=forked.pid)
+            self._note("worker.started", **_named(forked), pid=forked.pid)
             self._tell(Started(worker=worker))
 
     def _fork_failed(self, failed: ForkFailed) -> None:
@@ -484,8 +484,8 @@ class AgentCore:
         self._exits[ended.token] = (kind, worker)
         self._note(
             "worker.exited",
-            token=ended.token,
-            known=ended.known,
+            **_named(ended),
+            pid=worker.facts.pid,
             cause=worker.facts.cause,
             code=worker.facts.code,
             signal=worker.facts.signal,
@@ -531,7 +531,7 @@ class AgentCore:
         if worker.ready:
             return
         self._workers[worker.token] = msgspec.structs.replace(worker, ready=True)
-        self._note("worker.ready", token=worker.token)
+        self._note("worker.ready", **_named(worker), pid=worker.pid)
         self._effects.append(Give(worker.warden, NoteReady(token=worker.token)))
         self._tell(
             Ready(
@@ -544,3 +544,12 @@ class AgentCore:
 
     def _note(self, name: str, **fields: Any) -> None:
         self._effects.append(Note(name, fields))
+
+
+def _named(of: Start | ForkFailed | Forked | Ended | Running) -> dict[str, Any]:
+    """The incarnation that a line of the log is about; names are the master's to tell."""
+    return {
+        "worker": f"{of.slot}.{of.generation}",
+        "incarnation": of.incarnation,
+        "token": of.token,
+    }

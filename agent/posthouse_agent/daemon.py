@@ -7,7 +7,6 @@ done before those in front of it.
 """
 
 import contextlib
-import fcntl
 import os
 import resource
 import select
@@ -15,13 +14,12 @@ import signal
 import socket
 from collections import deque
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import zmq
 
 from posthouse import keys, limits, paths, systemd, transport
-from posthouse.errors import ConfigError, RefusedError
+from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings
 from posthouse_agent import admission, facts, logs
 from posthouse_agent.channels import Channels
@@ -50,12 +48,14 @@ from posthouse_agent.effects import (
     WardenUp,
     WorkerSaid,
 )
+from posthouse_agent.lock import FolderLock
 from posthouse_agent.orders import Ended, Forked, Order
 from posthouse_agent.talk import Talk
 from posthouse_agent.wardens import WardenConnection, WardenLost, WardenStarter
 
 __all__ = ["run"]
 
+_LOCK_S = 5.0  # how often the lock's file is looked for
 _POLL_S_MAX = 1.0  # libzmq's readiness is edge-triggered: look again at least this often
 _GOODBYE_MS = 500  # for the last frame to leave
 _SPARE_DESCRIPTORS = 64  # sockets, locks, libzmq's own, log files
@@ -68,16 +68,15 @@ def run(settings: AgentSettings) -> int:
     """
     admission.check_settings(settings)
     client_keys = _keys(settings)
-    paths.private_dir(settings.runtime_dir)
-    paths.private_dir(settings.log_dir, 0o750)
-    lock = _lock(settings.runtime_dir)
+    lock = FolderLock(settings.runtime_dir)
     try:
+        paths.private_dir(settings.log_dir, 0o750)
         _title(settings.host)
         talk = Talk(settings.log_format, host=settings.host)
         try:
             starter = WardenStarter(settings, _descriptors(settings, talk))
             _runtimes(settings, talk)
-            shell = _Shell(settings, client_keys, starter, talk)
+            shell = _Shell(settings, client_keys, starter, lock, talk)
             try:
                 return shell.run()
             finally:
@@ -85,7 +84,7 @@ def run(settings: AgentSettings) -> int:
         finally:
             talk.close()
     finally:
-        os.close(lock)
+        lock.close()
 
 
 class _Connected:
@@ -102,6 +101,7 @@ class _Shell:
         settings: AgentSettings,
         client_keys: keys.ClientKeys | None,
         starter: WardenStarter,
+        lock: FolderLock,
         talk: Talk,
     ) -> None:
         self._settings = settings
@@ -118,6 +118,8 @@ class _Shell:
         self._chores = Chores("io", limits.chores_queued_max)
         self._epoll.register(self._chores.fileno(), select.EPOLLIN)
         self._starter = starter
+        self._lock = lock
+        self._lock_due_s = 0.0
         self._wardens: dict[str, WardenConnection] = {}
         self._inputs: deque[Input] = deque()
         self._signals = socket.socketpair()
@@ -176,6 +178,17 @@ class _Shell:
             for descriptor, events in self._epoll.poll(0):
                 self._ready(descriptor, events)
         self._feed(Tick())
+        self._look_after_lock()
+
+    def _look_after_lock(self) -> None:
+        now_s = facts.instant().boot_s
+        if now_s >= self._lock_due_s and self._chores.submit(self._renew_lock):
+            self._lock_due_s = now_s + _LOCK_S
+
+    def _renew_lock(self) -> Note | None:
+        # In the I/O thread.
+        happened = self._lock.renew()
+        return Note("folder.gone", {"reason": happened}) if happened else None
 
     def _ready(self, descriptor: int, events: int) -> None:
         token = self._channels.token_of(descriptor)
@@ -240,6 +253,8 @@ class _Shell:
             self._feed(WardenUp(result.kind))
         elif isinstance(result, WardenGone | LogRead):
             self._feed(result)
+        elif isinstance(result, Note):
+            self._note(result.name, result.fields)
 
     def _feed(self, event: Input) -> None:
         self._inputs.append(event)
@@ -342,28 +357,6 @@ def _keys(settings: AgentSettings) -> keys.ClientKeys | None:
             hint="posthouse keygen makes them; insecure is for other users' experiments",
         )
     return None
-
-
-def _lock(runtime_dir: str) -> int:
-    """The agent's lock, held as long as the descriptor is open; inside is our pid, for people."""
-    path = Path(runtime_dir, "agent.lock")
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        lock = os.open(path, flags, 0o600)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be locked: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        other = os.read(lock, 32).decode(errors="replace").strip()
-        os.close(lock)
-        raise RefusedError(
-            f"{runtime_dir}: another agent runs here (pid {other or 'unknown'})",
-            hint="one agent a host: end that one, or give this one another runtime_dir",
-        ) from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
-    return lock
 
 
 def _title(host: str) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from posthouse import limits, paths
 from posthouse.errors import PosthouseError
 from posthouse.settings import AgentSettings
-from posthouse_agent import orders
+from posthouse_agent import homeless, orders
 from posthouse_agent.orders import Order, Report
 
 __all__ = ["WardenConnection", "WardenLost", "WardenStarter"]
@@ -149,6 +149,8 @@ class WardenStarter:
         our standard error may be a pipe that ends with us."""
         try:
             folder = paths.private_dir(Path(self._runtime_dir, kind))
+            if not (folder / "warden.lock").exists():
+                homeless.end_homeless(str(folder))
             log = self._log_path(kind)
             mode = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             if log.exists() and log.stat().st_size > _LOG_BYTES_MAX:

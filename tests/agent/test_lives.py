@@ -348,12 +348,24 @@ def test_the_agents_lock_may_be_deleted(house: House, eventually: Eventually) ->
 
 
 def test_the_runtime_folder_deleted_underneath(doomed: House, eventually: Eventually) -> None:
-    """Agent and warden are connected and need no name: work goes on, nothing is lost."""
+    """Agent and warden are connected and need no name: work goes on. The agent's lock comes back;
+    the warden's socket does not, so the next agent ends that warden before it starts another:
+    whatever happens, nothing runs twice."""
     steady = doomed.steady(2)
     churning = doomed.run("churn", "churn", restart_time=0.05)
+    warden = doomed.cluster.warden_pid("a")
+    lock = doomed.cluster.host_dir("a") / "agent.lock"
     shutil.rmtree(doomed.cluster.host_dir("a"))
     before = len(doomed.ran())
     eventually(lambda: len(doomed.ran()) > before + 5)
-    doomed.settle([churning])
+    eventually(lambda: lock.exists() and lock.read_text() == f"{doomed.agent.pid}\n")
+    assert "another agent" in doomed.cluster.run(*doomed.agent.argv[4:]).stderr
     assert {handle: handle.status().pid for handle in steady} == steady
+    doomed.agent.restart()
+    eventually(lambda: not alive(warden))
+    assert not any(alive(pid) for pid in steady.values())
+    for handle in steady:
+        eventually(lambda handle=handle: handle.status().incarnation == 2)
+        eventually(lambda handle=handle: alive(handle.status().pid or 0))
+    doomed.settle([churning])
     doomed.check()
