@@ -7,6 +7,7 @@ thread, nobody who waits is forgotten.
 """
 
 import os
+import signal
 import socket
 import threading
 import time
@@ -57,6 +58,7 @@ from posthouse.transport import Line
 __all__ = ["Deadline", "Engine", "Feed", "Silence"]
 
 _POLL_S_MAX: Final = 3600.0  # poll() takes milliseconds in an int
+_FAULTS: Final = frozenset(("SEGV", "BUS", "FPE", "ILL", "ABRT", "TRAP", "SYS"))
 _GOODBYE_MS: Final = 100  # for the last frame to leave; the master would notice anyway, later
 _TOOK_AT_ONCE: Final = 64  # events taken before the thread is woken to say so
 
@@ -346,6 +348,7 @@ class Engine:
 
     def _run(self) -> None:
         ended: PosthouseError = Unreachable("this client is closed", hint="connect() opens another")
+        _leave_signals_to_others()
         try:
             self._loop()
         except PosthouseError as error:
@@ -458,6 +461,14 @@ class Engine:
                     feed.changed.notify_all()
             case MasterBack():
                 self.silent_s = None
+
+
+def _leave_signals_to_others() -> None:
+    """A signal that this thread caught would not interrupt what the main thread is waiting in."""
+    mask = getattr(signal, "pthread_sigmask", None)  # Windows has none
+    if mask is not None:
+        faults = {getattr(signal, f"SIG{name}", None) for name in _FAULTS}
+        mask(signal.SIG_BLOCK, signal.valid_signals() - faults)
 
 
 def _now_s() -> float:

@@ -3,11 +3,14 @@
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -184,6 +187,35 @@ def test_a_forgotten_cluster_ends_its_thread(master: Any, eventually: Eventually
     gc.collect()
     assert connection() is None
     eventually(lambda: threading.active_count() == before)
+
+
+def test_a_program_may_end_without_closing(master: Any) -> None:
+    code = """
+import posthouse, threading
+cluster = posthouse.connect()
+handle = cluster.register(posthouse.BackgroundWorker(name="w", main="m:f"))
+next(iter(handle.events()))
+threading.Thread(target=handle.wait_until_unregistered, daemon=True).start()
+print(cluster.status("w").name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code],
+        env={**os.environ, "POSTHOUSE_MASTER": master.endpoint},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "w\n", "")
+
+
+def test_signals_are_left_to_the_programs_own_threads(cluster: Cluster) -> None:
+    thread = cluster._connection.engine._thread
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
+        assert blocked >> (number - 1) & 1
+    assert not blocked >> (signal.SIGSEGV - 1) & 1
 
 
 def test_a_forked_child_is_told(cluster: Cluster, handle: Handle) -> None:
