@@ -25,6 +25,8 @@ from msgspec import inspect as types
 from posthouse import errors, limits, messages, records, states, transport
 from posthouse.messages import KINDS, UNSEQUENCED, Message
 from posthouse.spec import BackgroundWorker
+from posthouse_master.registry import TRANSITIONS, Step
+from posthouse_master.store.base import Life
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -408,6 +410,61 @@ def example(name: str) -> Callable[[Notes], str]:
     return make
 
 
+# --- the states of a registration ---
+
+LIVES = {
+    Life.SUBMITTED: (
+        "registered; waits for a phase, a host, or its first start",
+        "not yet started",
+    ),
+    Life.STARTING: (
+        "an incarnation and its token are durable; START may have left",
+        "not yet started; stopped, if an earlier incarnation ran",
+    ),
+    Life.RUNNING: ("its host has said that the process exists", "started"),
+    Life.WAITING: ("it ended, or could not be started; it will be started again", "stopped"),
+    Life.HELD: ("an operator keeps it from running until it is released", "stopped, not final"),
+    Life.RETIRED: ("unregistered; listed with its last exit until trimmed", "stopped, final"),
+}
+STEPS = {
+    Step.START: "it can be placed and its delay is over",
+    Step.STARTED: "the host says that the process exists",
+    Step.READY: "the worker says that it is ready",
+    Step.STOP: "a stop is asked for",
+    Step.FAIL: "the start led to no process",
+    Step.FAIL_FOR_GOOD: "the start led to no process; never restarted, or terminated",
+    Step.FAIL_HELD: "the start led to no process, while a hold was asked for",
+    Step.EXIT: "the process ended; to be started again",
+    Step.EXIT_FOR_GOOD: "the process ended: exit 0, never restarted, or terminated",
+    Step.EXIT_HELD: "the process ended while a hold was asked for",
+    Step.HOLD: "hold",
+    Step.RELEASE: "release",
+    Step.CANCEL: "terminate",
+}
+
+
+def lives(_notes: "Notes") -> str:
+    rows = [(f"`{life}`", *LIVES[life]) for life in Life]
+    return table(("state", "meaning", "a handle sees"), rows)
+
+
+def transitions(_notes: "Notes") -> str:
+    if set(STEPS) != set(Step):
+        raise Unfit(f"steps without a word: {sorted(set(Step) - set(STEPS))}")
+    rows = [(f"`{b}`", STEPS[step], f"`{a}`") for (b, step), a in TRANSITIONS.items() if b != a]
+    return table(("from", "what happens", "to"), rows)
+
+
+def diagram(_notes: "Notes") -> str:
+    """Mermaid's words for the same table."""
+    moves = [
+        f"    {before} --> {after}: {step}"
+        for (before, step), after in TRANSITIONS.items()
+        if before is not after
+    ]
+    return "\n".join(("stateDiagram-v2", "    [*] --> submitted: register", *moves))
+
+
 TABLES: dict[str, Callable[[Notes], str]] = {
     "options": options_table,
     "kinds": kinds_table,
@@ -423,6 +480,9 @@ TABLES: dict[str, Callable[[Notes], str]] = {
     "errors": errors_table,
     "hello": example("hello.client"),
     "welcome": example("welcome"),
+    "states": lives,
+    "transitions": transitions,
+    "diagram": diagram,
 }
 
 
