@@ -19,6 +19,7 @@ __all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "wants_of"]
 
 Key = tuple[int, int]
 EXEC = "posthouse.exec"
+_COMPACT_ABOVE = 1024  # entries of a line that may be leftovers before they are swept out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,9 +240,12 @@ class StartQueue:
             if self._where[key][1] == wants:
                 return
             self.discard(key)
+        line = self._lines.setdefault(wants.host, {}).setdefault(wants, _Line())
+        if len(line.entries) > _COMPACT_ABOVE and len(line.entries) > 2 * line.waiting:
+            line.entries = [entry for entry in line.entries if self._valid(*entry)]
+            line.head = 0
         self._count += 1
         self._where[key] = (self._count, wants)
-        line = self._lines.setdefault(wants.host, {}).setdefault(wants, _Line())
         line.entries.append((self._count, key))
         line.waiting += 1
 

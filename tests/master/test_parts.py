@@ -8,6 +8,7 @@ from posthouse import limits
 from posthouse.records import Event
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StartTime
+from posthouse_master import placement
 from posthouse_master.eventlog import EventLog
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, Offer, StartQueue, wants_of
@@ -168,6 +169,20 @@ def test_the_queue_is_first_come_first_served_per_host(steps):
             if what == "take":
                 model = [entry for entry in model if entry[0] not in found]
         assert len(queue) == len(model)
+
+
+def test_a_line_that_never_empties_does_not_grow_for_ever(monkeypatch):
+    monkeypatch.setattr(placement, "_COMPACT_ABOVE", 8)
+    queue = StartQueue()
+    wants = wants_of(BackgroundWorker(name="w", main="m:f"))
+    for number in range(500):
+        queue.add((number, 1), wants)
+        if number >= 3:
+            first = next(queue.for_host(Host("b"), lambda *_: True))
+            assert first == (number - 3, 1)
+            queue.discard(first)
+    [line] = queue._lines[""].values()
+    assert len(line.entries) <= 10
 
 
 # --- placement ---

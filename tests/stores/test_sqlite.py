@@ -253,10 +253,28 @@ def test_a_crash_while_it_is_made_leaves_nothing_half(state_dir, path):
     store.close()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write what is read-only")
+OPEN_AS_NOBODY = """
+import os, sys
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+from posthouse.errors import StoreError
+try:
+    SqliteStore(sys.argv[1])
+except StoreError as error:
+    print(error)
+"""
+
+
 def test_a_read_only_registry_is_refused(state_dir, path, filled):
     path.chmod(0o400)
-    assert "may not be written" in str(refused(state_dir))
+    if os.geteuid() == 0:  # who may write what is read-only
+        for owned in (state_dir.parent, state_dir, *state_dir.iterdir()):
+            os.chown(owned, 65534, 65534)
+    script = "from posthouse_master.store.sqlite import SqliteStore\n" + OPEN_AS_NOBODY
+    command = [sys.executable, "-c", script, str(state_dir)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "may not be written by this user" in said
 
 
 def test_a_state_dir_that_is_a_file_is_refused(state_dir):
