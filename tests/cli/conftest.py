@@ -61,11 +61,11 @@ def objects(posthouse: Callable[..., Ran]) -> Callable[..., list[dict[str, Any]]
 
 
 @pytest.fixture
-def name(cluster: LocalCluster) -> Iterator[str]:
+def name(posthouse: Callable[..., Ran]) -> Iterator[str]:
     """A worker's name that nothing else has; what has it is terminated afterwards."""
     chosen = f"w-{uuid.uuid4().hex[:8]}"
     yield chosen
-    cluster.run("terminate", chosen)
+    posthouse("terminate", "--no-wait", chosen, status=None)
 
 
 @pytest.fixture
