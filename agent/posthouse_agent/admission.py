@@ -16,7 +16,15 @@ from posthouse.settings import AgentSettings, RuntimeSettings
 from posthouse.spec import BackgroundWorker
 from posthouse_agent.orders import StartWorker
 
-__all__ = ["Admitted", "Refusal", "admit", "check_settings", "module_allowed", "usable_runtimes"]
+__all__ = [
+    "Admitted",
+    "Refusal",
+    "admit",
+    "check_settings",
+    "module_allowed",
+    "offer",
+    "usable_runtimes",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,18 @@ def module_allowed(patterns: Sequence[str], module: str) -> bool:
 def usable_runtimes(settings: AgentSettings) -> dict[str, RuntimeSettings]:
     """The runtimes that this version can start: those on posthouse's own interpreter."""
     return {runtime.name: runtime for runtime in settings.runtimes if runtime.python is None}
+
+
+def offer(settings: AgentSettings, user: str) -> dict[str, Any]:
+    """The same as fields of HELLO, so that the master need not ask in vain."""
+    return {
+        "labels": list(settings.labels),
+        "runtimes": list(usable_runtimes(settings)),
+        "modules": list(settings.modules),
+        "allow_exec": settings.allow_exec,
+        "users": sorted({user, *settings.users} - {""}),
+        "slots": settings.max_worker_processes,
+    }
 
 
 def check_settings(settings: AgentSettings) -> None:

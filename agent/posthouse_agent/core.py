@@ -19,7 +19,6 @@ Races, and what settles them:
    and the exit follows them in the same sequence.
 """
 
-from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
@@ -62,7 +61,6 @@ from posthouse_agent.effects import (
     Leave,
     LogRead,
     Note,
-    ReadLogFile,
     Reported,
     SetLatch,
     Tick,
@@ -84,6 +82,8 @@ from posthouse_agent.orders import (
     StopUnknown,
     StopWorker,
 )
+from posthouse_agent.reads import LogReads
+from posthouse_agent.telling import Telling
 from posthouse_agent.wards import WardenSeat
 
 __all__ = ["AgentCore"]
@@ -107,12 +107,8 @@ class AgentCore:
         self._exits: dict[int, tuple[str, Exit]] = {}  # by token: the warden's kind, and the exit
         self._starting: dict[int, str] = {}  # tokens of unanswered orders: the warden's kind
         self._stopping: dict[int, tuple[Stop, set[str]]] = {}  # unanswered, and by which wardens
-        self._reads: dict[int, int] = {}  # in this session: number of a file read -> master's
-        self._reads_begun = 0
-        self._outgoing: deque[tuple[Message, list[int]]] = deque()  # with the exits they carry
-        self._carried: deque[tuple[int, list[int]]] = deque()  # sequence -> exits it carried
-        self._pages = 0  # of this session's inventory: its first sequence numbers
-        self._progress = 0  # of them, acknowledged
+        self._reads = LogReads()
+        self._telling = Telling()
         self._greeted: list[str] = []  # instances of the wardens that the last HELLO named
         self._registry = ""
         self._epoch = 0
@@ -163,7 +159,9 @@ class AgentCore:
             case WorkerSaid(token, message):
                 self._worker_said(token, message)
             case LogRead():
-                self._log_read(event)
+                chunk = self._reads.done(event)
+                if chunk is not None:
+                    self._tell(chunk)
             case WardenUp(kind):
                 self._seats[kind].up(now.boot_s)
                 self._effects.append(self._seats[kind].attach(self._facts.instance))
@@ -216,12 +214,7 @@ class AgentCore:
             boot_id=self._facts.boot_id,
             agent_instance=self._facts.instance,
             wardens=[seat.reference() for seat in seats],
-            labels=list(settings.labels),
-            runtimes=list(admission.usable_runtimes(settings)),
-            modules=list(settings.modules),
-            allow_exec=settings.allow_exec,
-            users=sorted({self._facts.user, *settings.users} - {""}),
-            slots=settings.max_worker_processes,
+            **admission.offer(settings, self._facts.user),
             running=len(self._workers),
             exits=len(self._exits),
             digest=self._digest(),
@@ -276,8 +269,7 @@ class AgentCore:
             (worker for _, worker in self._exits.values()),
             max((seat.highest_token for seat in self._seats.values()), default=0),
         )
-        self._outgoing.extend(pages)
-        self._pages = len(pages)
+        self._telling.begin(pages)
 
     def _end_session(self, reason: str, now: Instant) -> None:
         link = self._dialler.link
@@ -286,37 +278,23 @@ class AgentCore:
         self._dialled(self._dialler.broken(reason, now.boot_s), now)
 
     def _forget_session(self) -> None:
-        self._outgoing.clear()
-        self._carried.clear()
+        self._telling.end()
         self._stopping.clear()
-        self._reads.clear()
-        self._pages = self._progress = 0
+        self._reads.end()
 
     def _tell(self, message: Message, carries: list[int] | None = None) -> None:
         # Without a session there is nobody to tell: the next inventory says it all.
         if self._dialler.open:
-            self._outgoing.append((message, carries or []))
+            self._telling.add(message, carries or [])
 
     def _pump(self, now: Instant) -> None:
-        link = self._dialler.link
-        while self._outgoing and link is not None and link.room > limits.link_room_kept:
-            message, carries = self._outgoing.popleft()
-            self._effects.append(self._dialler.send(message, now.boot_s))
-            if carries:
-                self._carried.append((link.sent, carries))
+        self._effects += self._telling.pump(self._dialler, now.boot_s)
 
     def _acknowledged(self, now: Instant) -> None:
-        link = self._dialler.link
-        if link is None:
-            return
-        if self._progress < min(link.acknowledged, self._pages):
-            self._progress = min(link.acknowledged, self._pages)
-            self._dialler.extend(now.boot_s)
         confirmed: dict[str, list[int]] = {}
-        while self._carried and self._carried[0][0] <= link.acknowledged:
-            for token in self._carried.popleft()[1]:
-                kind, _ = self._exits.pop(token)
-                confirmed.setdefault(kind, []).append(token)
+        for token in self._telling.acknowledged(self._dialler, now.boot_s):
+            kind, _ = self._exits.pop(token)
+            confirmed.setdefault(kind, []).append(token)
         for kind, tokens in confirmed.items():
             for at in range(0, len(tokens), limits.page_items_max):
                 order = Confirm(tokens=tokens[at : at + limits.page_items_max])
@@ -339,7 +317,11 @@ class AgentCore:
                 if self._known(message.token, "set_latch") is not None:
                     self._effects.append(SetLatch(message.token))
             case ReadLog():
-                self._read_log(message)
+                answer = self._reads.ask(message)
+                if isinstance(answer, LogChunk):
+                    self._tell(answer)
+                else:
+                    self._effects.append(answer)
             case _:
                 self._end_session(f"{type(message).__name__} is not for an agent", now)
 
@@ -400,32 +382,6 @@ class AgentCore:
         # a tombstone against a START of it.
         self._effects += [Give(kind, order) for kind in self._seats]
         self._stopping[stop.token] = (stop, set(self._seats))
-
-    def _read_log(self, read: ReadLog) -> None:
-        if len(self._reads) >= limits.log_reads_in_flight_max:
-            error = f"{limits.log_reads_in_flight_max} reads are under way on this host: ask again"
-            self._tell(LogChunk(read=read.read, offset=max(read.offset, 0), error=error))
-            return
-        self._reads_begun += 1
-        self._reads[self._reads_begun] = read.read
-        self._effects.append(
-            ReadLogFile(self._reads_begun, read.slot, read.generation, read.offset, read.limit)
-        )
-
-    def _log_read(self, done: LogRead) -> None:
-        asked = self._reads.pop(done.read, None)
-        if asked is None:
-            return  # asked in a session that is over
-        self._tell(
-            LogChunk(
-                read=asked,
-                offset=done.offset,
-                data=done.data,
-                size=done.size,
-                lost=done.lost,
-                error=done.error[: limits.wide_text_bytes_max],
-            )
-        )
 
     # --- the wardens ---
 
