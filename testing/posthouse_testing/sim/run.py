@@ -219,9 +219,16 @@ class Simulation:
         return waits
 
     def _has_no_room(self, key: tuple[int, int]) -> bool:
+        """Every host that it may run on is full: of processes, and of registrations that name the
+        host and so have a slot there whether they run or not."""
         pinned = self.ledger.wires[key].get("host")
+        taken: Counter[str] = Counter()
+        for other, state in self.ledger.states.items():
+            placed = state.host if other in self.checker.living else ""
+            if other != key and state.life is not Life.RETIRED:
+                taken[self.ledger.wires[other].get("host") or placed] += 1
         return all(
-            len(machine.live) >= machine.slots
+            taken[machine.name] >= machine.slots
             for machine in self.machines
             if pinned in (None, machine.name)
         )
