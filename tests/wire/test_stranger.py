@@ -692,14 +692,6 @@ def test_shutdown(client: Stranger, agent: Agent, own: Master, spec: dict[str, A
     assert listed(client) == [spec["name"]]
 
 
-def test_a_master_that_is_asked_to_end_says_goodbye(client: Stranger, own: Master) -> None:
-    client.open()
-    assert own.process is not None
-    own.process.terminate()
-    assert "reason" in client.next(GOODBYE)
-    assert own.end(0) == 0
-
-
 # --- with keys ---
 
 
