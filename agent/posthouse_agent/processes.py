@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EMFILE
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from posthouse import channel
 from posthouse.ids import Instant
@@ -57,6 +57,17 @@ class WorkerProcess:
     log_identity: tuple[int, int]
     log_start: int
     started: Instant
+
+
+class _Ends(NamedTuple):
+    """What is opened for a worker before it is forked."""
+
+    log: int
+    log_found: os.stat_result
+    ours: int
+    theirs: int
+    latch: int
+    last_words: int
 
 
 class Processes:
@@ -103,22 +114,11 @@ class Processes:
         """`opened` holds what must be closed again; on success only what is the child's."""
         assert "zmq" not in sys.modules
         assert procfs.threads() == 1, "a fork of a process with threads"
-        name = f"{order.slot}.{order.generation}.log"
-        path = f"{self._log_dir}/{name}"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        log_fd = os.open(path, flags | os.O_CLOEXEC, 0o640)
-        opened.append(log_fd)
-        os.set_blocking(log_fd, True)
-        log = os.fstat(log_fd)
-        if log.st_size == 0:
-            os.fchmod(log_fd, 0o640)  # readable by the folder's group, whatever the umask
-        ours, theirs = _socketpair()
-        opened += [theirs, ours]
-        latch_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        opened.append(latch_fd)
-        words_fd = os.memfd_create(f"posthouse-{self._instance}-{order.token}", os.MFD_CLOEXEC)
-        opened.append(words_fd)
-        spare_fd = os.dup(words_fd)  # its place is the pidfd's, which must not fail for want of one
+        path = f"{self._log_dir}/{order.slot}.{order.generation}.log"
+        ends = self._open_ends(order, path, opened)
+        spare_fd = os.dup(
+            ends.latch
+        )  # its place is the pidfd's, which must not fail for want of one
         if spare_fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
             os.close(spare_fd)
             raise OSError(EMFILE, os.strerror(EMFILE))
@@ -128,18 +128,7 @@ class Processes:
             os.close(spare_fd)
             raise
         if pid == 0:
-            given = child.Inheritance(
-                warden_pid=self._pid,
-                cookie=f"{self._instance}:{order.token}",
-                log_fd=log_fd,
-                channel_fd=theirs,
-                latch_fd=latch_fd,
-                last_words_fd=words_fd,
-                host_lock_fd=self._host_lock_fd,
-                nofile_soft=self._nofile_soft,
-                withheld=self._withheld,
-            )
-            child.run(order, given)
+            child.run(order, self._inheritance(order, ends))
         os.close(spare_fd)
         try:
             # Nobody else can reap our child, so the pid is still its own.
@@ -154,18 +143,47 @@ class Processes:
             pid=pid,
             pid_start=found.start if found else 0,
             pidfd=pidfd,
-            channel_fd=ours,
-            latch_fd=latch_fd,
-            last_words_fd=words_fd,
+            channel_fd=ends.ours,
+            latch_fd=ends.latch,
+            last_words_fd=ends.last_words,
             log_path=path,
-            log_identity=(log.st_dev, log.st_ino),
-            log_start=log.st_size,
+            log_identity=(ends.log_found.st_dev, ends.log_found.st_ino),
+            log_start=ends.log_found.st_size,
             started=now,
         )
         self._workers[order.token] = worker
         self._tokens[pid] = order.token
-        opened[:] = [log_fd, theirs]
+        opened[:] = [ends.log, ends.theirs]
         return worker
+
+    def _open_ends(self, order: StartWorker, path: str, opened: list[int]) -> _Ends:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        log = os.open(path, flags | os.O_CLOEXEC, 0o640)
+        opened.append(log)
+        os.set_blocking(log, True)
+        log_found = os.fstat(log)
+        if log_found.st_size == 0:
+            os.fchmod(log, 0o640)  # readable by the folder's group, whatever the umask
+        ours, theirs = _socketpair()
+        opened += [ours, theirs]
+        latch = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        opened.append(latch)
+        last_words = os.memfd_create(f"posthouse-{self._instance}-{order.token}", os.MFD_CLOEXEC)
+        opened.append(last_words)
+        return _Ends(log, log_found, ours, theirs, latch, last_words)
+
+    def _inheritance(self, order: StartWorker, ends: _Ends) -> child.Inheritance:
+        return child.Inheritance(
+            warden_pid=self._pid,
+            cookie=f"{self._instance}:{order.token}",
+            log_fd=ends.log,
+            channel_fd=ends.theirs,
+            latch_fd=ends.latch,
+            last_words_fd=ends.last_words,
+            host_lock_fd=self._host_lock_fd,
+            nofile_soft=self._nofile_soft,
+            withheld=self._withheld,
+        )
 
     # --- ending ---
 
@@ -200,19 +218,18 @@ class Processes:
             for pid in self._suspects(worker, now)
         )
 
-    def examine(self, token: int, now: Instant) -> dict[str, Any]:
-        """Kill what the dead worker left running; the facts of its end, complete."""
+    def examine(self, token: int, now: Instant, *, daemonised: bool) -> dict[str, Any]:
+        """The facts of its end, complete. `daemonised`: it left processes behind."""
         worker = self._workers[token]
         death = native.wait_facts(worker.pidfd)
         assert death is not None, "examined while alive"
-        left = self._sweep(worker, now)
         facts = remains.exit_facts(
             death,
             pid=worker.pid,
             started_unix_s=worker.started.unix_s,
             ended_unix_s=now.unix_s,
             runtime_s=max(0.0, now.boot_s - worker.started.boot_s),
-            daemonised=left,
+            daemonised=daemonised,
         )
         tail = remains.output_tail(worker.log_path, worker.log_identity, worker.log_start)
         words = remains.last_words(worker.last_words_fd)
@@ -232,13 +249,13 @@ class Processes:
 
     # --- what a worker started and left ---
 
-    def _sweep(self, worker: WorkerProcess, now: Instant) -> bool:
-        """Kill the living descendants of a dead worker; whether there were any.
+    def sweep(self, token: int, now: Instant) -> None:
+        """Kill the living descendants of a dead worker.
 
         Their topmost ones are our own children now (we are the subreaper), so only those are
         looked at, round by round: each one's children become ours when it dies.
         """
-        found = False
+        worker = self._workers[token]
         for _ in range(_SWEEP_ROUNDS):
             killed = [
                 pidfd
@@ -248,13 +265,11 @@ class Processes:
                 is not None
             ]
             if not killed:
-                return found
-            found = True
+                return
             _await_end(killed)
             for pidfd in killed:
                 os.waitid(os.P_PIDFD, pidfd, _WAIT)
                 os.close(pidfd)
-        return found
 
     def _suspects(self, worker: WorkerProcess, now: Instant) -> Iterable[int]:
         """Pids that a descendant of this worker may have: later ones than its own."""

@@ -191,11 +191,15 @@ class Warden:
                 dead.look_again_s = now.boot_s + _RETRY_S
                 continue
             age_s = now.boot_s - dead.since_s
-            if age_s < limits.leftovers_grace_s and self._processes.leaves_any(token, now):
+            left = self._processes.leaves_any(token, now)
+            if left and age_s < limits.leftovers_grace_s:
                 dead.look_again_s = now.boot_s + max(_LOOK_S, age_s / 2)
                 continue
             del self._dead[token]
-            self._handle(ProcessEnded(token=token, facts=self._processes.examine(token, now)))
+            if left:
+                self._processes.sweep(token, now)
+            facts = self._processes.examine(token, now, daemonised=left)
+            self._handle(ProcessEnded(token=token, facts=facts))
             self._processes.reap_strangers()
 
     # --- effects ---
