@@ -12,8 +12,8 @@ def test_spellings_do_not_change() -> None:
     assert found == {
         "EventKind": [
             *("registered", "revised", "starting", "started", "ready", "stop_requested"),
-            *("exited", "start_failed", "held", "released", "unregistered"),
-            *("host_up", "host_down", "shutdown"),
+            *("restart_requested", "exited", "start_failed", "held", "released"),
+            *("unregistered", "host_up", "host_down", "shutdown"),
         ],
         "Flags": [1, 2],
         "Phase": ["starting", "hot_standby", "running", "stopping"],
