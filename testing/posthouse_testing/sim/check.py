@@ -8,6 +8,7 @@ truth; frames and reports are claims about it, and each is compared when it is m
 are those of the table of invariants in docs/reliability.md:
 
 - a commit: 3, 5, 7, 10, 11, 13, 17, 21; no gap in the log, no counter that falls;
+- an order that an agent gives: 6 (the master said so in the session of now);
 - a START that leaves the master: 3 (committed before), 6 (never in a second session);
 - a fork: 1, 3, 7, 11, 12;
 - a warden's or an agent's word that a process has ended: 17;
@@ -31,13 +32,14 @@ from posthouse.messages import (
     Registered,
     Start,
     StartFailed,
+    Stop,
     StopDone,
 )
 from posthouse.records import Event, Status
 from posthouse_agent import orders
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.fold import fold
-from posthouse_testing.sim.host import Machine
+from posthouse_testing.sim.host import Machine, Sessions
 from posthouse_testing.sim.ledger import Key, Ledger
 from posthouse_testing.sim.process import Process
 from posthouse_testing.sim.world import Violation, World
@@ -45,6 +47,7 @@ from posthouse_testing.sim.world import Violation, World
 __all__ = ["Checker"]
 
 _CLAIMS = frozenset(KIND_OF[cls] for cls in (Inventory, Exited, StopDone, StartFailed))
+_COMMANDS = frozenset((KIND_OF[Start], KIND_OF[Stop]))
 _CLOCKS = 0.005  # two clocks may differ by this share; twice the drift and some rounding
 
 
@@ -57,6 +60,7 @@ class Checker:
     living: dict[Key, Process] = field(default_factory=dict)
     last: dict[Key, Process] = field(default_factory=dict)
     starts_sent: dict[int, bytes] = field(default_factory=dict)  # token -> session
+    stops_sent: dict[int, list[bytes]] = field(default_factory=dict)  # token -> sessions
 
     def fail(self, number: int, text: str) -> NoReturn:
         raise Violation(number, text)
@@ -65,20 +69,37 @@ class Checker:
 
     def master_said(self, frame: bytes) -> None:
         """A frame leaves the master for an agent."""
-        if frame[1] != KIND_OF[Start]:
+        if frame[1] not in _COMMANDS:
             return
         envelope = codec.decode(frame)
-        start = envelope.body
-        assert isinstance(start, Start)
+        match envelope.body:
+            case Stop(token=token):
+                self.stops_sent.setdefault(token, []).append(envelope.session)
+            case Start():
+                self._start(envelope.body, envelope.session)
+
+    def _start(self, start: Start, session: bytes) -> None:
         self.world.figures["START sent"] += 1
         key = (start.slot, start.generation)
         state = self.ledger.states.get(key)
         run = self.ledger.runs[key].get(start.incarnation)
         if run is None or run.token != start.token or state is None:
             self.fail(3, f"START of {key} token {start.token} before it is durable")
-        before = self.starts_sent.setdefault(start.token, envelope.session)
-        if before != envelope.session:
+        if self.starts_sent.setdefault(start.token, session) != session:
             self.fail(6, f"START of {key} token {start.token} is sent again in a new session")
+
+    def obeyed(self, machine: Machine, order: orders.Order, sessions: Sessions) -> None:
+        """An agent gives an order to its warden: the master must have said so in this session."""
+        match order:
+            case orders.StartWorker(token=token):
+                said = [self.starts_sent[token]] if token in self.starts_sent else []
+            case orders.StopWorker(token=token):
+                said = self.stops_sent.get(token, [])
+            case _:
+                return
+        if not any(session in said for session in sessions):
+            what = type(order).__name__
+            self.fail(6, f"agent of {machine.name}: {what} {token} was not said in this session")
 
     # --- what hosts do ---
 

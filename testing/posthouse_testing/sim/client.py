@@ -235,6 +235,11 @@ class Client:
             "host": random.choice((None, None, *self.hosts)),
             "unique": random.random() < 0.8,
         }
+        if random.random() < 0.3:
+            drawn["restart_growth"] = random.choice((1.0, 3.0))
+            drawn["restart_time_max"] = 4.0
+            drawn["restart_jitter"] = random.choice((0.0, 0.5))
+            drawn["restart_budget"] = random.choice((None, (2, 5.0)))
         worker = BackgroundWorker(
             main="acme.jobs:main",
             main_arg={"tag": f"{self.name}-{self._tags}"},

@@ -28,6 +28,7 @@ from posthouse_testing.sim.world import World
 __all__ = ["AgentNode", "Machine", "WardenNode"]
 
 KIND = "fenced"
+Sessions = tuple[bytes | None, bytes | None]  # before an input and after it
 RETRY_S = 1.0  # after the disk refused something
 
 
@@ -38,6 +39,7 @@ class Watcher(Protocol):
     def forked(self, process: Process) -> None: ...
     def ended(self, process: Process) -> None: ...
     def agent_said(self, machine: "Machine", frame: bytes) -> None: ...
+    def obeyed(self, machine: "Machine", order: orders.Order, sessions: Sessions) -> None: ...
     def warden_said(self, machine: "Machine", report: orders.Report) -> None: ...
 
 
@@ -248,6 +250,7 @@ class AgentNode(Node):
         self.core = AgentCore(settings, facts, machine.world.entropy)
         self.socket: LocalSocket | None = None
         self.dealer: Dealer | None = None
+        self.session: bytes | None = None  # before the input that is being handled
 
     def begin(self) -> None:
         self.world.log(self.name, "begins")
@@ -260,6 +263,7 @@ class AgentNode(Node):
                 return
         if isinstance(event, agent_effects.Reported) and isinstance(event.report, orders.Ended):
             self._last_messages(event.report.token)
+        self.session = self.core.session
         self.carry_out(self.core.handle(event, self.clock.now()))
         if self.alive:
             self._listen()
@@ -315,6 +319,7 @@ class AgentNode(Node):
                 self._drop()
             case agent_effects.Give(_, order):
                 self.world.log(self.name, f"gives {type(order).__name__} {_token(order)}")
+                machine.watcher.obeyed(machine, order, (self.session, self.core.session))
                 if self.socket is not None:
                     self.socket.order(order)
             case agent_effects.Note(name, fields):

@@ -21,12 +21,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from posthouse_testing.sim.world import Knobs, Timer, World
+from posthouse_testing.sim.world import Knobs, Timer, Violation, World
 
 __all__ = ["Connection", "Dealer", "Network", "Router"]
 
 HEARTBEAT_S = (6.0, 8.0)  # when an end gives up a silent connection
 RECONNECT_S = (0.2, 1.2)  # a DEALER's own redial
+FRAMES_MAX = 20_000  # in one second, by all peers together
 PENDING_MAX = 64  # frames a socket keeps until it is connected
 
 Deliver = Callable[[bytes], None]
@@ -49,6 +50,7 @@ class Pipe:
     def send(self, frame: bytes) -> None:
         world = self.world
         knobs = self.network.knobs
+        self.network.count()
         if not self.open:
             world.figures["frames into a dead connection"] += 1
         elif world.chance(knobs.loss):
@@ -261,6 +263,8 @@ class Network:
         self.dealers: list[Dealer] = []
         self._cuts: dict[str, tuple[bool, bool, int]] = {}  # machine: up cut, down cut, number
         self._numbers = 0
+        self._second = -1
+        self._frames = 0
 
     @property
     def knobs(self) -> Knobs:
@@ -285,6 +289,15 @@ class Network:
         connection.down = Pipe(self, to_dealer, f"{dealer.user_id}<")
         router.connections[connection.routing_id] = connection
         return connection
+
+    def count(self) -> None:
+        """Every frame passes here: a storm among so few peers is a defect of somebody."""
+        second = int(self.world.now_s)
+        self._frames = self._frames + 1 if second == self._second else 1
+        self._second = second
+        self.world.figures["frames"] += 1
+        if self._frames > FRAMES_MAX:
+            raise Violation(19, f"{self._frames} frames within a second")
 
     # --- faults ---
 
