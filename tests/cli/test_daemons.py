@@ -77,7 +77,7 @@ def test_from_files_alone(folder):
         ran = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
         assert "exited with code 0" in ran.stdout
         told = refused(
-            *at, "run", "os:getpid", "--name", "other", "--wait", "--timeout", "5", status=5
+            *at, "run", "os:getpid", "--name", "other", "--wait", "--timeout", "1", status=5
         )
         assert "goes on" in told
         why = refused(*at, "pid", "other", status=3)

@@ -1,9 +1,12 @@
 """Tables on a terminal, tab-separated lines in a pipe, colours only where they belong."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
+from posthouse_cli.render import Output
 from posthouse_cli.screen import Screen
 
 ESCAPE = "\x1b["
@@ -40,15 +43,42 @@ def test_a_pipe_gets_tabs_and_no_header(posthouse, idle):
     assert not any(line.startswith("NAME") for line in lines)
 
 
-def test_colours_where_they_belong(screen, posthouse, cluster, idle):
-    assert ESCAPE in screen("ps")
-    assert ESCAPE not in screen("ps", NO_COLOR="1")
-    assert ESCAPE not in screen("ps", TERM="dumb")
-    assert ESCAPE not in screen("--color", "never", "ps")
+def test_colours_on_a_terminal_and_none_in_a_pipe(screen, posthouse, idle):
+    assert ESCAPE in screen("events", idle)
     assert ESCAPE in screen("--color", "always", "ps", NO_COLOR="1")
     assert ESCAPE not in posthouse("ps").stdout
-    assert ESCAPE in screen("events", idle)
-    assert ESCAPE not in screen("events", idle, NO_COLOR="1")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "option", "variables", "wanted"),
+    [
+        (Terminal, "auto", {"TERM": "xterm"}, True),
+        (Terminal, "auto", {"TERM": "dumb"}, False),
+        (Terminal, "auto", {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (Terminal, "never", {"TERM": "xterm", "FORCE_COLOR": "1"}, False),
+        (Terminal, "always", {"TERM": "dumb", "NO_COLOR": "1"}, True),
+        (io.StringIO, "auto", {"TERM": "xterm"}, False),
+        (io.StringIO, "auto", {"TERM": "xterm", "FORCE_COLOR": "1"}, True),
+        (io.StringIO, "auto", {"NO_COLOR": "1", "FORCE_COLOR": "1"}, False),
+        (io.StringIO, "always", {}, True),
+    ],
+)
+def test_who_decides_about_colours(monkeypatch, stream, option, variables, wanted):
+    for name in ("TERM", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", stream())
+    output = Output(option)
+    assert output.colors is wanted
+    output.table(("STATE", "NAME"), [("started", "w")])
+    output.row(("started", "w"), (8, 4))
+    assert (ESCAPE in sys.stdout.getvalue()) is (wanted and stream is Terminal)
 
 
 def test_json_is_the_same_on_a_terminal(screen, posthouse, idle):

@@ -1,0 +1,122 @@
+"""Keys from the command line, and a cluster over TCP that lets only their holders in."""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import posthouse
+from posthouse import BackgroundWorker, keys
+from posthouse.errors import ConfigError, NotPermitted, Unreachable
+from posthouse.settings import ClientSettings
+from posthouse_cli.main import main
+from posthouse_testing.cluster import Daemon
+from posthouse_testing.sweep import sweep
+
+
+def test_keygen_writes_two_files_and_never_over_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["keygen", "agent:b"]) == 0
+    said = capsys.readouterr()
+    pair = keys.load_pair(str(tmp_path / "agent-b.key"))
+    assert said.out == f"{pair.public}\n"
+    assert pair.secret not in said.err
+    assert (tmp_path / "agent-b.key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "agent-b.key.pub").read_text() == f'"agent:b" = "{pair.public}"\n'
+    assert main(["keygen", "agent:b"]) != 0
+    assert "agent-b.key" in capsys.readouterr().err
+    assert main(["keygen", "master:main", "-o", "m.key"]) == 0
+    assert (tmp_path / "m.key.pub").read_text().startswith('master_key = "')
+
+
+@pytest.mark.parametrize("principal", ["b", "root:b", "agent:", "agent:../b", "agent:b c"])
+def test_a_bad_principal_is_refused_by_rule(
+    principal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["keygen", principal]) == 2
+    assert "role:name" in capsys.readouterr().err
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has. Another process may take one first; then the master says so."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="ph", dir="/tmp"))
+    try:
+        yield made
+    finally:
+        assert sweep(made)
+        shutil.rmtree(made)
+
+
+def test_a_cluster_over_tcp_lets_in_who_has_a_key(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agents, clients = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    for principal in ("master:main", "agent:b", "client:deploy", "viewer:graph", "client:stranger"):
+        assert main(["keygen", principal, "-o", str(folder / f"{principal[:9]}.key")]) == 0
+    known = [
+        (folder / f"{name}.key.pub").read_text() for name in ("agent:b", "client:de", "viewer:gr")
+    ]
+    (folder / "principals.toml").write_text("[principals]\n" + "".join(known))
+    master_key = (folder / "master:ma.key.pub").read_text()
+    (folder / "master.toml").write_text(
+        f'state_dir = "{folder}/master"\nlisten_agents = "{agents}"\nlisten_clients = "{clients}"\n'
+        f'key_file = "{folder}/master:ma.key"\nprincipals_file = "{folder}/principals.toml"\n'
+    )
+    (folder / "agent.toml").write_text(
+        f'host = "b"\nmaster = "{agents}"\nruntime_dir = "{folder}/hosts/b"\n'
+        f'log_dir = "{folder}/log"\nkey_file = "{folder}/agent:b.key"\nallow_exec = true\n'
+        + master_key
+    )
+    capsys.readouterr()
+    daemons = [
+        Daemon(verb, [sys.executable, "-m", "posthouse_cli", verb, "--config", str(file)],
+               folder / f"{verb}.log", os.environ)
+        for verb, file in (("master", folder / "master.toml"), ("agent", folder / "agent.toml"))
+    ]  # fmt: skip
+    try:
+        for daemon in daemons:
+            daemon.start()
+        public = master_key.split(chr(34))[1]
+
+        def settings(name: str) -> ClientSettings:
+            key_file = str(folder / f"{name}.key")
+            return ClientSettings(master=clients, key_file=key_file, master_key=public)
+
+        with posthouse.connect(settings=settings("client:de"), timeout=30) as cluster:
+            assert cluster.principal == "client:deploy"
+            events = cluster.events(after=posthouse.Cursor(cluster.timeline, 0), timeout=30)
+            assert next(e for e in events if e.kind is posthouse.EventKind.HOST_UP).host == "b"
+            record = BackgroundWorker(name="w", main="posthouse.exec", main_arg=["sleep", "60"])
+            handle = cluster.register(record)
+            assert handle.wait_for_startup(timeout=30).host == "b"
+            with posthouse.connect(settings=settings("viewer:gr"), timeout=30) as viewer:
+                assert viewer.handle("w").status().pid == handle.pid()
+                with pytest.raises(NotPermitted):
+                    viewer.handle("w").terminate()
+            handle.terminate()
+            assert handle.wait_until_unregistered(timeout=30).final
+        with pytest.raises(Unreachable):
+            posthouse.connect(settings=settings("client:st"), timeout=1.5)
+        with pytest.raises(ConfigError, match="TCP needs CURVE keys"):
+            posthouse.connect(clients, timeout=1.5)
+    finally:
+        for daemon in reversed(daemons):
+            daemon.close()
