@@ -55,6 +55,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "shutdown": ("act", "Cluster"),
     "master": ("daemons", "Cluster"),
     "agent": ("daemons", "Cluster"),
+    "keygen": ("keygen", "Cluster"),
     "version": ("version", "Cluster"),
 }
 

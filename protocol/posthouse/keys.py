@@ -103,12 +103,14 @@ def split_principal(principal: str) -> tuple[str, str]:
     return role, name
 
 
-def check_principal(principal: str, where: str = "principal") -> None:
+def check_principal(
+    principal: str, where: str = "principal", roles: tuple[str, ...] = ROLES
+) -> None:
     """Raises ConfigError unless it is "role:name" with a known role and a plain name."""
     role, _, name = principal.partition(":")
-    if role not in ROLES or not _NAME.fullmatch(name):
+    if role not in roles or not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{where}: {principal[:80]!r} must be role:name; the role one of {', '.join(ROLES)}, "
+            f"{where}: {principal[:80]!r} must be role:name; the role one of {', '.join(roles)}, "
             f"the name 1 to {limits.label_bytes_max} letters, digits and . _ + @ -"
         )
 
@@ -117,18 +119,20 @@ def check_principal(principal: str, where: str = "principal") -> None:
 
 
 def write_pair(path: str, pair: KeyPair, principal: str) -> str:
-    """Write the key file (mode 0600) and `path`.pub, which holds the line for the principals file.
+    """Write the key file (mode 0600) and `path`.pub, which holds the line for the principals file;
+    of a "master:name", the line for agent.toml and client.toml.
 
     Returns the path of the latter. Raises ConfigError; existing files are never overwritten.
     """
-    check_principal(principal)
+    check_principal(principal, roles=("master", *ROLES))
     secret = (
         f"# posthouse: the secret key of {principal}. Not to be copied or shown to anybody.\n"
         f'public = "{pair.public}"\nsecret = "{pair.secret}"\n'
     )
     _write_new(path, secret, 0o600)
     public_path = f"{path}.pub"
-    _write_new(public_path, f'"{principal}" = "{pair.public}"\n', 0o644)
+    key = "master_key" if principal.startswith("master:") else f'"{principal}"'
+    _write_new(public_path, f'{key} = "{pair.public}"\n', 0o644)
     return public_path
 
 
