@@ -9,7 +9,7 @@ The file may only grow: after each newline a line is complete and never changes 
 
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,22 @@ def read_lines(file: Path, position: int) -> list[bytes]:
         return []
     with file.open("rb") as opened:
         opened.seek(position)
-        lines = opened.readlines(BATCH_BYTES)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()  # its writer has not finished it: leave it for the next look
+        return complete_lines(opened)
+
+
+def complete_lines(opened: Iterable[bytes]) -> list[bytes]:
+    """Up to the first line that its writer has not finished: that one is left for the next look.
+
+    Not opened.readlines(): the writer may finish the line while we read on, and then its two
+    halves would come as two lines.
+    """
+    lines: list[bytes] = []
+    size = 0
+    for line in opened:
+        if not line.endswith(b"\n"):
+            break
+        lines.append(line)
+        size += len(line)
+        if size >= BATCH_BYTES:
+            break
     return lines

@@ -1,8 +1,10 @@
 """examples/follow.py: whole lines only, each once, from where the last transaction ended."""
 
 import importlib.util
+import io
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,3 +79,23 @@ def test_an_earlier_incarnation_may_no_longer_write(follow, database, tmp_path):
         follow.copy_lines(database, file, 6)
     assert copied(database) == [b"one\n"]
     assert follow.copy_lines(database, file, 8) == 1
+
+
+class _Growing(io.RawIOBase):
+    """A file that ends in the middle of a line when it is read, and is longer a moment later."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._pieces.pop(0) if self._pieces else b""
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def test_a_line_that_is_finished_while_we_read_is_not_two(follow: Any) -> None:
+    opened = io.BufferedReader(_Growing(b"one\ntw", b"", b"o\nthree\n"))
+    assert follow.complete_lines(opened) == [b"one\n"]
