@@ -282,7 +282,14 @@ def test_terminate_many_waits_until_they_are_gone(posthouse, cluster, name):
     assert "unregistered already" in again.stderr
 
 
-def test_hold_release_and_restart(posthouse, objects, idle):
+def started(cluster, name, incarnation):
+    """Its n-th start, as soon as it has happened."""
+    with cluster.connect() as client:
+        events = client.handle(name).events(timeout=20)
+        return next(e for e in events if e.kind == "started" and e.incarnation == incarnation)
+
+
+def test_hold_release_and_restart(cluster, posthouse, objects, idle):
     first = objects("status", idle)[0]["pid"]
     assert posthouse("hold", idle).stdout == f"{idle} is held\n"
     assert posthouse("hold", idle).stdout == f"{idle} is held already\n"
@@ -291,8 +298,7 @@ def test_hold_release_and_restart(posthouse, objects, idle):
     assert held["reason"].startswith("held by client:local")
     assert "is held" in posthouse("restart", idle, status=1).stderr
     assert posthouse("release", idle).stdout == f"{idle} is released\n"
-    posthouse("wait", idle, "--for", "started")
-    second = objects("status", idle)[0]["pid"]
+    second = started(cluster, idle, 2).pid
     assert posthouse("restart", idle).stdout.startswith(f"{idle} runs on ")
     third = objects("status", idle)[0]
     assert third["incarnation"] == 3
