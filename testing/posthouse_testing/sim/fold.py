@@ -44,7 +44,8 @@ class Fold:
                 self.stopping = row.stop
             case EventKind.EXITED | EventKind.START_FAILED:
                 self.life, self.pid, self.ready, self.stopping = Life.WAITING, None, False, None
-                self.hastened = False
+                # A hastened start that never reached its host is tried again at once.
+                self.hastened = self.hastened and row.kind is EventKind.START_FAILED
             case EventKind.HELD:
                 self.life = Life.HELD
             case EventKind.RELEASED if self.stopping is StopReason.HOLD:

@@ -75,7 +75,7 @@ class MasterNode(Node):
 
     def _receiver(self, endpoint: Any) -> Callable[[bytes, str, bytes], None]:
         def receive(routing_id: bytes, user: str, frame: bytes) -> None:
-            peer = Peer(endpoint, routing_id, user)
+            peer = Peer(endpoint, routing_id, user if self.world.knobs.keyed else None)
             if len(frame) > limits.client_frame_bytes_max:
                 self.submit(Malformed(peer))
             else:

@@ -72,7 +72,7 @@ class Liar(Node):
         self.tick()
 
     def _hello(self, nonce: bytes) -> Hello:
-        return Hello(nonce=nonce, role="agent", machine_id="liar", boot_id="liar")
+        return Hello(nonce=nonce, role="agent", host="liar", machine_id="liar", boot_id="liar")
 
     def handle(self, event: bytes) -> None:
         self.carry_out(self.dialler.receive(event, self.clock.boot_s))

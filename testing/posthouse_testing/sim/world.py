@@ -64,13 +64,14 @@ class Knobs:
     stubborn: float  # share of processes that ignore the stop signal
     unkillable: float  # share of processes that KILL ends only after seconds (state D)
     shutdowns: bool  # clients shut the cluster down now and then
+    keyed: bool  # keys name the peers; else the sockets are open, and HELLO does
     room: int  # frames that a socket takes for a peer that does not read
 
     @staticmethod
     def draw(random: Random) -> "Knobs":
         pick = random.choice
         return Knobs(
-            hosts=pick((1, 1, 2, 2, 3)),
+            hosts=pick((1, 1, 1, 2, 2, 2, 3, 3, 7)),
             clients=pick((1, 1, 2, 3)),
             workers=pick((1, 1, 2, 2, 3, 3, 4, 4, 6, 6, 40)),
             faulty_s=pick((10.0, 20.0, 30.0)),
@@ -88,6 +89,7 @@ class Knobs:
             stubborn=pick((0.0, 0.2, 0.5)),
             unkillable=pick((0.0, 0.0, 0.1)),
             shutdowns=pick((False, False, True)),
+            keyed=pick((True, True, False)),
             room=pick((10, 1000, 1000)),
         )
 
@@ -113,16 +115,14 @@ class Knobs:
             stubborn=0.0,
             unkillable=0.0,
             shutdowns=False,
+            keyed=True,
             room=1000,
         )
 
     def calm(self) -> "Knobs":
         """The same world once the faults have stopped."""
         return Knobs(
-            **{
-                name: getattr(self, name)
-                for name in ("hosts", "clients", "workers", "faulty_s", "drift", "batch", "delay_s")
-            },
+            **{name: getattr(self, name) for name in _LASTING},
             delay_tail=0.0,
             loss=0.0,
             late=0.0,
@@ -136,6 +136,9 @@ class Knobs:
             shutdowns=False,
             room=1000,
         )
+
+
+_LASTING = ("hosts", "clients", "workers", "faulty_s", "drift", "batch", "delay_s", "keyed")
 
 
 @dataclass(slots=True)
