@@ -13,8 +13,8 @@ Races, and what settles them:
    worker nor its end. So no HELLO is sent while a start is unanswered or a snapshot incomplete.
 2. A warden goes away: starts that it had not answered may have happened or not. The session ends
    at once, and the next one begins with the new warden's snapshot. A token that is in neither of
-   its lists never ran and never will: orders of an older connection are void. Reporting within the
-   old session would need a second way to say the same, and HELLO lists the wardens that live.
+   its lists never ran and never will: orders of an older connection are void
+   (docs/decisions/0007).
 3. A worker ends while its inventory page waits for room: the pages are a snapshot taken at once,
    and the exit follows them in the same sequence.
 """

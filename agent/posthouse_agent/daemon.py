@@ -120,6 +120,8 @@ class _Shell:
         self._starter = starter
         self._lock = lock
         self._lock_due_s = 0.0
+        self._watchdog_s = systemd.watchdog_interval_s()
+        self._watchdog_due_s = 0.0
         self._wardens: dict[str, WardenConnection] = {}
         self._inputs: deque[Input] = deque()
         self._signals = socket.socketpair()
@@ -132,15 +134,12 @@ class _Shell:
     def run(self) -> int:
         previous_fd = signal.set_wakeup_fd(self._signals[1].fileno(), warn_on_full_buffer=False)
         previous = {number: signal.signal(number, self._told_to_end) for number in _ENDING}
-        watchdog_s = systemd.watchdog_interval_s()
         systemd.ready(f"agent of {self._settings.host}")
         self._talk.say("agent.started", pid=os.getpid(), master=self._settings.master)
         try:
             self._feed(Tick())
             while not self._end:
                 self._round()
-                if watchdog_s is not None:
-                    systemd.watchdog()
             systemd.stopping()
             self._feed(Leave(self._end))
             self._talk.say("agent.ended", reason=self._end)
@@ -178,10 +177,13 @@ class _Shell:
             for descriptor, events in self._epoll.poll(0):
                 self._ready(descriptor, events)
         self._feed(Tick())
-        self._look_after_lock()
+        self._look_after()
 
-    def _look_after_lock(self) -> None:
+    def _look_after(self) -> None:
         now_s = facts.instant().boot_s
+        if self._watchdog_s is not None and now_s >= self._watchdog_due_s:
+            systemd.watchdog()
+            self._watchdog_due_s = now_s + self._watchdog_s / 4
         if now_s >= self._lock_due_s and self._chores.submit(self._renew_lock):
             self._lock_due_s = now_s + _LOCK_S
 
