@@ -111,7 +111,7 @@ class AgentCore:
         self._telling = Telling()
         self._greeted: list[str] = []  # instances of the wardens that the last HELLO named
         self._registry = ""
-        self._epoch = 0
+        self._term = (0, 0)  # timeline and epoch of the newest master of that registry
         self._digest_now: bytes | None = None
         self._left = False
         self._effects: list[Effect] = []
@@ -208,7 +208,7 @@ class AgentCore:
             role="agent",
             version=self._facts.version,
             registry=self._registry,
-            epoch=self._epoch,
+            epoch=self._term[1],
             host=settings.host,
             machine_id=self._facts.machine_id,
             boot_id=self._facts.boot_id,
@@ -251,7 +251,13 @@ class AgentCore:
                     self._command(message, now)
 
     def _opened(self, welcome: Welcome, now: Instant) -> None:
-        self._registry, self._epoch = welcome.registry, welcome.epoch
+        term = (welcome.timeline, welcome.epoch)
+        if welcome.registry == self._registry and term < self._term:
+            # A master that was paused while another took over: it does not know it yet.
+            self._note("session.old_master", epoch=welcome.epoch, known=self._term[1])
+            self._end_session("an older master", now)
+            return
+        self._registry, self._term = welcome.registry, term
         self._note(
             "session.opened",
             epoch=welcome.epoch,

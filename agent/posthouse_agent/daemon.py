@@ -122,6 +122,7 @@ class _Shell:
         self._lock_due_s = 0.0
         self._watchdog_s = systemd.watchdog_interval_s()
         self._watchdog_due_s = 0.0
+        self._poll_s_max = min(_POLL_S_MAX, (self._watchdog_s or 4 * _POLL_S_MAX) / 4)
         self._wardens: dict[str, WardenConnection] = {}
         self._inputs: deque[Input] = deque()
         self._signals = socket.socketpair()
@@ -165,7 +166,7 @@ class _Shell:
     # --- inputs ---
 
     def _round(self) -> None:
-        wait_s = min(self._core.wake_s - facts.instant().boot_s, _POLL_S_MAX)
+        wait_s = min(self._core.wake_s - facts.instant().boot_s, self._poll_s_max)
         ready = dict(self._poller.poll(max(0, int(wait_s * 1000) + 1)))
         # What the master says comes first. The trouble is read last: it is of the same socket.
         for frame in self._line.receive():

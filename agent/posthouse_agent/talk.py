@@ -26,6 +26,7 @@ _WARNINGS: Final = frozenset(
         "log.lost",
         "runtime.unusable",
         "session.lost",
+        "session.old_master",
         "session.refused",
         "start.failed",
         "start.repeated",

@@ -109,18 +109,17 @@ class ScriptedMaster:
     def welcome(self, now_s: float, **fields: Any) -> bytes:
         assert self.hello is not None
         session = self.greetings.to_bytes(16, "big")
-        self.link = Link(session, 1, now_s)
-        self.said = []
-        body = Welcome(
-            nonce=self.hello.nonce,
-            session=session,
-            epoch=1,
-            timeline=1,
-            registry=REGISTRY,
-            protocol=0,
-            principal="agent:b",
+        values: dict[str, Any] = {
+            "epoch": 1,
+            "timeline": 1,
+            "registry": REGISTRY,
+            "protocol": 0,
+            "principal": "agent:b",
             **fields,
-        )
+        }
+        self.link = Link(session, values["epoch"], now_s)
+        self.said = []
+        body = Welcome(nonce=self.hello.nonce, session=session, **values)
         return codec.encode(codec.Envelope(codec.NO_SESSION, 0, 0, 0, body))
 
     def exits_told(self) -> list[int]:

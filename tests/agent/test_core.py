@@ -574,6 +574,25 @@ def test_leaving_says_goodbye_and_never_dials_again(bench: Bench) -> None:
     assert bench.core.wake_s == float("inf")
 
 
+def test_an_older_master_of_the_same_registry_is_not_obeyed(bench: Bench) -> None:
+    bench.attach()
+    bench.open(epoch=5)
+    assert bench.core.session
+    for stale in ({"epoch": 4}, {"epoch": 6, "timeline": 0}):
+        bench.refuse()
+        bench.open(**stale)
+        assert bench.core.session is None
+        assert not bench.said(Inventory)
+    bench.open(epoch=5)
+    assert bench.said(Inventory)
+    bench.refuse()
+    bench.open(epoch=1, timeline=2)  # restored from a backup, and said so
+    assert bench.said(Inventory)
+    bench.refuse()
+    bench.open(epoch=1, registry="cd" * 16)  # another cluster
+    assert bench.said(Inventory)
+
+
 # --- wardens that go ---
 
 
