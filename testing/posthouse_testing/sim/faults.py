@@ -17,7 +17,7 @@ from posthouse_testing.sim.ledger import Ledger
 from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.network import Network
 from posthouse_testing.sim.node import Node
-from posthouse_testing.sim.rogue import Liar, stranger_calls
+from posthouse_testing.sim.rogue import Babbler, Liar, stranger_calls
 from posthouse_testing.sim.world import World
 
 __all__ = ["KINDS", "Fault", "Stage", "plan"]
@@ -197,6 +197,10 @@ def _liar(fault: Fault, stage: Stage) -> None:
     Liar(stage.world, stage.network, stage.ledger, fault.length_s)
 
 
+def _babbler(fault: Fault, stage: Stage) -> None:
+    Babbler(stage.world, stage.network, stage.ledger, fault.length_s)
+
+
 def _interrupt(_: Fault, stage: Stage) -> None:
     if stage.seat.node is not None:
         stage.seat.node.interrupt()
@@ -230,6 +234,7 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "wall clock set": (1, _wall_clock),
     "stranger calls": (1, _stranger),
     "agent lies about others": (1, _liar),
+    "client babbles": (1, _babbler),
     "client killed": (1, lambda f, s: _crash(_client(f, s).node)),
     "client paused": (1, lambda f, s: _pause(_client(f, s).node, f)),
 }

@@ -1,26 +1,36 @@
-"""Peers that mean no good: strangers who speak nonsense, and an agent that lies about others.
+"""Peers that mean no good: strangers, a client that babbles, an agent that lies about others.
 
 Owns: what they say. Must not know: whether it had an effect: nothing here may have one, and the
 ordinary checks see if it has (invariant 14: a host's word counts for its own workers only).
 """
 
-from collections.abc import Callable
+from abc import abstractmethod
 from typing import Any
 
 from posthouse import codec
 from posthouse.codec import NO_SESSION, Envelope
 from posthouse.dial import Delivered, DialEffect, Dialler, Opened, Redial, Transmit
 from posthouse.messages import (
+    Credit,
     Exit,
     Exited,
+    Explain,
+    GetStatus,
     Grant,
     Hello,
     Inventory,
+    ListHosts,
+    ListWorkers,
     Message,
+    ReadOutput,
     Ready,
+    Register,
     Renew,
     StartFailed,
     StopDone,
+    Subscribe,
+    Terminate,
+    Unsubscribe,
 )
 from posthouse.records import ExitFacts
 from posthouse_testing.sim.ledger import Ledger
@@ -28,7 +38,7 @@ from posthouse_testing.sim.network import Dealer, Network
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.world import World
 
-__all__ = ["Liar", "stranger_calls"]
+__all__ = ["Babbler", "Liar", "stranger_calls"]
 
 
 def stranger_calls(world: World, network: Network, count: int) -> None:
@@ -59,11 +69,14 @@ def _nonsense(world: World) -> bytes:
     return random.choice((whole, whole, whole[:-3], world.entropy(20), b""))
 
 
-class Liar(Node):
-    """An agent with a key of its own, without slots, that tells of the ends of others' workers."""
+class Rogue(Node):
+    """A peer with a key of its own and a session that is in order; what it says in it is not."""
+
+    role = ""
+    user = ""
 
     def __init__(self, world: World, network: Network, ledger: Ledger, length_s: float) -> None:
-        super().__init__(world, "liar", world.clock())
+        super().__init__(world, self.user.partition(":")[2], world.clock())
         self.network = network
         self.ledger = ledger
         self.dialler = Dialler(self._hello, world.entropy)
@@ -72,7 +85,16 @@ class Liar(Node):
         self.tick()
 
     def _hello(self, nonce: bytes) -> Hello:
-        return Hello(nonce=nonce, role="agent", host="liar", machine_id="liar", boot_id="liar")
+        name = self.name
+        return Hello(nonce=nonce, role=self.role, host=name, machine_id=name, boot_id=name)
+
+    @abstractmethod
+    def word(self) -> Message:
+        """What it says next."""
+
+    def opened(self) -> list[Message]:
+        """What it says first."""
+        return []
 
     def handle(self, event: bytes) -> None:
         self.carry_out(self.dialler.receive(event, self.clock.boot_s))
@@ -83,38 +105,84 @@ class Liar(Node):
             self.crash()
             return
         self.carry_out(self.dialler.tick(self.clock.boot_s))
-        if self.dialler.open:
-            self.carry_out([self.dialler.send(self._lie(), self.clock.boot_s)])
-        self.wake_at(min(self.dialler.wake_s, self.clock.boot_s + 0.3))
+        if self.dialler.link is not None and self.dialler.link.room > 0:
+            self._say(self.word())
+        self.wake_at(min(self.dialler.wake_s, self.clock.boot_s + 0.2))
+
+    def _say(self, message: Message) -> None:
+        self.world.log(self.name, f"says {type(message).__name__}")
+        self.carry_out([self.dialler.send(message, self.clock.boot_s)])
 
     def effect(self, effect: DialEffect) -> None:
         match effect:
             case Redial():
                 if self.dealer is not None:
                     self.dealer.close()
-                self.dealer = Dealer(self.network, "agents", "liar", "agent:liar", self._hear())
+                endpoint = f"{self.role}s"
+                self.dealer = Dealer(self.network, endpoint, self.name, self.user, self._hear)
             case Transmit(frame):
                 assert self.dealer is not None
                 self.dealer.send(frame)
             case Opened():
-                empty = Inventory(page=0, last=True)
-                self.effect(self.dialler.send(empty, self.clock.boot_s))
+                for message in self.opened():
+                    self._say(message)
             case Delivered(message):
                 self.world.log(self.name, f"is told {type(message).__name__}")
 
-    def _hear(self) -> Callable[[bytes], None]:
-        def deliver(frame: bytes) -> None:
-            if self.alive:
-                self.submit(frame)
-
-        return deliver
+    def _hear(self, frame: bytes) -> None:
+        if self.alive:
+            self.submit(frame)
 
     def crash(self) -> None:
         super().crash()
         if self.dealer is not None:
             self.dealer.close()
 
-    def _lie(self) -> Message:
+
+class Babbler(Rogue):
+    """A client that asks for what is not, counts what it does not have, and registers nonsense."""
+
+    role = "client"
+    user = "client:babbler"
+
+    def word(self) -> Message:
+        random = self.world.random
+        number = random.choice((0, 1, 2, 255, 256, 2**31, 2**63 - 1))
+        ref = random.choice(("", "x", "0.1", "1.", ".", "9" * 160, "w1", "\x00", f"{number}.1"))
+        request = self.world.entropy(16)
+        specs: tuple[dict[str, Any], ...] = (
+            {},
+            {"name": "w"},
+            {"name": "w", "main": 7},
+            {"main": "m:f", "name": "w", "z": 1},
+        )
+        words: tuple[Message, ...] = (
+            Subscribe(request=request, subscription=number, ref=ref, sequence=number),
+            Subscribe(request=request, subscription=0, timeline=number, sequence=-1, credit=1),
+            Credit(subscription=number, credit=4096),
+            Credit(subscription=0, credit=1),
+            Unsubscribe(subscription=number % 3),
+            Register(request=request, spec=random.choice(specs)),
+            GetStatus(request=request, ref=ref or "?"),
+            Explain(request=request, ref=ref or "?"),
+            Terminate(request=request, ref=f"{'9' * 32}:{number}.1"),
+            ListWorkers(request=request, slot=number, generation=number, retired=True, limit=1),
+            ListHosts(request=request, after="\uffff"),
+            ReadOutput(request=request, ref=ref or "?", offset=number),
+        )
+        return random.choice(words)
+
+
+class Liar(Rogue):
+    """An agent without slots that tells of the ends of others' workers."""
+
+    role = "agent"
+    user = "agent:liar"
+
+    def opened(self) -> list[Message]:
+        return [Inventory(page=0, last=True)]
+
+    def word(self) -> Message:
         """About a worker that is, or was, somewhere else."""
         random = self.world.random
         states = list(self.ledger.states.values())
@@ -134,6 +202,4 @@ class Liar(Node):
             StartFailed(reason="it is not so", **word),
             Ready(**word),
         )
-        lie = random.choice(lies)
-        self.world.log(self.name, f"says {type(lie).__name__} of {state.slot}.{state.generation}")
-        return lie
+        return random.choice(lies)
