@@ -54,6 +54,7 @@ from posthouse.messages import (
     Unsupported,
 )
 from posthouse_master.answers import Answers, failed
+from posthouse_master.chronicle import Chronicle
 from posthouse_master.commands import Commands
 from posthouse_master.effects import (
     Effect,
@@ -76,6 +77,7 @@ from posthouse_master.requests import RequestBook
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.shutdown import ShutdownWatch
 from posthouse_master.store.base import Counters, Life, PutCounters, PutState, Snapshot
+from posthouse_master.strays import Strays
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 from posthouse_master.view import View
@@ -117,20 +119,29 @@ class MasterCore:
         self.fleet = Fleet(self.registry.load, policy.max_worker_processes_per_host)
         self.door = FrontDoor(snapshot.term, policy.version, self._timers, entropy)
         self.watchers = Watchers(self.log, self.door)
+        chronicle = Chronicle(self.registry, self.log, self.watchers)
         self.lifecycle = Lifecycle(
             self.registry,
-            self.log,
             self.fleet,
             self.door,
-            self.watchers,
+            chronicle,
             self._timers,
             Pace(policy.pace),
             lambda: int.from_bytes(entropy(2)) / 65536,
         )
-        self.hosts = Hosts(self.registry, self.fleet, self.lifecycle, self.door, self._timers)
+        strays = Strays(self.registry, self.lifecycle, self.door, self._timers)
+        self.hosts = Hosts(
+            self.registry, self.fleet, self.lifecycle, strays, chronicle, self.door, self._timers
+        )
         self.book = RequestBook()
         self.shutdown = ShutdownWatch(
-            self.registry, self.fleet, self.lifecycle, self.door, self.book, self._timers
+            self.registry,
+            self.fleet,
+            self.lifecycle,
+            chronicle,
+            self.door,
+            self.book,
+            self._timers,
         )
         self.view = View(
             self.registry, self.log, self.fleet, self.lifecycle, self.door, self._timers

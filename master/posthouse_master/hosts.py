@@ -28,11 +28,13 @@ from posthouse.messages import (
 )
 from posthouse.records import ExitFacts
 from posthouse.states import EventKind
-from posthouse_master.lifecycle import Lifecycle, host_stream
+from posthouse_master.chronicle import Chronicle, host_stream
+from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host, Offer
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.store.base import HostRow, Life, PutHost
+from posthouse_master.strays import Strays
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 
@@ -56,12 +58,16 @@ class Hosts:
         registry: Registry,
         fleet: Fleet,
         lifecycle: Lifecycle,
+        strays: Strays,
+        chronicle: Chronicle,
         door: FrontDoor,
         timers: Timers[TimerKey],
     ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._strays = strays
+        self._chronicle = chronicle
         self._door = door
         self._timers = timers
         self.resumes = 0  # sessions of hosts that had been heard before, in this term
@@ -186,7 +192,7 @@ class Hosts:
             self._persist(turn, host)
 
     def _record(self, turn: Turn, kind: EventKind, host: Host, reason: str) -> None:
-        self._lifecycle.record(
+        self._chronicle.record(
             turn,
             kind,
             stream=host_stream(host.name),
@@ -245,7 +251,7 @@ class Hosts:
         # 1. Processes of which nothing is believed: they hold up starts, here and elsewhere.
         for running in seen.values():
             self._running(turn, host, running, settling=True)
-        self._lifecycle.strays_settled(turn, host.name, seen)
+        self._strays.settled(turn, host.name, seen)
         # 2. What is believed to run there and does not: it ended unseen, or its START was lost.
         for registration in list(self._registry.placed_on(host.name).values()):
             if registration.token not in seen:
@@ -309,7 +315,7 @@ class Hosts:
         """No process has the token, and none ever will."""
         registration = self._believed(session.host, message)
         if registration is None:
-            self._lifecycle.stray_gone(turn, session.host, message.token)
+            self._strays.gone(turn, session.host, message.token)
         elif registration.life is Life.STARTING:
             why = "it was stopped before it was started"
             self._lifecycle.never_reached(turn, registration, why)
@@ -319,8 +325,8 @@ class Hosts:
     def _running(self, turn: Turn, host: Host, running: Running, *, settling: bool) -> None:
         registration = self._believed(host.name, running)
         if registration is None:
-            if not self._lifecycle.is_stray(host.name, running.token):
-                self._lifecycle.stop_stray(turn, host, running)
+            if not self._strays.holds(host.name, running.token):
+                self._strays.stop(turn, host, running)
             return
         if registration.life is Life.STARTING:
             self._lifecycle.started(turn, registration, running)
@@ -336,7 +342,7 @@ class Hosts:
         registration = self._believed(host.name, ended)
         if registration is not None:
             self._lifecycle.exited(turn, registration, ended)
-        elif not self._lifecycle.stray_gone(turn, host.name, ended.token):
+        elif not self._strays.gone(turn, host.name, ended.token):
             handle = f"{ended.slot}.{ended.generation}"
             turn.note("worker.exit_known", host=host.name, handle=handle, token=ended.token)
 

@@ -9,10 +9,8 @@ process of an older one can exist. The slot is free in the transaction that tell
 """
 
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
-
-import msgspec
 
 from posthouse import limits
 from posthouse.messages import Exit, Running, Start, Stop
@@ -22,8 +20,7 @@ from posthouse.restart import Decision, Repeat, decide, decide_failed_start
 from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StopReason
-from posthouse_master.eventlog import EventLog
-from posthouse_master.notify import Watchers
+from posthouse_master.chronicle import Chronicle, pack_facts
 from posthouse_master.pace import Pace
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, StartQueue, wants_of
@@ -32,30 +29,19 @@ from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.store.base import (
     DropRegistration,
     Life,
-    PutEvent,
     PutRegistration,
     PutSlot,
-    TrimEvents,
 )
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 
-__all__ = ["CLUSTER_STREAM", "Lifecycle", "host_stream", "pack_facts", "unpack_facts"]
+__all__ = ["Lifecycle"]
 
-CLUSTER_STREAM: Final = "cluster"
 _START_ROOM: Final = 128  # messages a link keeps free for stops and signals while it is given work
 _OPERATORS: Final = frozenset(
     (StopReason.TERMINATE, StopReason.HOLD, StopReason.RESTART, StopReason.APPLY, StopReason.DRAIN)
 )
 _STRONGER_THAN_HOLD: Final = (StopReason.TERMINATE, StopReason.HOLD)
-_UNKNOWN_GRACE_S: Final = 5.0  # for processes whose registration, and so whose grace, is not known
-
-pack_facts = msgspec.msgpack.Encoder().encode
-unpack_facts = msgspec.msgpack.Decoder(ExitFacts).decode
-
-
-def host_stream(host: str) -> str:
-    return f"host:{host}"
 
 
 def _choked(session: Session) -> bool:
@@ -99,10 +85,9 @@ class Lifecycle:
     def __init__(
         self,
         registry: Registry,
-        log: EventLog,
         fleet: Fleet,
         door: FrontDoor,
-        watchers: Watchers,
+        chronicle: Chronicle,
         timers: Timers[TimerKey],
         pace: Pace,
         draw: Callable[[], float],
@@ -110,60 +95,15 @@ class Lifecycle:
         self.phase = Phase.RUNNING
         self.queue = StartQueue()
         self._registry = registry
-        self._log = log
         self._fleet = fleet
         self._door = door
-        self._watchers = watchers
+        self._chronicle = chronicle
         self._timers = timers
         self.pace = pace
         self._draw = draw  # from 0 up to 1, for jitter
-        self._strays: dict[str, dict[int, Key]] = {}  # by host and token: whose START they hold up
         self._barred: dict[str, set[Key]] = {}  # by host: who cannot be started there
-        self.exits: Counter[str] = (
-            Counter()
-        )  # ends of incarnations in this term, by what ended them
-
-    # --- the log ---
-
-    def record(
-        self,
-        turn: Turn,
-        kind: EventKind,
-        registration: Registration | None = None,
-        *,
-        stream: str = CLUSTER_STREAM,
-        **values: Any,
-    ) -> Event:
-        """Append a row. Rows of a registration carry its identity, place and incarnation."""
-        if registration is not None:
-            stream = registration.stream
-            identity = {
-                "registry": self._registry.identity,
-                "slot": registration.slot,
-                "generation": registration.generation,
-                "name": registration.name,
-                "host": registration.host,
-                "revision": registration.revision,
-                "incarnation": registration.incarnation or None,
-                "token": registration.token or None,
-            }
-            values = identity | values
-        event = Event(
-            timeline=self._log.timeline,
-            sequence=self._log.sequence + 1,
-            kind=kind,
-            at_unix_s=turn.now.unix_s,
-            **values,
-        )
-        turn.persist(PutEvent(self._log.append(stream, event)))
-        gone = self._log.overflow(stream)
-        if gone:
-            turn.persist(TrimEvents(gone))
-            if registration is not None:
-                registration.trimmed_to = gone[-1]
-                self._registry.changed[registration.key] = registration
-        self._watchers.grown(stream)
-        return event
+        # Ends of incarnations in this term, by what ended them.
+        self.exits: Counter[str] = Counter()
 
     # --- registering and starting ---
 
@@ -182,12 +122,12 @@ class Lifecycle:
             registered_unix_s=turn.now.unix_s,
             by=by,
             source=source,
-            order=self._log.sequence + 1,
+            order=self._chronicle.next_sequence,
         )
         turn.persist(PutSlot(slot, generation))
         turn.persist(PutRegistration(registration.spec_row()))
         self._registry.add(registration, spec)
-        event = self.record(turn, EventKind.REGISTERED, registration, by=by)
+        event = self._chronicle.record(turn, EventKind.REGISTERED, registration, by=by)
         turn.note("worker.registered", worker=spec.name, handle=f"{slot}.{generation}", by=by)
         self.offer(turn, registration)
         return registration, event
@@ -238,7 +178,7 @@ class Lifecycle:
             restart_delay_s=None,
         )
         self.pace.started(registration, turn.now.boot_s)
-        self.record(turn, EventKind.STARTING, registration)
+        self._chronicle.record(turn, EventKind.STARTING, registration)
         start = Start(
             registry=self._registry.identity,
             slot=registration.slot,
@@ -296,13 +236,13 @@ class Lifecycle:
             starts=registration.starts + 1,
             reason=f"running on {registration.host}",
         )
-        self.record(turn, EventKind.STARTED, registration, pid=pid)
+        self._chronicle.record(turn, EventKind.STARTED, registration, pid=pid)
         turn.note("worker.started", **self._fields(registration), pid=pid)
 
     def ready(self, turn: Turn, registration: Registration) -> None:
         if registration.life is Life.RUNNING and not registration.ready:
             self._registry.move(registration, Step.READY, ready=True)
-            self.record(turn, EventKind.READY, registration, pid=registration.pid)
+            self._chronicle.record(turn, EventKind.READY, registration, pid=registration.pid)
 
     def exited(self, turn: Turn, registration: Registration, ended: Exit) -> None:
         """The process is gone and reaped; the word of the host is judged by restart.decide."""
@@ -417,7 +357,7 @@ class Lifecycle:
             restart_delay_s=decision.delay_s if again else None,
             **changes,
         )
-        self.record(
+        self._chronicle.record(
             turn, EventKind.EXITED if ran else EventKind.START_FAILED, registration, **values
         )
         if ran:
@@ -426,7 +366,9 @@ class Lifecycle:
         if final:
             self._unregistered(turn, registration, by)
         elif held:
-            self.record(turn, EventKind.HELD, registration, by=by, reason=decision.reason)
+            self._chronicle.record(
+                turn, EventKind.HELD, registration, by=by, reason=decision.reason
+            )
         elif again:
             self._restart_in(turn, registration, decision.delay_s)
         self._freed(turn, registration.host)
@@ -505,7 +447,9 @@ class Lifecycle:
         self._timers.cancel(("restart", registration.key))
         reason = f"held by {by}"
         self._registry.move(registration, Step.HOLD, reason=reason, restart_delay_s=None)
-        self.record(turn, EventKind.HELD, registration, by=by, reason=registration.reason)
+        self._chronicle.record(
+            turn, EventKind.HELD, registration, by=by, reason=registration.reason
+        )
         return True
 
     def release(self, turn: Turn, registration: Registration, by: str) -> bool:
@@ -513,14 +457,14 @@ class Lifecycle:
         if registration.stopping is StopReason.HOLD:
             # STOP is on its way and cannot be called back: it comes to a restart.
             self._registry.move(registration, Step.STOP, stopping=StopReason.RESTART, stop_by=by)
-            self.record(turn, EventKind.RELEASED, registration, by=by)
+            self._chronicle.record(turn, EventKind.RELEASED, registration, by=by)
             return True
         if registration.life is not Life.HELD:
             return False
         self._registry.move(
             registration, Step.RELEASE, reason=f"released by {by}", restart_delay_s=None
         )
-        self.record(turn, EventKind.RELEASED, registration, by=by)
+        self._chronicle.record(turn, EventKind.RELEASED, registration, by=by)
         self.offer(turn, registration)
         return True
 
@@ -534,7 +478,7 @@ class Lifecycle:
         if self._timers.due_of(("restart", registration.key)) is None:
             return False
         self._timers.cancel(("restart", registration.key))
-        self.record(turn, EventKind.RESTART_REQUESTED, registration, by=by)
+        self._chronicle.record(turn, EventKind.RESTART_REQUESTED, registration, by=by)
         self.offer(turn, registration)
         return True
 
@@ -554,7 +498,9 @@ class Lifecycle:
         terminating = registration.stopping is StopReason.TERMINATE
         if not terminating:
             self._registry.move(registration, Step.STOP, stopping=reason, stop_by=by)
-            self.record(turn, EventKind.STOP_REQUESTED, registration, stop=reason, by=by, rule="M8")
+            self._chronicle.record(
+                turn, EventKind.STOP_REQUESTED, registration, stop=reason, by=by, rule="M8"
+            )
         if first or signal is not None:
             self.send_stop(turn, registration, signal=signal, grace_s=grace_s)
 
@@ -587,65 +533,10 @@ class Lifecycle:
             ),
         )
 
-    def stop_stray(self, turn: Turn, host: Host, running: Running) -> None:
-        """A process that should not be there: end it, and let its registration start nothing
-        before it is known to be gone. Never two."""
-        registration = self._registry.get(running.slot, running.generation)
-        spec = registration.spec if registration is not None else None
-        if registration is not None and registration.live:
-            self._strays.setdefault(host.name, {})[running.token] = registration.key
-            registration.strays += 1
-            self.queue.discard(registration.key)
-        session = self._door.get(host.session)
-        assert session is not None
-        turn.note(
-            "worker.stray",
-            host=host.name,
-            handle=f"{running.slot}.{running.generation}",
-            token=running.token,
-            pid=running.pid,
-        )
-        self._door.command(
-            turn,
-            session,
-            Stop(
-                registry=running.registry,
-                slot=running.slot,
-                generation=running.generation,
-                token=running.token,
-                reason=StopReason.UNKNOWN,
-                signal=_signal(spec.stop_signal if spec else "TERM"),
-                grace_s=float(spec.stop_grace_s if spec else _UNKNOWN_GRACE_S),
-            ),
-        )
-
-    def is_stray(self, host: str, token: int) -> bool:
-        return token in self._strays.get(host, {})
-
-    def stray_gone(self, turn: Turn, host: str, token: int) -> bool:
-        """The process of this token is gone for sure. False if nobody waited to hear so."""
-        key = self._strays.get(host, {}).pop(token, None)
-        if key is None:
-            return False
-        registration = self._registry.get(*key)
-        if registration is not None:
-            registration.strays -= 1
-            waits = registration.life in (Life.SUBMITTED, Life.WAITING)
-            delayed = self._timers.due_of(("restart", key)) is not None
-            if waits and not delayed and not registration.strays:
-                self.offer(turn, registration)
-        return True
-
-    def strays_settled(self, turn: Turn, host: str, alive: Container[int]) -> None:
-        """The host's inventory is whole: strays that it does not list are gone."""
-        for token in list(self._strays.get(host, ())):
-            if token not in alive:
-                self.stray_gone(turn, host, token)
-
     # --- the end ---
 
     def _unregistered(self, turn: Turn, registration: Registration, by: str) -> None:
-        self.record(
+        self._chronicle.record(
             turn,
             EventKind.UNREGISTERED,
             registration,
@@ -659,11 +550,7 @@ class Lifecycle:
         while (oldest := self._registry.oldest_retired(limits.retired_max)) is not None:
             self._registry.forget(oldest)
             turn.persist(DropRegistration(oldest.slot, oldest.generation))
-            last = self._log.last_of(oldest.stream)
-            gone = self._log.drop(oldest.stream)
-            if gone:
-                turn.persist(TrimEvents(gone))
-            self._watchers.forgotten(oldest.stream, last)
+            self._chronicle.forget(turn, oldest)
 
     def _fields(self, registration: Registration) -> dict[str, object]:
         return {

@@ -12,6 +12,7 @@ from typing import Final
 from posthouse import limits
 from posthouse.messages import Done, Shutdown
 from posthouse.states import EventKind, Phase, ShutdownMode, StopReason
+from posthouse_master.chronicle import Chronicle
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registry
@@ -34,6 +35,7 @@ class ShutdownWatch:
         registry: Registry,
         fleet: Fleet,
         lifecycle: Lifecycle,
+        chronicle: Chronicle,
         door: FrontDoor,
         book: RequestBook,
         timers: Timers[TimerKey],
@@ -42,6 +44,7 @@ class ShutdownWatch:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._chronicle = chronicle
         self._door = door
         self._book = book
         self._timers = timers
@@ -105,7 +108,7 @@ class ShutdownWatch:
         if late:
             told.append(f"did not end in time: {', '.join(late[:32])}")
         text = "; ".join(told)[: limits.wide_text_bytes_max]
-        self._lifecycle.record(
+        self._chronicle.record(
             turn, EventKind.SHUTDOWN, registry=self._registry.identity, reason=text
         )
         for (principal, request), (identity, message) in self._waiting.items():

@@ -14,8 +14,9 @@ import msgspec
 from posthouse.ids import HandleId, Instant
 from posthouse.records import ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
 from posthouse.states import Phase, StopReason, WorkerState
+from posthouse_master.chronicle import unpack_facts
 from posthouse_master.eventlog import EventLog
-from posthouse_master.lifecycle import Lifecycle, unpack_facts
+from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, wants_of
 from posthouse_master.registry import Registration, Registry
