@@ -38,6 +38,7 @@ from posthouse.session import (
     FROM_START,
     Answered,
     Arrived,
+    Broken,
     Call,
     Cancel,
     ClientCore,
@@ -185,7 +186,12 @@ class Client:
         def deliver(frame: bytes) -> None:
             node.submit((dealer, frame))
 
-        dealer = Dealer(self.network, "clients", self.name, f"client:{self.name}", deliver)
+        def broken() -> None:
+            if node.dealer is dealer:
+                node.submit(Broken("disconnected"))
+
+        user = f"client:{self.name}"
+        dealer = Dealer(self.network, "clients", self.name, user, deliver, broken)
         return dealer
 
     # --- what it does ---

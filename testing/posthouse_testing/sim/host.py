@@ -470,7 +470,12 @@ class Machine:
         def deliver(frame: bytes) -> None:
             agent.submit((dealer, frame))
 
-        dealer = Dealer(self.network, "agents", self.cable, f"agent:{self.name}", deliver)
+        def broken() -> None:
+            if agent.dealer is dealer:
+                agent.submit(agent_effects.ConnectionBroken("disconnected"))
+
+        user = f"agent:{self.name}"
+        dealer = Dealer(self.network, "agents", self.cable, user, deliver, broken)
         return dealer
 
     # --- warden ---

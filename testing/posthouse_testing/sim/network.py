@@ -8,7 +8,8 @@ connections nothing is promised. A frame is never made up or doubled here.
 What the real thing does, and so does this one:
 1. Frames in flight when a connection breaks are lost, or (an old connection's bytes in a kernel
    buffer) arrive after the new connection's first ones, under the old routing id.
-2. A DEALER connects again by itself, under a new routing id, and does not say so.
+2. A DEALER connects again by itself, under a new routing id. Its monitor may tell of the break,
+   and may come too late.
 3. A cut without FIN is silent: frames wait in TCP. If it heals before the heartbeats notice, they
    all arrive; otherwise each end gives the connection up at a time of its own.
 4. Nothing is queued for nobody (IMMEDIATE=1): what is sent before a connection exists stays with
@@ -27,6 +28,7 @@ __all__ = ["Connection", "Dealer", "Network", "Router"]
 
 HEARTBEAT_S = (6.0, 8.0)  # when an end gives up a silent connection
 RECONNECT_S = (0.2, 1.2)  # a DEALER's own redial
+MONITORED = 0.6  # share of broken connections that the socket's monitor tells of
 FRAMES_MAX = 20_000  # in one second, by all peers together
 PENDING_MAX = 64  # frames a socket keeps until it is connected
 
@@ -199,7 +201,13 @@ class Dealer:
     """One DEALER socket: connects, and connects again, until it is closed."""
 
     def __init__(
-        self, network: "Network", router: str, machine: str, user_id: str, deliver: Deliver
+        self,
+        network: "Network",
+        router: str,
+        machine: str,
+        user_id: str,
+        deliver: Deliver,
+        broken: Callable[[], None] | None = None,
     ) -> None:
         self.network = network
         self.world = network.world
@@ -207,6 +215,7 @@ class Dealer:
         self.machine = machine
         self.user_id = user_id
         self.deliver = deliver
+        self.broken = broken  # told of a broken connection, perhaps
         self.closed = False
         self.connection: Connection | None = None
         self.pending: deque[bytes] = deque()
@@ -238,6 +247,8 @@ class Dealer:
         if self.connection is connection:
             self.connection = None
             self._dial(first=False)
+            if self.broken is not None and self.world.chance(MONITORED):
+                self.world.after(0.001, self.broken)
 
     def _dial(self, *, first: bool) -> None:
         pause_s = 0.0 if first else self.world.random.uniform(*RECONNECT_S)
