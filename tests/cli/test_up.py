@@ -136,6 +136,12 @@ def test_a_killed_part_is_started_again_and_a_shutdown_ends_all(place):
         place.run("wait", "jobs.idle", "--for", "started", "--timeout", "20")
         assert place.idle_pid() == pid
 
+    # A new master knows the worker from its registry before the host's agent is back; a shutdown
+    # then would say, rightly, that it did not reach the host.
+    deadline_s = time.monotonic() + PATIENCE_S
+    while place.run("hosts").count("\treachable\t") < 2:
+        assert time.monotonic() < deadline_s, place.run("hosts")
+        time.sleep(0.05)
     place.run("shutdown")
     assert "the cluster was shut down" in screen.rest(PATIENCE_S)
     assert screen.wait(PATIENCE_S) == 0
