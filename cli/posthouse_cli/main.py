@@ -52,6 +52,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "release": ("act", "Workers"),
     "restart": ("act", "Workers"),
     "hosts": ("read", "Cluster"),
+    "drain": ("drain", "Cluster"),
     "shutdown": ("act", "Cluster"),
     "master": ("daemons", "Cluster"),
     "agent": ("daemons", "Cluster"),

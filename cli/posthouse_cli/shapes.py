@@ -140,6 +140,8 @@ def host_cells(host: HostInfo) -> tuple[str, ...]:
     state = "reachable" if host.reachable else "unreachable"
     if not host.reachable and host.last_heard_s is not None:
         state += f", heard {shown(host.last_heard_s)} ago"
+    if host.draining:
+        state += ", draining"
     labels = ",".join(host.labels)
     return (host.name, state, str(host.workers), str(host.slots), labels, host.version)
 

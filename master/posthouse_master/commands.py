@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from posthouse import limits
 from posthouse.errors import (
     AlreadyRegistered,
     NoFreeSlot,
@@ -22,6 +23,8 @@ from posthouse.errors import (
 from posthouse.ids import HandleId
 from posthouse.messages import (
     Done,
+    Drain,
+    Drained,
     Hold,
     LatchWorker,
     Register,
@@ -36,8 +39,9 @@ from posthouse.messages import (
 from posthouse.records import HandleRef
 from posthouse.spec import BackgroundWorker
 from posthouse.states import Phase, StopReason
+from posthouse_master.hosts import Hosts
 from posthouse_master.lifecycle import Lifecycle
-from posthouse_master.placement import Fleet
+from posthouse_master.placement import Fleet, Host
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session
 from posthouse_master.store.base import Life
@@ -64,11 +68,17 @@ class Commands:
     """Each returns its answer or raises a PosthouseError that becomes FAILED."""
 
     def __init__(
-        self, registry: Registry, fleet: Fleet, lifecycle: Lifecycle, door: FrontDoor
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        lifecycle: Lifecycle,
+        hosts: Hosts,
+        door: FrontDoor,
     ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._hosts = hosts
         self._door = door
 
     def register(self, turn: Turn, session: Session, message: Register) -> Registered:
@@ -126,6 +136,22 @@ class Commands:
         changed = self._lifecycle.restart(turn, found, session.principal)
         told = "" if changed else f"nothing to restart: {found.reason or found.life}"
         return Done(request=message.request, changed=changed, message=told)
+
+    def drain(self, turn: Turn, session: Session, message: Drain) -> Drained:
+        host = self._known_host(message.host)
+        if not message.on:
+            changed = self._hosts.undrain(turn, host, session.principal)
+            return Drained(request=message.request, changed=changed)
+        changed, stopped, left = self._hosts.drain(
+            turn, host, session.principal, force=message.force, grace_s=message.grace_s
+        )
+        return Drained(
+            request=message.request,
+            changed=changed or bool(stopped),
+            stopped=len(stopped),
+            left_count=len(left),
+            left=[registration.name for registration in left[: limits.page_items_max]],
+        )
 
     def _registered(self, ref: str) -> Registration:
         """The live registration of a ref. Raises NoSuchWorker."""
@@ -188,16 +214,21 @@ class Commands:
                 handle=str(handle),
             )
 
-    def _host(self, spec: BackgroundWorker) -> None:
-        if spec.host is None:
-            return
-        host = self._fleet.hosts.get(spec.host)
+    def _known_host(self, name: str) -> Host:
+        """Raises UnknownHost."""
+        host = self._fleet.hosts.get(name)
         if host is None:
             known = sorted(self._fleet.hosts)[:_HOSTS_SHOWN]
             shown = f"known are {', '.join(known)}" if known else "none has joined yet"
             raise UnknownHost(
-                f"no host named {spec.host!r} has joined", hint=shown, hosts=known, host=spec.host
+                f"no host named {name!r} has joined", hint=shown, hosts=known, host=name
             )
+        return host
+
+    def _host(self, spec: BackgroundWorker) -> None:
+        if spec.host is None:
+            return
+        host = self._known_host(spec.host)
         if self._fleet.free(host) <= 0:
             placed = self._registry.placed_on(host.name).values()
             holders = [r.name for r, _ in zip(placed, range(_HOLDERS_SHOWN), strict=False)]

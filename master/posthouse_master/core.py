@@ -21,6 +21,7 @@ from posthouse.messages import (
     CLIENT_TO_MASTER,
     MUTATING,
     Credit,
+    Drain,
     Exited,
     Explain,
     GetStatus,
@@ -149,7 +150,7 @@ class MasterCore:
         self._answers = Answers(
             self.registry, self.log, self.fleet, self.door, self.watchers, self.view
         )
-        commands = Commands(self.registry, self.fleet, self.lifecycle, self.door)
+        commands = Commands(self.registry, self.fleet, self.lifecycle, self.hosts, self.door)
         self._agent_handlers: dict[type[Message], Callable[[Turn, Session, Any], None]] = {
             Inventory: self.hosts.inventory,
             Started: self.hosts.started,
@@ -168,6 +169,7 @@ class MasterCore:
             Hold: commands.hold,
             Release: commands.release,
             Restart: commands.restart,
+            Drain: commands.drain,
             GetStatus: self._answers.status,
             ListWorkers: self._answers.workers,
             ListHosts: self._answers.hosts,

@@ -27,7 +27,7 @@ from posthouse.messages import (
     StopDone,
 )
 from posthouse.records import ExitFacts
-from posthouse.states import EventKind
+from posthouse.states import EventKind, StopReason
 from posthouse_master.chronicle import Chronicle, host_stream
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host, Offer
@@ -82,6 +82,7 @@ class Hosts:
             machine_id=row.machine_id,
             boot_id=row.boot_id,
             up=row.up,
+            draining=row.draining,
             joined=True,
         )
         if row.up:
@@ -212,8 +213,49 @@ class Hosts:
                     offer=_pack_offer(host.offer),
                     heard_unix_s=turn.now.unix_s,
                     up=host.up,
+                    draining=host.draining,
                 )
             )
+        )
+
+    def drain(
+        self, turn: Turn, host: Host, by: str, *, force: bool, grace_s: float | None
+    ) -> tuple[bool, list[Registration], list[Registration]]:
+        """No more starts there. Whether that is news, who is being stopped, who is left."""
+        news = not host.draining
+        if news:
+            self._draining(turn, host, EventKind.HOST_DRAINING, by)
+        stopped, left = [], []
+        for registration in list(self._registry.placed_on(host.name).values()):
+            if registration.pinned and not force:
+                left.append(registration)
+                continue
+            if registration.stopping is None:
+                own_s = registration.spec.stop_grace_s
+                bounded_s = own_s if grace_s is None else min(own_s, max(0.0, grace_s))
+                self._lifecycle.stop(turn, registration, StopReason.DRAIN, by, grace_s=bounded_s)
+            stopped.append(registration)
+        return news, stopped, left
+
+    def undrain(self, turn: Turn, host: Host, by: str) -> bool:
+        """Starts there again; whoever waits for it is started. False if it was not drained."""
+        if not host.draining:
+            return False
+        self._draining(turn, host, EventKind.HOST_UNDRAINED, by)
+        self._lifecycle.serve(turn, host)
+        return True
+
+    def _draining(self, turn: Turn, host: Host, kind: EventKind, by: str) -> None:
+        host.draining = kind is EventKind.HOST_DRAINING
+        self._fleet.offer_changed()
+        self._persist(turn, host)
+        self._chronicle.record(
+            turn,
+            kind,
+            stream=host_stream(host.name),
+            registry=self._registry.identity,
+            host=host.name,
+            by=by,
         )
 
     # --- the inventory ---

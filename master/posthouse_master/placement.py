@@ -45,6 +45,7 @@ class Host:
     machine_id: str = ""
     boot_id: str = ""
     up: bool = False  # the log's last word of it was HOST_UP
+    draining: bool = False  # an operator wants no starts there
     heard_s: float | None = None  # on the master's clock; None: not since this master started
     session: bytes = b""  # of the agent, if there is one
     settled: bool = False  # its inventory has been taken in whole
@@ -98,6 +99,7 @@ def _misfit(wants: Wants, host: Host) -> str:
     offer = host.offer
     missing = [label for label in wants.labels if label not in offer.labels]
     checks: tuple[tuple[bool, str], ...] = (
+        (host.draining, "it is being drained"),
         (bool(wants.host) and wants.host != host.name, f"the worker is for host {wants.host}"),
         (bool(missing), f"it has not the label {', '.join(missing)}"),
         (wants.runtime not in offer.runtimes, f"it has no runtime {wants.runtime!r}"),

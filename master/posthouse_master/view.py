@@ -126,6 +126,7 @@ class View:
             fences=list(host.offer.fences),
             slots=self._fleet.slots(host),
             workers=len(self._registry.placed_on(host.name)),
+            draining=host.draining,
             version=host.offer.version,
         )
 
@@ -173,6 +174,7 @@ _VERBS: Final = {
     StopReason.TERMINATE: "terminated",
     StopReason.SHUTDOWN: "stopped for the shutdown",
     StopReason.HOLD: "to be held",
+    StopReason.DRAIN: "to be moved off a drained host",
     StopReason.RESTART: "to be restarted",
 }
 

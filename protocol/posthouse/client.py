@@ -15,6 +15,8 @@ from posthouse.handle import Connection, EventStream, Explanation, Handle, new_r
 from posthouse.ids import Cursor, HandleId
 from posthouse.messages import (
     Done,
+    Drain,
+    Drained,
     HostsPage,
     ListHosts,
     ListWorkers,
@@ -201,6 +203,27 @@ class Cluster:
         if after is None:
             after = self.cursor()
         return EventStream(self._connection, "", after, timeout, follow=follow)
+
+    def drain(
+        self,
+        host: str,
+        *,
+        force: bool = False,
+        grace_s: float | None = None,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> Drained:
+        """Give a host no more starts and move its workers elsewhere. Those pinned to it are left
+        running unless `force`. Returns once that is recorded. Raises UnknownHost."""
+        request = Drain(request=new_request_id(request_id), host=host, force=force, grace_s=grace_s)
+        return self._connection.ask(request, Drained, timeout)
+
+    def undrain(
+        self, host: str, *, timeout: float | None = None, request_id: bytes | None = None
+    ) -> bool:
+        """Let a host have starts again. False if it was not being drained."""
+        request = Drain(request=new_request_id(request_id), host=host, on=False)
+        return self._connection.ask(request, Drained, timeout).changed
 
     def shutdown(
         self,

@@ -375,6 +375,17 @@ class Shutdown(Request, frozen=True, kw_only=True):
     grace_s: Finite | None = None
 
 
+class Drain(Request, frozen=True, kw_only=True):
+    """Give a host no more starts (`on`), or give it some again. Workers that may run elsewhere are
+    stopped there and started elsewhere; those pinned to it are left running unless `force`.
+    `grace_s` bounds each worker's own stop grace. Answered by DRAINED."""
+
+    host: Name
+    on: bool = True
+    force: bool = False
+    grace_s: Finite | None = None
+
+
 class GetStatus(Request, frozen=True, kw_only=True):
     """Answered by STATUS_REPLY; a stale handle answers STOPPED, an unknown name an error."""
 
@@ -458,6 +469,16 @@ class Done(Reply, frozen=True, kw_only=True):
 
     changed: bool = True
     message: Text = ""
+
+
+class Drained(Reply, frozen=True, kw_only=True):
+    """It is durable. `stopped` workers are being stopped there, `left` are pinned to the host and
+    go on (names, the first of them)."""
+
+    changed: bool
+    stopped: Int = 0
+    left_count: Int = 0
+    left: Annotated[list[Name], Items] = []
 
 
 class StatusReply(Reply, frozen=True, kw_only=True):
@@ -552,11 +573,12 @@ KINDS: dict[int, type[Message]] = {
     10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
     20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
-    35: Hold, 36: Release, 37: Restart,
+    35: Hold, 36: Release, 37: Restart, 38: Drain,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
     45: Subscribe, 46: Credit, 47: Unsubscribe,
     60: Registered, 61: Done, 62: StatusReply, 63: WorkersPage, 64: HostsPage, 65: Explained,
     66: Output, 67: Subscribed, 68: Failed, 69: Events, 70: CursorTooOld,
+    71: Drained,
 }  # fmt: skip
 KIND_OF: dict[type[Message], int] = {cls: kind for kind, cls in KINDS.items()}
 
@@ -574,15 +596,15 @@ MASTER_TO_AGENT = frozenset(
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
-     Shutdown, Hold, Release, Restart, GetStatus, ListWorkers, ListHosts, Explain, ReadOutput,
-     Subscribe, Credit, Unsubscribe)
+     Shutdown, Hold, Release, Restart, Drain, GetStatus, ListWorkers, ListHosts, Explain,
+     ReadOutput, Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
-    (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Done, StatusReply, WorkersPage,
-     HostsPage, Explained, Output, Subscribed, Failed, Events, CursorTooOld)
+    (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Done, Drained, StatusReply,
+     WorkersPage, HostsPage, Explained, Output, Subscribed, Failed, Events, CursorTooOld)
 )  # fmt: skip
 
 MUTATING = frozenset(
-    (Register, Terminate, SignalWorker, LatchWorker, Shutdown, Hold, Release, Restart)
+    (Register, Terminate, SignalWorker, LatchWorker, Shutdown, Hold, Release, Restart, Drain)
 )
 """Requests whose result is remembered with their id, in the same transaction as the effect."""

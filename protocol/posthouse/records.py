@@ -186,4 +186,5 @@ class HostInfo(Record, frozen=True, kw_only=True):
     fences: Annotated[list[Word], Meta(max_length=4)] = []
     slots: Int = 0
     workers: Int = 0
+    draining: bool = False
     version: Word = ""

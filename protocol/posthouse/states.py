@@ -97,4 +97,6 @@ class EventKind(StrEnum):
     UNREGISTERED = "unregistered"  # the last event of a registration
     HOST_UP = "host_up"
     HOST_DOWN = "host_down"  # no longer heard; says nothing about its workers
+    HOST_DRAINING = "host_draining"  # it is given no more starts
+    HOST_UNDRAINED = "host_undrained"
     SHUTDOWN = "shutdown"

@@ -308,6 +308,23 @@ def test_hold_release_and_restart(cluster, posthouse, objects, idle):
     assert "restart --help" in posthouse("restart", status=2).stderr
 
 
+def test_drain_moves_a_worker_and_undo_lets_the_host_have_starts(posthouse, objects, name):
+    posthouse(
+        "register", "--name", name, "--main", "posthouse.exec", "--main-arg", '["sleep", "60"]'
+    )
+    posthouse("wait", name, "--for", "started")
+    home = objects("status", name)[0]["host"]
+    drained = posthouse("drain", home, status=None)
+    assert f"{home} is drained" in drained.stdout
+    hosts = {host["name"]: host for host in objects("hosts")}
+    assert hosts[home]["draining"]
+    assert "draining" in posthouse("hosts").stdout
+    assert posthouse("drain", home, "--undo").stdout == f"{home} gets starts again\n"
+    assert posthouse("drain", home, "--undo").stdout == f"{home} was not being drained\n"
+    assert "known are" in posthouse("drain", "nowhere", status=1).stderr
+    posthouse("terminate", name)
+
+
 def test_terminate_no_wait(posthouse, idle):
     assert "is being terminated" in posthouse("terminate", "--no-wait", idle).stdout
     posthouse("wait", idle, "--timeout", "20")

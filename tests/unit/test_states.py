@@ -13,7 +13,14 @@ def test_spellings_do_not_change() -> None:
         "EventKind": [
             *("registered", "revised", "starting", "started", "ready", "stop_requested"),
             *("restart_requested", "exited", "start_failed", "held", "released"),
-            *("unregistered", "host_up", "host_down", "shutdown"),
+            *(
+                "unregistered",
+                "host_up",
+                "host_down",
+                "host_draining",
+                "host_undrained",
+                "shutdown",
+            ),
         ],
         "Flags": [1, 2],
         "Phase": ["starting", "hot_standby", "running", "stopping"],

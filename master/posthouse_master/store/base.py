@@ -128,6 +128,7 @@ class HostRow:
     offer: bytes
     heard_unix_s: float
     up: bool = False  # the log's last word of it was HOST_UP
+    draining: bool = False  # an operator wants no starts there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,7 +114,8 @@ CREATE TABLE hosts (
     boot_id TEXT NOT NULL,
     offer BLOB NOT NULL,
     heard_unix_s REAL NOT NULL,
-    up INTEGER NOT NULL
+    up INTEGER NOT NULL,
+    draining INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE requests (
     place INTEGER PRIMARY KEY,
@@ -425,7 +426,8 @@ def _state(values: dict[str, Any]) -> StateRow:
 
 
 def _host(values: dict[str, Any]) -> HostRow:
-    values["up"] = bool(values["up"])
+    for name in ("up", "draining"):
+        values[name] = bool(values[name])
     return HostRow(**values)
 
 
