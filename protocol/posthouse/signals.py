@@ -28,19 +28,18 @@ def signal_number(given: int | str | signal.Signals) -> int:
     """
     if isinstance(given, signal.Signals):
         given = given.name
+    number: object = given
     if isinstance(given, str):
         name = given.upper().removeprefix("SIG")
-        if name in SIGNALS:
-            return SIGNALS[name]
-        given = int(given) if given.isdecimal() else 0
-    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= 64:
+        number = SIGNALS.get(name, int(given) if given.isascii() and given.isdecimal() else 0)
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 64:
         raise InvalidField(
             f"signal is {given!r}: must be a name as TERM, or a number from 1 to 64",
             field="signal",
             value=repr(given),
             rule="must be a name as TERM, or a number from 1 to 64",
         )
-    return given
+    return number
 
 
 def signal_name(number: int) -> str:
