@@ -1,0 +1,25 @@
+"""The conformance kit: cases that judge any master from outside, by its bytes.
+
+Owns: nothing but the order of the table. Must not know: posthouse's own code (see wire.py).
+Invariant: each case has a name for ever, and says which section of the protocol it tests.
+"""
+
+from posthouse_testing.conformance import sessions, frames, requests, workers, events, hosts  # noqa: I001 - the order of the table
+from posthouse_testing.conformance.kit import CASES, Case, Outcome, Target, run, select
+from posthouse_testing.conformance.wire import Keys
+
+__all__ = [
+    "CASES",
+    "Case",
+    "Keys",
+    "Outcome",
+    "Target",
+    "events",
+    "frames",
+    "hosts",
+    "requests",
+    "run",
+    "select",
+    "sessions",
+    "workers",
+]

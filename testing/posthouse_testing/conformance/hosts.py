@@ -1,0 +1,298 @@
+"""Cases: how a host joins, what its inventory leads to, and how it comes back.
+
+Owns: the cases of agents' sessions. Must not know: requests beyond registering. Invariant: the host
+tells the truth as the protocol asks for it, except where a case says otherwise.
+"""
+
+import os
+from typing import Any
+
+from posthouse_testing.conformance import wire
+from posthouse_testing.conformance.kit import Host, Kit, case, expect
+from posthouse_testing.conformance.wire import Peer
+from posthouse_testing.conformance.workers import FAILED_1, KILLED, no_start
+
+__all__: list[str] = []
+
+OPENING = "Opening as an agent"
+INVENTORY = "The inventory"
+LIFE = ("registered", "starting", "started")
+
+
+def in_list(client: Peer, name: str) -> dict[str, Any]:
+    """The host's entry in LIST_HOSTS."""
+    after = ""
+    while True:
+        page = client.ask(wire.LIST_HOSTS, wire.HOSTS_PAGE, after=after)
+        for host in page["hosts"]:
+            if host["name"] == name:
+                return dict(host)
+        expect(page.get("more", False), f"host {name} in the list", page)
+        after = page["hosts"][-1]["name"]
+
+
+def refused(host: Host, code: str, **hello: Any) -> None:
+    answer = host.peer.greet(**hello)
+    good = answer.kind == wire.REFUSED and answer.body["code"] == code
+    expect(good, f"REFUSED {code}", answer)
+
+
+@case("host-joins", OPENING, "A host that joins is listed as it described itself", host=True)
+def joins(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    found = in_list(client, host.name)
+    expect(found["reachable"] is True and found.get("slots") == 64, "reachable, 64 slots", found)
+    expect(found.get("runtimes") == ["conformance"], "its runtimes", found)
+    expect(found.get("boot_id") == "boot-1", "its boot", found)
+
+
+@case(
+    "host-leaves", "Everything else", "A host's GOODBYE says nothing about its workers", host=True
+)
+def leaves(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    host.start()
+    host.peer.leave()
+    kit.wires.wait(
+        "a host that is not reachable", lambda: not in_list(client, host.name)["reachable"]
+    )
+    status = kit.status(client, made["ref"])
+    got = (status["state"], status.get("reachable", True))
+    expect(got == ("started", False), "started, not reachable", status)
+
+
+@case("host-grant", INVENTORY, "No GRANT before the last page of the inventory", host=True)
+def grant(kit: Kit) -> None:
+    peer = kit.apart().peer
+    peer.open()
+    peer.send(wire.INVENTORY, page=0, last=False)
+    peer.settled()
+    peer.put(peer.frame(wire.RENEW, {"stamp": 5}))
+    kit.wires.idle(0.2)
+    expect(not peer.granted, "no GRANT", peer.granted)
+    peer.send(wire.INVENTORY, page=1, last=True)
+    peer.settled()
+    peer.put(peer.frame(wire.RENEW, {"stamp": 2**50}))
+    kit.wires.wait("GRANT", lambda: [one for one in peer.granted if one.body["stamp"] == 2**50])
+
+
+@case("host-waits", INVENTORY, "No START before the last page of the inventory", host=True)
+def waits(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    host.peer.open()
+    kit.register(client)
+    host.peer.send(wire.INVENTORY, page=0, last=False)
+    host.peer.settled()
+    no_start(kit)
+    host.peer.send(wire.INVENTORY, page=1, last=True, highest_token=host.highest_token)
+    host.start()
+
+
+@case("host-taken", OPENING, "Another agent with another warden is REFUSED host_taken", host=True)
+def taken(kit: Kit) -> None:
+    kit.host()
+    warden = {"kind": "fenced", "instance": os.urandom(16).hex()}
+    twin = kit.agent(agent_instance=os.urandom(16).hex(), wardens=[warden])
+    answer = twin.greet()
+    good = answer.kind == wire.REFUSED and answer.body["code"] == "host_taken"
+    expect(good, "REFUSED host_taken", answer)
+
+
+@case(
+    "host-again", OPENING, "A second HELLO with the same warden ends the first session", host=True
+)
+def again(kit: Kit) -> None:
+    host = kit.host()
+    twin = kit.agent(agent_instance=os.urandom(16).hex())
+    twin.open()
+    twin.send(wire.INVENTORY, page=0, last=True, highest_token=host.highest_token)
+    twin.settled()
+    if host.peer.over is None:
+        host.peer.put(host.peer.frame(wire.RENEW, {"stamp": 1}))
+    kit.wires.wait("the end of the first session", lambda: host.peer.over)
+
+
+@case(
+    "host-registry",
+    OPENING,
+    "A host of another registry, or of a later term, is refused",
+    host=True,
+)
+def registry(kit: Kit) -> None:
+    host = kit.apart()
+    refused(host, "foreign_registry", registry="f" * 32)
+    welcome = kit.stranger().open()
+    known = {"registry": welcome["registry"], "epoch": welcome["epoch"] + 1000}
+    refused(host, "older_epoch", **known)
+
+
+@case(
+    "host-bad-frame",
+    "How a session ends",
+    "A client's message at the agents' endpoint is a bad frame",
+    host=True,
+)
+def bad_frame(kit: Kit) -> None:
+    host = kit.host()
+    host.peer.send(wire.LIST_HOSTS, request=os.urandom(16))
+    host.peer.ended("bad_frame")
+    host.join()
+
+
+@case("host-enumeration", "Frames", "An unknown value of an enumeration is a bad frame", host=True)
+def enumeration(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    kit.register(client)
+    token = host.start()["token"]
+    gone = host.ended(token, "whim", **KILLED)
+    host.peer.send(wire.EXITED, worker=gone)
+    host.peer.ended("bad_frame")
+    del host.exits[token]["stop"]
+    host.join()
+
+
+@case("inventory-unknown", INVENTORY, "A process that should not be is answered by STOP", host=True)
+def unknown(kit: Kit) -> None:
+    host = kit.host()
+    token = host.highest_token = host.highest_token + 1
+    host.running[token] = {
+        "registry": host.peer.open()["registry"], "slot": 10**6, "generation": 1,
+        "incarnation": 1, "token": token, "revision": 1, "pid": 77, "pid_start": 1,
+        "started_unix_s": 1.0,
+    }  # fmt: skip
+    host.join()
+    host.stopped(token, "unknown")
+    host.exit(token, "unknown", **KILLED)
+
+
+@case(
+    "inventory-foreign",
+    INVENTORY,
+    "A process of another registry: REFUSED foreign_registry",
+    host=True,
+)
+def foreign(kit: Kit) -> None:
+    host = kit.host()
+    host.peer.open()
+    worker = {
+        "registry": "f" * 32, "slot": 0, "generation": 1, "incarnation": 1, "token": 1,
+        "revision": 1, "pid": 77, "pid_start": 1, "started_unix_s": 1.0,
+    }  # fmt: skip
+    host.peer.send(wire.INVENTORY, page=0, last=True, running=[worker])
+    host.peer.ended("foreign_registry")
+    host.join()
+
+
+@case(
+    "inventory-running",
+    INVENTORY,
+    "A process that is listed again goes on, without a row",
+    host=True,
+)
+def running(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    order = host.start()
+    host.join()
+    no_start(kit)
+    status = kit.status(client, made["ref"])
+    got = (status["state"], status.get("token"))
+    expect(got == ("started", order["token"]), "started under the same token", status)
+    kit.follow(client, made["ref"])
+    kit.rows(client, *LIFE)
+
+
+@case(
+    "inventory-exit",
+    INVENTORY,
+    "An exit in the inventory is acknowledged and recorded once",
+    host=True,
+)
+def exit_listed(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client, restart_time=3600.0)
+    token = host.start()["token"]
+    host.peer.drop()
+    host.ended(token, pid=77, **FAILED_1)
+    host.join()  # waits for the acknowledgement
+    host.join()  # told again: as if the acknowledgement had been lost
+    host.exits.clear()
+    kit.follow(client, made["ref"])
+    *_, row = kit.rows(client, *LIFE, "exited")
+    expect((row["token"], row["exit"].get("code")) == (token, 1), f"code 1 of {token}", row)
+    kit.wires.idle(0.1)
+    more = [frame for frame in client.inbox if frame.body.get("events")]
+    expect(not more, "no further row", more)
+
+
+@case(
+    "inventory-absent",
+    INVENTORY,
+    "A process that is not listed ended unseen: warden_died",
+    host=True,
+)
+def absent(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    host.running.pop(host.start()["token"])
+    host.join()
+    host.start()
+    kit.follow(client, made["ref"])
+    rows = kit.rows(client, *LIFE, "exited", "starting", "started")
+    expect(rows[3]["exit"].get("cause") == "warden_died", "warden_died", rows[3])
+
+
+@case("inventory-boot", INVENTORY, "After another boot, what ran there: host_rebooted", host=True)
+def boot(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    host.running.pop(host.start()["token"])
+    warden = {"kind": "fenced", "instance": os.urandom(16).hex()}
+    host.peer.leave()
+    host.peer.hello |= {"boot_id": "boot-2", "wardens": [warden]}
+    host.join()
+    host.start()
+    kit.follow(client, made["ref"])
+    rows = kit.rows(client, *LIFE, "exited", "starting", "started")
+    expect(rows[3]["exit"].get("cause") == "host_rebooted", "host_rebooted", rows[3])
+
+
+@case("inventory-lost-start", INVENTORY, "A START that never arrived is drawn anew", host=True)
+def lost_start(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    lost = host.ordered()
+    host.join()
+    order = host.start()  # fails unless its token is higher
+    expect(order["incarnation"] >= lost["incarnation"], "another incarnation", order)
+    status = kit.status(client, made["ref"])
+    expect(status["state"] == "started", "started", status)
+
+
+@case("inventory-tokens", "Tokens", "Tokens go on beyond every one that a host has seen", host=True)
+def tokens(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    host.highest_token += 5
+    host.join()
+    kit.register(client)
+    host.start()  # fails unless its token is higher
+
+
+@case(
+    "inventory-stop",
+    INVENTORY,
+    "A terminate that was missed follows the inventory as STOP",
+    host=True,
+)
+def stop(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    token = host.start()["token"]
+    host.peer.leave()
+    client.ask(wire.TERMINATE, wire.DONE, ref=made["ref"])
+    host.join()
+    host.stopped(token, "terminate")
+    host.exit(token, "terminate", **KILLED)
+    status = kit.status(client, made["ref"])
+    expect(status.get("final", False), "final", status)
