@@ -57,6 +57,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "master": ("daemons", "Cluster"),
     "agent": ("daemons", "Cluster"),
     "keygen": ("keygen", "Cluster"),
+    "conformance": ("conformance", "Cluster"),
     "version": ("version", "Cluster"),
 }
 
