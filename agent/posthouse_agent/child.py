@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, Final, NoReturn
+from typing import IO, Any, Final, NoReturn
 
 from posthouse import exec as posthouse_exec
 from posthouse import limits, worker
@@ -39,7 +39,7 @@ try:
 except ImportError:  # not in an application's own environment
     setproctitle = None  # type: ignore[assignment]
 
-__all__ = ["Inheritance", "run", "set_title", "withheld_variables"]
+__all__ = ["Inheritance", "prepare", "run", "set_title", "withheld_variables"]
 
 COOKIE: Final = "POSTHOUSE_COOKIE"  # instance:token in the environment of all that a worker starts
 EXEC: Final = "posthouse.exec"
@@ -96,6 +96,45 @@ def set_title(title: str) -> None:
         setproctitle.setproctitle(title)
     else:
         native.set_short_name(title)
+
+
+_STREAMS: Final = ("stdin", "stdout", "stderr")
+
+
+class _Prepared:
+    """What every worker would else make for itself, and so pay for with pages of its own."""
+
+    streams: tuple[IO[Any], ...] = ()
+
+
+def prepare() -> None:
+    """In the warden, once, before the first fork: make what is the same in all workers.
+
+    The streams are made over files of the kind that workers have, because a stream notes when it
+    is made whether it can seek.
+    """
+    progeny.install()
+    saved = [os.dup(fd) for fd in range(3)]
+    null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    file_fd = os.memfd_create("posthouse-streams", os.MFD_CLOEXEC)
+    try:
+        for fd, source_fd in enumerate((null_fd, file_fd, file_fd)):
+            os.dup2(source_fd, fd)
+        _Prepared.streams = _open_streams()
+    finally:
+        for fd, source_fd in enumerate(saved):
+            os.dup2(source_fd, fd)
+            os.close(source_fd)
+        os.close(null_fd)
+        os.close(file_fd)
+
+
+def _open_streams() -> tuple[IO[Any], ...]:
+    """Over the descriptors 0, 1 and 2, whatever these are by the time that they are used."""
+    return tuple(
+        open(fd, mode, buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        for fd, mode in enumerate("rww")
+    )
 
 
 def run(order: StartWorker, given: Inheritance) -> NoReturn:
@@ -202,18 +241,18 @@ def _set_environment(order: StartWorker, given: Inheritance) -> None:
     """The warden's, without what is the daemons' alone, with the runtime's and the worker's."""
     for name in given.withheld:
         os.environ.pop(name, None)
-    os.environ.update(order.env)
-    os.environ.update(_asked(order, "env") or {})
-    os.environ.update(
-        {
-            "POSTHOUSE_NAME": _asked(order, "name"),
-            "POSTHOUSE_HOST": order.host,
-            "POSTHOUSE_HANDLE": f"{order.registry}:{order.slot}.{order.generation}",
-            "POSTHOUSE_INCARNATION": str(order.incarnation),
-            "POSTHOUSE_TOKEN": str(order.token),
-            COOKIE: given.cookie,
-        }
-    )
+    environment = {
+        **order.env,
+        **(_asked(order, "env") or {}),
+        "POSTHOUSE_NAME": _asked(order, "name"),
+        "POSTHOUSE_HOST": order.host,
+        "POSTHOUSE_HANDLE": f"{order.registry}:{order.slot}.{order.generation}",
+        "POSTHOUSE_INCARNATION": str(order.incarnation),
+        "POSTHOUSE_TOKEN": str(order.token),
+        COOKIE: given.cookie,
+    }
+    for name, value in environment.items():
+        os.environ[name] = value
 
 
 def _set_interpreter(order: StartWorker) -> None:
@@ -222,14 +261,11 @@ def _set_interpreter(order: StartWorker) -> None:
     sys.path[:0] = [p for p in order.path if p not in sys.path]
     sys.argv = [_entry_point(order)]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        stream = open(  # noqa: SIM115 - lives as long as the process
-            fd, mode, buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
-        )
+    for name, stream in zip(_STREAMS, _Prepared.streams or _open_streams(), strict=True):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     atexit._clear()  # noqa: SLF001 - there is no public way; the warden's handlers are not ours
-    progeny.install()
+    progeny.switch_on()
 
 
 def _set_signals(order: StartWorker) -> None:
@@ -240,22 +276,12 @@ def _set_signals(order: StartWorker) -> None:
     faulting instruction. INT cancels a statement, and there is none yet.
     """
     faulthandler.enable(file=2)
-    handlers: dict[int, Callable[[int, FrameType | None], Any] | signal.Handlers] = {
-        signal.SIGTERM: _make_die(_asked(order, "type") or _asked(order, "name")),
-        signal.SIGQUIT: _quit,
-        signal.SIGUSR1: _wake,
-        signal.SIGINT: signal.SIG_IGN,
-        signal.SIGHUP: signal.SIG_IGN,
-        signal.SIGPIPE: signal.SIG_IGN,
-        signal.SIGUSR2: signal.SIG_IGN,
-        signal.SIGCHLD: signal.SIG_DFL,
-    }
+    _set_handler(_TERM, _make_die(_asked(order, "type") or _asked(order, "name")))
+    for number, handler in _HANDLERS:
+        _set_handler(number, handler)
     if not _asked(order, "flags") & DATABASE_CONNECTION:
-        handlers[signal.SIGFPE] = signal.SIG_IGN
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    blocked = () if _asked(order, "unblock_signals") else worker.BLOCKED
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        _set_handler(_FPE, _IGNORE)
+    _set_mask(_SET_MASK, () if _asked(order, "unblock_signals") else _BLOCKED)
 
 
 def _quit(_number: int, _frame: FrameType | None) -> None:
@@ -264,6 +290,29 @@ def _quit(_number: int, _frame: FrameType | None) -> None:
 
 def _wake(_number: int, _frame: FrameType | None) -> None:
     worker.latch.set()
+
+
+# Plain numbers for the functions beneath `signal`, whose enums would unshare fifty pages.
+_HANDLERS: Final = tuple(
+    (int(number), handler if callable(handler) else int(handler))
+    for number, handler in (
+        (signal.SIGQUIT, _quit),
+        (signal.SIGUSR1, _wake),
+        (signal.SIGINT, signal.SIG_IGN),
+        (signal.SIGHUP, signal.SIG_IGN),
+        (signal.SIGPIPE, signal.SIG_IGN),
+        (signal.SIGUSR2, signal.SIG_IGN),
+        (signal.SIGCHLD, signal.SIG_DFL),
+    )
+)
+_TERM: Final = int(signal.SIGTERM)
+_FPE: Final = int(signal.SIGFPE)
+_IGNORE: Final = int(signal.SIG_IGN)
+_SET_MASK: Final = int(signal.SIG_SETMASK)
+_BLOCKED: Final = tuple(int(number) for number in worker.BLOCKED if number is not None)
+_beneath: Final = importlib.import_module("_signal")
+_set_handler: Final = _beneath.signal
+_set_mask: Final = _beneath.pthread_sigmask
 
 
 def _make_die(shown: str) -> Callable[[int, FrameType | None], None]:

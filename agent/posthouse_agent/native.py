@@ -48,6 +48,8 @@ _WAITID_NUMBERS: Final = {
 }
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_call_prctl: Final = _libc.prctl
+_call_prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _waitid_number: Final = _WAITID_NUMBERS.get(platform.machine())
 
 
@@ -71,8 +73,7 @@ def _check(result: int) -> int:
 
 
 def _prctl(option: int, argument: int) -> None:
-    zero = ctypes.c_ulong(0)
-    _check(_libc.prctl(option, ctypes.c_ulong(argument), zero, zero, zero))
+    _check(_call_prctl(option, argument, 0, 0, 0))
 
 
 def become_subreaper() -> None:
@@ -93,7 +94,7 @@ def no_new_privileges() -> None:
 def set_short_name(name: str) -> None:
     """The 15 bytes that ps -o comm shows."""
     text = ctypes.create_string_buffer(name.encode()[:15])
-    _check(_libc.prctl(_PR_SET_NAME, text, 0, 0, 0))
+    _check(_call_prctl(_PR_SET_NAME, ctypes.addressof(text), 0, 0, 0))
 
 
 def open_signalfd(signals: Iterable[int]) -> int:

@@ -372,6 +372,7 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         _log(f"cannot start: {error.filename or 'system call'}: {error.strerror or error}")
         return 1
+    child.prepare()
     gc.collect()
     gc.freeze()
     systemd.ready(f"serving {options.folder}")
