@@ -61,7 +61,7 @@ class Pipe:
             if world.chance(knobs.garbage):
                 world.figures["frames damaged"] += 1
                 world.log(self.name, "frame damaged")
-                frame = frame[: world.random.randrange(len(frame))]
+                frame = frame[: world.random.randrange(len(frame) or 1)]
             if self.cut:
                 self._held.append(frame)
             else:
