@@ -3,7 +3,7 @@
 Owns: the folder's lock, the sockets, the order in which inputs are taken and effects are done.
 Must not know: why (core). Invariant: after start-up nothing on this thread waits for a disk, a
 process or a terminal, because this is the thread that renews the host's session; and no effect is
-done before those in front of it.
+done before those in front of it, but for lines of the log, which come last in a round.
 """
 
 import contextlib
@@ -125,6 +125,7 @@ class _Shell:
         self._poll_s_max = min(_POLL_S_MAX, (self._watchdog_s or 4 * _POLL_S_MAX) / 4)
         self._wardens: dict[str, WardenConnection] = {}
         self._inputs: deque[Input] = deque()
+        self._notes: list[Note] = []
         self._signals = socket.socketpair()
         for end in self._signals:
             end.setblocking(False)
@@ -143,6 +144,7 @@ class _Shell:
                 self._round()
             systemd.stopping()
             self._feed(Leave(self._end))
+            self._say_notes()
             self._talk.say("agent.ended", reason=self._end)
         finally:
             for number, handler in previous.items():
@@ -179,6 +181,14 @@ class _Shell:
                 self._ready(descriptor, events)
         self._feed(Tick())
         self._look_after()
+        self._say_notes()
+
+    def _say_notes(self) -> None:
+        # Last in a round: the thread that writes them would take the interpreter from this one
+        # before it has told the master.
+        notes, self._notes = self._notes, []
+        for note in notes:
+            self._note(note.name, note.fields)
 
     def _look_after(self) -> None:
         now_s = facts.instant().boot_s
@@ -294,8 +304,8 @@ class _Shell:
                 self._submit(partial(logs.read_page, self._settings.log_dir, effect))
             case SetLatch(token):
                 self._channels.set_latch(token)
-            case Note(name, fields):
-                self._note(name, fields)
+            case Note():
+                self._notes.append(effect)
 
     def _give(self, kind: str, order: Order) -> None:
         connection = self._wardens.get(kind)
