@@ -27,6 +27,7 @@ from posthouse.messages import KINDS, UNSEQUENCED, Message
 from posthouse.spec import BackgroundWorker
 from posthouse_master.registry import TRANSITIONS, Step
 from posthouse_master.store.base import Life
+from posthouse_testing.conformance import CASES
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -465,6 +466,18 @@ def diagram(_notes: "Notes") -> str:
     return "\n".join(("stateDiagram-v2", "    [*] --> submitted: register", *moves))
 
 
+def conformance_table(_notes: "Notes") -> str:
+    """Each case with a link to the section that it tests."""
+    headings = re.findall(r"^#+ (.*)$", (REFERENCE / "protocol.in.md").read_text(), re.MULTILINE)
+    rows = []
+    for one in CASES.values():
+        if one.section not in headings:
+            raise Unfit(f"case {one.name}: protocol.in.md has no section {one.section!r}")
+        anchor = re.sub(r"[^\w -]", "", one.section.lower()).replace(" ", "-")
+        rows.append((one.name, f"[{one.section}](protocol.md#{anchor})", one.statement))
+    return table(("case", "section", "what holds"), rows)
+
+
 TABLES: dict[str, Callable[[Notes], str]] = {
     "options": options_table,
     "kinds": kinds_table,
@@ -483,6 +496,7 @@ TABLES: dict[str, Callable[[Notes], str]] = {
     "states": lives,
     "transitions": transitions,
     "diagram": diagram,
+    "conformance": conformance_table,
 }
 
 

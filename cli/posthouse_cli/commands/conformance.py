@@ -7,7 +7,7 @@ one case was run and none failed.
 import click
 
 from posthouse import keys
-from posthouse_cli.context import Session, json_option
+from posthouse_cli.context import Session, json_option, timeout_option
 from posthouse_testing.conformance import CASES, Case, Keys, Outcome, Target, run, select
 
 __all__ = ["conformance"]
@@ -26,6 +26,7 @@ __all__ = ["conformance"]
 @click.option("--client-key-file", metavar="FILE", help="Key of a client, for a master with keys.")
 @click.option("--agent-key-file", metavar="FILE", help="Key of an agent, for a master with keys.")
 @click.option("--master-key", metavar="KEY", help="The master's public key.")
+@timeout_option("12s", "one case")
 @json_option
 @click.pass_obj
 def conformance(
@@ -38,6 +39,7 @@ def conformance(
     client_key_file: str | None,
     agent_key_file: str | None,
     master_key: str | None,
+    timeout: float,
     as_json: bool,
 ) -> int:
     """Judge a master by its bytes: one case for each promise of docs/reference/protocol.md.
@@ -62,7 +64,7 @@ def conformance(
     target = Target(
         clients, agents, host, _keys(client_key_file, master_key), _keys(agent_key_file, master_key)
     )
-    outcomes = run(target, cases, lambda outcome: _tell(session, outcome, as_json))
+    outcomes = run(target, cases, lambda outcome: _tell(session, outcome, as_json), timeout)
     count = {verdict: sum(one.verdict == verdict for one in outcomes) for verdict in _WORDS}
     click.echo(
         f"posthouse: {count['ok']} held, {count['failed']} failed, {count['skipped']} skipped "

@@ -15,10 +15,23 @@ from typing import Any, Final
 from posthouse_testing.conformance import wire
 from posthouse_testing.conformance.wire import Keys, Mismatch, NoConnection, Peer, Wires
 
-__all__ = ["CASES", "Case", "Host", "Kit", "Outcome", "Target", "case", "expect", "run", "select"]
+__all__ = [
+    "CASES",
+    "CASE_S",
+    "Case",
+    "Host",
+    "Kit",
+    "Outcome",
+    "Target",
+    "case",
+    "expect",
+    "run",
+    "select",
+]
 
 CASE_S: Final = 12.0
 CLEANUP_S: Final = 6.0
+PREFIX: Final = "conformance-"  # of all names
 RUNTIME: Final = "conformance"  # no real host has it, so no real worker is placed on ours
 NOWHERE: Final = "posthouse-conformance/nowhere"  # a label that no host has
 
@@ -43,7 +56,6 @@ class Case:
     statement: str
     test: Callable[["Kit"], None] = field(repr=False)
     host: bool = False  # needs the agents' endpoint
-    span_s: float = CASE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +73,13 @@ CASES: Final[dict[str, Case]] = {}
 
 
 def case(
-    name: str, section: str, statement: str, *, host: bool = False, span_s: float = CASE_S
+    name: str, section: str, statement: str, *, host: bool = False
 ) -> Callable[[Callable[["Kit"], None]], Callable[["Kit"], None]]:
     """Put a function into the table."""
 
     def enter(test: Callable[["Kit"], None]) -> Callable[["Kit"], None]:
         assert name not in CASES, name
-        CASES[name] = Case(name, section, statement, test, host, span_s)
+        CASES[name] = Case(name, section, statement, test, host)
         return test
 
     return enter
@@ -230,7 +242,7 @@ class Kit:
     def spec(self, **fields: Any) -> dict[str, Any]:
         """A record with a name of its own, for our host if it has joined, else for no host."""
         made = {
-            "name": f"conformance-{os.urandom(6).hex()}",
+            "name": f"{PREFIX}{os.urandom(6).hex()}",
             "main": "conformance:idle",
             "runtime": RUNTIME,
             "restart_time": 0.0,
@@ -266,7 +278,30 @@ class Kit:
         expect(got == list(kinds), f"rows {', '.join(kinds)}", ", ".join(got))
         return found
 
-    # --- after each case ---
+    def workers(self, client: Peer, **fields: Any) -> list[dict[str, Any]]:
+        """All entries of LIST_WORKERS."""
+        found: list[dict[str, Any]] = []
+        place: dict[str, Any] = {}
+        while True:
+            page = client.ask(wire.LIST_WORKERS, wire.WORKERS_PAGE, **fields, **place)
+            found += page["workers"]
+            if not page.get("more", False):
+                return found
+            last = found[-1]["status"]["handle"]
+            place = {"slot": last["slot"], "generation": last["generation"]}
+
+    # --- before the first case and after each ---
+
+    def sweep(self) -> None:
+        """Terminate what a run that was killed has left on our host."""
+        self.wires.begin(CLEANUP_S)
+        host, client = self.host(), self.client()
+        self.wires.handles += [
+            worker["status"]["handle"]
+            for worker in self.workers(client)
+            if worker["spec"].get("host") == host.name and worker["spec"]["name"].startswith(PREFIX)
+        ]
+        self.tidy()
 
     def tidy(self) -> None:
         """Terminate what the case registered and leave. Raises Mismatch if something stays."""
@@ -317,19 +352,25 @@ def select(patterns: Iterable[str]) -> list[Case]:
 
 
 def run(
-    target: Target, cases: Sequence[Case], tell: Callable[[Outcome], None] = lambda _: None
+    target: Target,
+    cases: Sequence[Case],
+    tell: Callable[[Outcome], None] = lambda _: None,
+    span_s: float = CASE_S,
 ) -> list[Outcome]:
-    """Run them in order; `tell` hears each outcome at once. After a lost master the rest is
-    skipped."""
+    """Run them in order, none for longer than `span_s`; `tell` hears each outcome at once. After a
+    lost master the rest is skipped."""
     kit = Kit(target)
     outcomes: list[Outcome] = []
     lost = ""
     try:
+        if target.agents and cases:
+            _attempt(kit.sweep)  # what is wrong with it, the cases will say
+            kit.wires.close()
         for one in cases:
             if lost or (one.host and not target.agents):
                 outcome = Outcome(one, "skipped", 0.0, got=lost or "no agents' endpoint was given")
             else:
-                outcome = _run(kit, one)
+                outcome = _run(kit, one, span_s)
                 lost = "the master was lost before" if outcome.got.startswith(_LOST) else ""
             outcomes.append(outcome)
             tell(outcome)
@@ -341,9 +382,9 @@ def run(
 _LOST: Final = "no connection: "
 
 
-def _run(kit: Kit, one: Case) -> Outcome:
+def _run(kit: Kit, one: Case, span_s: float) -> Outcome:
     begun_s = time.monotonic()
-    kit.wires.begin(one.span_s)
+    kit.wires.begin(span_s)
     failure = _attempt(lambda: one.test(kit))
     untidy = _attempt(kit.tidy)
     if untidy is not None:

@@ -30,18 +30,10 @@ def registered(peer: Peer, request: bytes, spec: dict[str, Any]) -> dict[str, An
     return peer.ask(wire.REGISTER, wire.REGISTERED, request, spec=spec)
 
 
-def of_name(peer: Peer, name: str) -> list[dict[str, Any]]:
+def of_name(kit: Kit, peer: Peer, name: str) -> list[dict[str, Any]]:
     """All entries of LIST_WORKERS with this name, retired ones too."""
-    found: list[dict[str, Any]] = []
-    place: dict[str, Any] = {}
-    while True:
-        page = peer.ask(wire.LIST_WORKERS, wire.WORKERS_PAGE, retired=True, **place)
-        workers = page["workers"]
-        found += [worker for worker in workers if worker["spec"]["name"] == name]
-        if not page.get("more", False):
-            return found
-        last = workers[-1]["status"]["handle"]
-        place = {"slot": last["slot"], "generation": last["generation"]}
+    workers = kit.workers(peer, retired=True)
+    return [worker for worker in workers if worker["spec"]["name"] == name]
 
 
 @case("register", REGISTERING, "REGISTERED tells handle and place; the status says why it waits")
@@ -193,7 +185,7 @@ def retry(kit: Kit) -> None:
     first = registered(peer, request, spec)
     again = registered(peer, request, spec)
     expect(again == first, repr(first), again)
-    found = of_name(peer, spec["name"])
+    found = of_name(kit, peer, spec["name"])
     expect(len(found) == 1, "one registration", found)
 
 
@@ -207,7 +199,7 @@ def retry_session(kit: Kit) -> None:
     expect(again == first, repr(first), again)
     other = registered(kit.client(), request, spec)  # the same principal
     expect(other == first, repr(first), other)
-    expect(len(of_name(peer, spec["name"])) == 1, "one registration", spec["name"])
+    expect(len(of_name(kit, peer, spec["name"])) == 1, "one registration", spec["name"])
 
 
 @case("retry-failed", REQUESTS, "FAILED is remembered too, though it would go well by now")
@@ -251,7 +243,7 @@ def terminate_waiting(kit: Kit) -> None:
     expect(final == ("stopped", True), "stopped and final", status)
     done = peer.ask(wire.TERMINATE, wire.DONE, ref=made["ref"])
     expect(done.get("changed", True) is False, "a second one without a change", done)
-    live = [one for one in of_name(peer, made["name"]) if not one.get("retired", False)]
+    live = [one for one in of_name(kit, peer, made["name"]) if not one.get("retired", False)]
     expect(live == [], "no live registration", live)
 
 
