@@ -197,6 +197,7 @@ class Kit:
         self.target = target
         self.wires = Wires()
         self.host_now: Host | None = None
+        self.cleanup_s = CLEANUP_S
         self._instance = os.urandom(16).hex()
         self._warden = os.urandom(16).hex()
         self._highest_token = 0
@@ -294,7 +295,7 @@ class Kit:
 
     def sweep(self) -> None:
         """Terminate what a run that was killed has left on our host."""
-        self.wires.begin(CLEANUP_S)
+        self.wires.begin(self.cleanup_s)
         host, client = self.host(), self.client()
         self.wires.handles += [
             worker["status"]["handle"]
@@ -305,7 +306,7 @@ class Kit:
 
     def tidy(self) -> None:
         """Terminate what the case registered and leave. Raises Mismatch if something stays."""
-        self.wires.begin(CLEANUP_S)
+        self.wires.begin(self.cleanup_s)
         refs = {handle_text(handle) for handle in self.wires.handles}
         host, self.host_now = self.host_now, None
         keep = host.peer if host is not None and host.joined and refs else None
@@ -363,7 +364,8 @@ def run(
     outcomes: list[Outcome] = []
     lost = ""
     try:
-        if target.agents and cases:
+        kit.cleanup_s = min(CLEANUP_S, span_s)
+        if target.agents and any(one.host for one in cases):
             _attempt(kit.sweep)  # what is wrong with it, the cases will say
             kit.wires.close()
         for one in cases:
