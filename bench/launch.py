@@ -52,13 +52,14 @@ class House:
         self._folder = folder
         Path(folder).chmod(0o700)
         base = [sys.executable, "-m", "posthouse_cli"]
+        # Else every worker would compile its module, which no installed one does.
+        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         common = ["--dir", folder, "--log-format", "json"]
         self._log = open(f"{folder}/daemons.log", "wb")  # noqa: SIM115 - closed in `close`
-        master = subprocess.Popen([*base, "master", *common], stderr=self._log)
-        agent = subprocess.Popen(
-            [*base, "agent", *common, "--host", "here", "--path", str(HERE), "--module", "*"],
-            stderr=self._log,
-        )
+        master = subprocess.Popen([*base, "master", *common], stderr=self._log, env=env)
+        placed = ["--host", "here", "--path", str(HERE), "--module", "*"]
+        command = [*base, "agent", *common, *placed]
+        agent = subprocess.Popen(command, stderr=self._log, env=env)
         self.daemons = {"master": psutil.Process(master.pid), "agent": psutil.Process(agent.pid)}
         self._started = (agent, master)
         self.endpoint = f"ipc://{folder}/clients.sock"
