@@ -1,0 +1,173 @@
+"""A simulated warden process: the real core, and what its shell does with a journal and a fork.
+
+Owns: the journal's gaps, the ends that wait for room on the disk, which agent is served. Must not
+know: the master, the network. Invariant: as in the real shell, an entry is in the journal before
+anything that rests on it is done, and a worker whose end cannot be written down stays a zombie.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from posthouse_agent import orders
+from posthouse_agent import warden_effects as warden
+from posthouse_agent.warden_core import WardenCore, recover
+from posthouse_testing.sim.local import KIND, LocalSocket, name_of
+from posthouse_testing.sim.node import Node
+
+if TYPE_CHECKING:
+    from posthouse_testing.sim.host import Machine
+
+__all__ = ["WardenNode", "refused"]
+
+RETRY_S = 1.0  # after the disk refused something
+
+
+class WardenNode(Node):
+    """A warden process: reads the journal, takes the lock, serves one agent at a time."""
+
+    def __init__(self, machine: "Machine") -> None:
+        super().__init__(machine.world, f"warden {machine.name}", machine.clock)
+        self.machine = machine
+        self.instance = machine.world.entropy(16).hex()
+        self.core = WardenCore(
+            instance=self.instance,
+            kind=KIND,
+            boot_id=machine.boot_id,
+            pid=machine.next_pid(),
+        )
+        self.socket: LocalSocket | None = None  # of the attached agent
+        self.accepted: list[LocalSocket] = []
+        self.behind = False  # an entry is missing in the journal
+        self.unrecorded: list[warden.ProcessEnded] = []  # ends that wait for room on the disk
+        self._answers: deque[Any] = deque()
+
+    def begin(self) -> None:
+        machine = self.machine
+        rebooted = machine.journal_boot_id != machine.boot_id
+        recovered = recover(machine.journal, rebooted=rebooted)
+        self.world.log(
+            self.name,
+            f"begins, lost {len(recovered.lost)} exits {len(recovered.exits)}"
+            + (" after a reboot" if rebooted else ""),
+        )
+        self.core.handle(recovered, self.clock.now())  # its entries are part of what follows
+        if machine.disk_full:
+            self.crash()  # it cannot write its first line
+        elif not self.burn():
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """A short journal in a new file, which takes the old one's place at once."""
+        machine = self.machine
+        if machine.disk_full:
+            self.world.after(RETRY_S, self._retry)
+            return
+        machine.journal = list(self.core.entries())
+        machine.journal_boot_id = machine.boot_id
+        self.behind = False
+
+    def _retry(self) -> None:
+        """There may be room on the disk now: for what is missing, and for ends."""
+        if not self.alive:
+            return
+        if self.behind:
+            self._rewrite()
+        if not self.behind:
+            unrecorded, self.unrecorded = self.unrecorded, []
+            for event in unrecorded:
+                self.submit(event)
+
+    def handle(self, event: Any) -> None:
+        if isinstance(event, tuple):
+            event = self._read(*event)
+            if event is None:
+                return
+        if isinstance(event, warden.ProcessEnded) and self._no_room():
+            # It stays a zombie: its end must not be forgotten, and cannot be written down yet.
+            self.unrecorded.append(event)
+            self.world.after(RETRY_S, self._retry)
+            return
+        self.carry_out(self.core.handle(event, self.clock.now()))
+        while self._answers and self.alive:
+            self.handle(self._answers.popleft())
+        if self.alive:
+            self.wake_at(self.core.deadline())
+
+    def _no_room(self) -> bool:
+        return self.behind or self.machine.disk_full
+
+    def carry_out(self, effects: Iterable[Any]) -> None:
+        """As Node does, but what follows an Intent that cannot be written is not done."""
+        for effect in effects:
+            if not self.alive or self.burn():
+                return
+            if isinstance(effect, warden.WriteJournal) and self._no_room():
+                self._unwritten(effect.entry)
+                if isinstance(effect.entry, warden.Intent):
+                    return
+            else:
+                self.effect(effect)
+
+    def _unwritten(self, entry: warden.Entry) -> None:
+        self.world.figures["journal entries that could not be written"] += 1
+        self.behind = True
+        self.world.after(RETRY_S, self._retry)
+        if isinstance(entry, warden.Intent):
+            self._answers.append(refused(entry.token, "the journal cannot be written"))
+
+    def tick(self) -> None:
+        self.handle(warden.Tick())
+
+    def terminate(self) -> None:
+        """TERM to the warden: it ends its workers, then itself."""
+        self.submit(warden.Terminating())
+
+    def _read(self, socket: LocalSocket, order: Any) -> Any:
+        if socket.void:
+            return None
+        if order is None:
+            if self.socket is socket:
+                self.socket = None
+                return warden.AgentGone()
+            return None
+        if isinstance(order, orders.Attach):
+            if self.socket is not None and self.socket is not socket:
+                self.socket.warden_ended()
+            self.socket = socket
+            return warden.AgentAttached(order)
+        return warden.Ordered(order) if socket is self.socket else None
+
+    def effect(self, effect: Any) -> None:
+        machine = self.machine
+        match effect:
+            case warden.WriteJournal(entry):
+                machine.journal.append(entry)
+            case warden.Fork(order) if self._no_room():
+                self._answers.append(refused(order.token, "no room for the record of its exit"))
+            case warden.Fork(order):
+                self._answers.append(machine.fork(order))
+            case warden.Kill(token, signal):
+                self.world.log(self.name, f"signal {signal} to token {token}")
+                machine.processes[token].kill(signal)
+            case warden.Reap(token):
+                machine.processes[token].reaped = True
+            case warden.Tell(report):
+                self.world.log(self.name, f"tells {name_of(report)}")
+                machine.watcher.warden_said(machine, report)
+                if self.socket is not None:
+                    self.socket.report(report)
+            case warden.End():
+                self.world.log(self.name, "ends")
+                self.crash()
+
+    def crash(self) -> None:
+        super().crash()
+        for socket in self.accepted:
+            socket.warden_ended()
+        self.machine.warden_died(self)
+
+
+def refused(token: int, reason: str) -> warden.ForkRefused:
+    """There is no process, and there may be one another time."""
+    return warden.ForkRefused(token=token, code="fork_failed", reason=reason, retry=True)
