@@ -269,10 +269,14 @@ def test_exits_are_recorded_though_the_disk_is_full(small_disk, eventually):
     filler.unlink()
     agent = host.agent()
     told = {}
-    while len(told) < count:
-        for report in host.connect().attach():
-            if isinstance(report, Ended):
-                told[report.token] = report
+
+    def all_told():
+        # Closed again: in a tight loop the descriptors of thousands of snapshots would add up.
+        with contextlib.closing(host.connect()) as caller:
+            told.update({r.token: r for r in caller.attach() if isinstance(r, Ended)})
+        return len(told) == count
+
+    eventually(all_told)
     assert told.keys() == {f.token for f in running}
     assert all(procfs.read(f.pid) is None for f in running)
     host.kill()
