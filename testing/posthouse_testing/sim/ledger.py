@@ -104,7 +104,7 @@ class Ledger:
         """What a new master finds must be what was committed."""
         if snapshot.term.epoch <= self.epoch:
             self.fail(4, f"epoch {snapshot.term.epoch} begins after epoch {self.epoch}")
-        self.epoch = snapshot.term.epoch
+        self.epoch, self.registry = snapshot.term.epoch, snapshot.term.registry
         found: dict[str, Any] = {
             "registrations": {(row.slot, row.generation): row for row in snapshot.specs},
             "states": {(row.slot, row.generation): row for row in snapshot.states},

@@ -26,7 +26,7 @@ from posthouse_master.effects import (
     Send,
     Tick,
 )
-from posthouse_master.store.base import Op, Snapshot
+from posthouse_master.store.base import Op, Snapshot, Store
 from posthouse_master.store.memory import MemoryDisk, MemoryStore
 from posthouse_testing.sim.network import Network, Router
 from posthouse_testing.sim.node import Node
@@ -54,7 +54,7 @@ class MasterNode(Node):
     def __init__(self, seat: "MasterSeat") -> None:
         super().__init__(seat.world, "master", seat.clock)
         self.seat = seat
-        self.store = MemoryStore(seat.disk, steal=True)
+        self.store = seat.open_store()
         self.epoch = self.store.begin_term().epoch
         snapshot = self.store.load()
         seat.auditor.loaded(snapshot)
@@ -193,7 +193,8 @@ class MasterSeat:
         self.watcher = watcher
         self.policy = policy
         self.clock: Clock = world.clock()
-        self.disk = MemoryDisk(registry=world.entropy(16).hex())
+        disk = MemoryDisk(registry=world.entropy(16).hex())
+        self.open_store: Callable[[], Store] = lambda: MemoryStore(disk, steal=True)
         self.node: MasterNode | None = None
         self.restart_s: Callable[[], float] = lambda: world.random.uniform(0.05, 4.0)
         self.store_fails: str = ""  # "before" or "after": the next commit ends the process

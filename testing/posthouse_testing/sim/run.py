@@ -100,7 +100,6 @@ class Simulation:
         self.checker = Checker(world, self.ledger)
         policy = MasterPolicy(max_worker_processes=workers_max, max_worker_processes_per_host=50)
         self.seat = MasterSeat(world, self.network, self.ledger, self.checker, policy)
-        self.ledger.registry = self.seat.disk.registry
         names = "abcdefgh"[: knobs.hosts]
         self.machines = [Machine(world, self.network, self.checker, n, slots) for n in names]
         self.ledger.workers_per_host_max = dict.fromkeys(names, slots)
