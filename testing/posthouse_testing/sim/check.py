@@ -209,10 +209,21 @@ class Checker:
             self.fail(21, f"{who} is told at {status.sequence} of {stream}: {lie}")
 
     def watched(
-        self, who: str, stream: str, cursor: int, told: Sequence[Event], up_to: int
+        self,
+        who: str,
+        stream: str,
+        cursor: int,
+        told: Sequence[Event],
+        up_to: int,
+        *,
+        kept_only: bool = False,
     ) -> None:
-        """A watcher at `cursor` is given `told`: all rows of its stream up to `up_to`."""
+        """A watcher at `cursor` is given `told`: all rows of its stream up to `up_to`; one that
+        asked for what is kept does without those that are not."""
         wanted = self.ledger.rows(stream, cursor, up_to)
+        if kept_only:
+            given = {event.sequence for event in told}
+            wanted = [r for r in wanted if r.sequence in given or r.sequence in self.ledger.bodies]
         if list(told) != wanted:
             self.fail(
                 8,

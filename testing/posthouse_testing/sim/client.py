@@ -15,6 +15,7 @@ from posthouse.errors import CursorTooOld, PosthouseError, RequestConflict, Time
 from posthouse.ids import Cursor
 from posthouse.messages import (
     MUTATING,
+    Drain,
     Explain,
     GetStatus,
     Hold,
@@ -87,6 +88,7 @@ class Follower:
     subscription: int = -1
     takes_s: float = 0.0  # when it will have taken what it was given
     over: bool = False
+    from_start: bool = False  # it asked for what is kept
 
     def __str__(self) -> str:
         return f"watch {self.number} of {self.stream or 'all'}"
@@ -210,7 +212,9 @@ class Client:
         elif choice < 0.73:
             verb = random.choice((Hold, Release, Release, Restart))
             self.ask(verb(request=self._id(), ref=self._some_ref()))
-        elif choice < 0.76:
+        elif choice < 0.75 and self.world.knobs.shutdowns:
+            self.drain(random.choice(self.hosts), on=random.random() < 0.5)
+        elif choice < 0.77:
             self.ask(LatchWorker(request=self._id(), ref=random.choice(self.handles)))
         elif choice < 0.85:
             asked = random.choice((GetStatus, GetStatus, GetStatus, Explain, ReadOutput))
@@ -252,6 +256,13 @@ class Client:
             **(drawn | fields),
         )
         self.ask(Register(request=self._id(), spec=worker.to_wire()))
+
+    def drain(self, host: str, *, on: bool) -> None:
+        """Take a host out of service, with or without those pinned to it, or back into it."""
+        random = self.world.random
+        grace_s = random.choice((None, 0.0, 0.5))
+        force = random.random() < 0.5
+        self.ask(Drain(request=self._id(), host=host, on=on, force=force, grace_s=grace_s))
 
     def terminate_all(self) -> None:
         """The end of the run: everything that was ever registered goes."""
@@ -353,6 +364,7 @@ class Client:
         self._subscriptions += 1
         follower.subscription = self._subscriptions
         follower.given = follower.cursor
+        follower.from_start = follower.cursor == 0
         after: Cursor | None = None
         if follower.cursor == 0:
             after = FROM_START
@@ -371,7 +383,12 @@ class Client:
             # Began from now on: the first word tells where that was.
             follower.given = events[0].sequence - 1 if events else cursor.sequence
         self.checker.watched(
-            f"{self.name} {follower}", follower.stream, follower.given, events, cursor.sequence
+            f"{self.name} {follower}",
+            follower.stream,
+            follower.given,
+            events,
+            cursor.sequence,
+            kept_only=follower.from_start,
         )
         follower.given = cursor.sequence
         self.world.figures["events told"] += len(events)

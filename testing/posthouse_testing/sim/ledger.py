@@ -273,6 +273,9 @@ class Ledger:
             self.fail(7, f"{key} incarnation {event.incarnation} starts, {newest} never ended")
         if self._terminated(key):
             self.fail(11, f"{key} is started after terminate")
+        host = self.hosts.get(event.host)
+        if host is not None and host.draining:
+            self.fail(13, f"{key} is started on {event.host}, which is drained")
         if event.token <= self.newest_token:
             self.fail(3, f"{key} is given token {event.token} after {self.newest_token}")
         self.newest_token = event.token

@@ -200,6 +200,7 @@ class Simulation:
         waits = [f"host {m.name} is not settled" for m in self.machines if not m.settled]
         for client in self.clients:
             waits += client.unsettled()
+        waits += self._drained(all_asked=not waits)
         checker = self.checker
         wanted = {}
         for key, state in self.ledger.states.items():
@@ -216,6 +217,14 @@ class Simulation:
                 waits.append(f"{key} is {state.life} and {'not ' * (not process)}running")
         waits += [f"{p} runs for nobody" for key, p in checker.living.items() if key not in wanted]
         return waits
+
+    def _drained(self, *, all_asked: bool) -> list[str]:
+        """Hosts that are out of service; they are taken back once no older wish is under way."""
+        names = [name for name, host in self.ledger.hosts.items() if host.draining]
+        if all_asked:
+            for name in names:
+                self.clients[0].drain(name, on=False)
+        return [f"host {name} is drained" for name in names]
 
     def _has_no_room(self, key: tuple[int, int]) -> bool:
         """Every host that it may run on is full: of processes, and of registrations that name the

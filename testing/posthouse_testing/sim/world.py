@@ -63,7 +63,7 @@ class Knobs:
     exit_rate: float  # spontaneous exits of a worker a second
     stubborn: float  # share of processes that ignore the stop signal
     unkillable: float  # share of processes that KILL ends only after seconds (state D)
-    shutdowns: bool  # clients shut the cluster down now and then
+    shutdowns: bool  # clients shut the cluster down and drain hosts now and then
     keyed: bool  # keys name the peers; else the sockets are open, and HELLO does
     room: int  # frames that a socket takes for a peer that does not read
 
