@@ -182,14 +182,17 @@ class Answers:
         elif cursor > self._log.sequence:
             void = "the cursor is of a future that this registry has not seen"
         cursor = min(cursor, self._log.sequence)
+        # Who has no place yet asks for what is kept; who has one asks for all that follows it.
+        missing_to = self._log.trimmed_in(stream) if message.sequence == 0 and not void else 0
         self._watchers.add(
-            Watch(session, message.subscription, stream, cursor, message.credit, void)
+            Watch(session, message.subscription, stream, cursor, message.credit, missing_to, void)
         )
         return Subscribed(
             request=message.request,
             subscription=message.subscription,
             timeline=self._log.timeline,
             sequence=cursor,
+            missing_to=missing_to,
         )
 
     def credit(self, _turn: Turn, session: Session, message: Credit) -> None:

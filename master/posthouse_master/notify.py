@@ -27,6 +27,7 @@ class Watch:
     stream: str | None  # None: everything
     cursor: int
     credit: int
+    forgiven: int = 0  # rows up to here may be missing: it asked for what is kept
     void: str = ""  # why nothing can be read after the cursor
     told: bool = False  # something was sent: at least that there is nothing yet
 
@@ -116,9 +117,10 @@ class Watchers:
             if watch.session.link.room <= _ROOM_MIN:
                 self._starved.setdefault(watch.session.identity, {})[watch] = None
                 return
-            if watch.cursor < self._log.trimmed_in(watch.stream):
+            trimmed = self._log.trimmed_in(watch.stream)
+            if watch.cursor < trimmed and watch.forgiven < trimmed:
                 reason = "rows after the cursor are no longer kept"
-                self._too_old(turn, watch, reason, self._log.trimmed_in(watch.stream))
+                self._too_old(turn, watch, reason, trimmed)
                 return
             if watch.cursor >= self._log.sequence and watch.told:
                 return

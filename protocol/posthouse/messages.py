@@ -424,7 +424,8 @@ class ReadOutput(Request, frozen=True, kw_only=True):
 
 class Subscribe(Request, frozen=True, kw_only=True):
     """Follow the event log after (`timeline`, `sequence`), of one registration if `ref` is given.
-    Answered by SUBSCRIBED, then EVENTS while there is credit. `sequence` -1: from now on."""
+    Answered by SUBSCRIBED, then EVENTS while there is credit. `sequence` 0: from the oldest row
+    that is kept; -1: from now on."""
 
     subscription: Int
     ref: Annotated[str, Meta(max_length=160)] = ""
@@ -530,11 +531,13 @@ class Output(Reply, frozen=True, kw_only=True):
 
 
 class Subscribed(Reply, frozen=True, kw_only=True):
-    """EVENTS follow after this place."""
+    """EVENTS follow after this place. Rows up to `missing_to` may be missing, because sequence 0
+    asks for what is kept; 0: none is."""
 
     subscription: Int
     timeline: Int
     sequence: Int
+    missing_to: Int = 0
 
 
 class Failed(Reply, frozen=True, kw_only=True):

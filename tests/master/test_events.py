@@ -271,3 +271,23 @@ def test_retired_registrations_are_forgotten_oldest_first_with_their_rows(
     assert {row.name for row in town.disk.specs.values()} == {"b", "e"}
     assert client.follow("", sequence=1) is not None
     client.one(CursorTooOld)
+
+
+def test_from_the_start_means_what_is_kept_and_says_what_may_be_missing(town, client):
+    """A storm must not take the whole log from who has no place in it yet."""
+    host = town.host("b")
+    client.register("calm", labels=("none",))
+    storm(town, host, client)
+    trimmed = town.core.log.trimmed_to
+    assert trimmed
+    for number, ref in ((1, ""), (2, "storm"), (3, "calm")):
+        answer = client.follow(ref, sequence=0, number=number)
+        assert (answer.missing_to > 0) == (ref != "calm")
+        seen = []
+        while found := client.take(Events):
+            seen += [event for page in found for event in page.events]
+            client.say(Credit(subscription=number, credit=256))
+            client.acknowledge()
+        kept = [e for e in town.log() if not ref or e.name == ref]
+        assert [event.sequence for event in seen] == [event.sequence for event in kept]
+    assert not client.take(CursorTooOld)
