@@ -337,8 +337,7 @@ class Registry:
         if colon and len(registry) == len(self.identity):
             handle = _handle(ref)
             if handle is not None:
-                found = self.get(handle.slot, handle.generation)
-                return handle if found is None or registry != self.identity else found
+                return self._reach(handle)
         live = self._live_names.get(ref, {})
         if len(live) > 1:
             shown = ", ".join(f"{slot}.{generation}" for slot, generation in list(live)[:5])
@@ -354,8 +353,21 @@ class Registry:
             return next(reversed(retired.values()))
         handle = _handle(f"{self.identity}:{ref}")
         if handle is not None:
-            return self.get(handle.slot, handle.generation) or handle
+            return self._reach(handle)
         raise NoSuchWorker(f"no worker is named {ref!r}", hint=self._hint(ref))
+
+    def _reach(self, handle: HandleId) -> Registration | HandleId:
+        """What a handle names, or itself if that is gone. Raises NoSuchWorker for one that this
+        registry has not given yet: it may come to name somebody, so it is not stale."""
+        if handle.registry != self.identity:
+            return handle
+        given = self._slots[handle.slot].generation if handle.slot < len(self._slots) else 0
+        if not 0 < handle.generation <= given:
+            raise NoSuchWorker(
+                f"{handle.short} is no handle that was ever given",
+                hint="`posthouse ps` lists the workers",
+            )
+        return self.get(handle.slot, handle.generation) or handle
 
     def named(self, name: str) -> Registration | None:
         """The oldest live registration of that name."""

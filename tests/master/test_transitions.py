@@ -134,9 +134,12 @@ def test_d11_a_stale_handle_is_an_answer_and_reaches_nobody_else():
     assert registry.find("0.1") == handle
     foreign = HandleId("cd" * 16, 0, 2)
     assert registry.find(str(foreign)) == foreign
-    for slot, generation in ((0, 3), (7, 1), (10**8, 1)):
+    # One that was never given is not stale: "final" would be a lie as soon as it is given.
+    for slot, generation in ((0, 3), (0, 0), (7, 1), (10**8, 1)):
         never = HandleId("ab" * 16, slot, generation)
-        assert registry.find(str(never)) == never
+        for ref in (str(never), never.short):
+            with pytest.raises(NoSuchWorker, match="ever given"):
+                registry.find(ref)
 
 
 def test_find_prefers_the_live_one_then_the_newest_retired():

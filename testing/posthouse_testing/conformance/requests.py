@@ -158,7 +158,8 @@ def reference_stale(kit: Kit) -> None:
     peer = kit.client()
     made = kit.register(peer)
     handle = made["handle"]
-    ref = f"{handle['registry']}:{handle['slot']}.{handle['generation'] + 10**9}"
+    other = f"{int(handle['registry'][0], 16) ^ 1:x}{handle['registry'][1:]}"
+    ref = f"{other}:{handle['slot']}.{handle['generation']}"
     status = kit.status(peer, ref)
     answer = (status["state"], status.get("final", False))
     expect(answer == ("stopped", True), "stopped and final", status)
@@ -168,6 +169,17 @@ def reference_stale(kit: Kit) -> None:
     peer.next(wire.CURSOR_TOO_OLD)
     failed(peer, "not_running", wire.SIGNAL_WORKER, ref=ref, signal=10)
     expect(kit.status(peer, made["ref"])["state"] == "not_yet_started", "the other unharmed", made)
+
+
+@case(
+    "reference-not-given", REFERENCES, "A handle that was never given is refused, not called final"
+)
+def reference_not_given(kit: Kit) -> None:
+    peer = kit.client()
+    handle = kit.register(peer)["handle"]
+    ref = f"{handle['registry']}:{handle['slot']}.{handle['generation'] + 10**9}"
+    failed(peer, "no_such_worker", wire.GET_STATUS, ref=ref)
+    failed(peer, "no_such_worker", wire.TERMINATE, ref=ref)
 
 
 @case("not-running", REFERENCES, "What needs a process is FAILED not_running without one")
