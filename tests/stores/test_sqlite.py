@@ -293,3 +293,18 @@ def test_a_disk_that_is_full_is_an_error_that_ends_the_process(state_dir):
     again = SqliteStore(state_dir)
     assert not again.load().hosts
     again.close()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_n15_nothing_is_acknowledged_into_a_file_that_is_gone(tmp_path, replace):
+    """PostgreSQL ends when its lock file is removed; SQLite would write to the removed file."""
+    store = SqliteStore(tmp_path / "r")
+    term = store.begin_term()
+    path = next((tmp_path / "r").glob("*.sqlite*"))
+    copy = path.read_bytes()
+    path.unlink()
+    if replace:
+        path.write_bytes(copy)
+    with pytest.raises(StoreError, match="removed or replaced"):
+        store.commit(term.epoch, [])
+    store.close()

@@ -174,6 +174,8 @@ class SqliteStore:
             self._lock = _take_lock(self._folder / _LOCK)
             self._refuse_or_create()
             self._database = self._connect()
+            found = self._path.stat()
+            self._identity = (found.st_dev, found.st_ino)
         except RegistryRefused:
             self.close()
             raise
@@ -223,6 +225,7 @@ class SqliteStore:
             )
 
     def commit(self, epoch: int, ops: Sequence[Op]) -> None:
+        self._still_there()
         with self._transaction() as database:
             found = _term(database).epoch
             if found != epoch:
@@ -238,6 +241,19 @@ class SqliteStore:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _still_there(self) -> None:
+        """SQLite goes on writing to a file that somebody removed, and nothing of it would be found
+        again: what is acknowledged has to be in the file that the next master opens (N15)."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != self._identity:
+            raise StoreError(
+                f"{self._path}: the registry was removed or replaced while it was open",
+                hint="put it back; workers go on, and the hosts tell a new master what runs",
+            )
 
     # --- opening ---
 
