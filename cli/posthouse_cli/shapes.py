@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 
+_CAUSE_SHOWN = 120  # characters of an error in a line of events
 _ASKED = (
     EventKind.REGISTERED,
     EventKind.STOP_REQUESTED,
@@ -166,12 +167,20 @@ def _event_words(event: Event) -> str:
     words = [event.reason] if event.reason else []
     if not words and event.exit:
         words.append(event.exit.describe())
+    if event.exit and event.exit.traceback:
+        words.append(_last_line(event.exit.traceback))
     if event.restart_in_s is not None and "restarts" not in event.reason:
         words.append(f"restarts in {shown(event.restart_in_s)}")
     asked = event.kind in _ASKED
     if asked and event.by and event.by not in event.reason:
         words.append(f"by {event.by}")
     return "; ".join(words)
+
+
+def _last_line(text: str) -> str:
+    """What a traceback comes to, as "ModuleNotFoundError: No module named 'x'"."""
+    line = text.strip().rpartition("\n")[2].strip()
+    return line if len(line) <= _CAUSE_SHOWN else f"{line[:_CAUSE_SHOWN]}..."
 
 
 _IN_HANDLE = ("registry", "slot", "generation")
