@@ -158,7 +158,11 @@ class Processes:
 
     def _open_ends(self, order: StartWorker, path: str, opened: list[int]) -> _Ends:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        log = os.open(path, flags | os.O_CLOEXEC, 0o640)
+        try:
+            log = os.open(path, flags | os.O_CLOEXEC, 0o640)
+        except FileNotFoundError:  # somebody cleared the folder away, and nothing else would heal
+            os.makedirs(os.path.dirname(path), 0o750, exist_ok=True)
+            log = os.open(path, flags | os.O_CLOEXEC, 0o640)
         opened.append(log)
         os.set_blocking(log, True)
         log_found = os.fstat(log)

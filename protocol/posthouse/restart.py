@@ -36,7 +36,7 @@ class Decision:
 _ASKED: dict[StopReason, tuple[Literal["unregister", "restart", "keep"], str, str]] = {
     StopReason.TERMINATE: ("unregister", "M10", "terminated"),
     StopReason.HOLD: ("keep", "H-HOLD", "held"),
-    StopReason.SHUTDOWN: ("keep", "N6", "stopped by a shutdown; stays registered"),
+    StopReason.SHUTDOWN: ("keep", "N6", "stopped for a shutdown"),
     StopReason.RESTART: ("restart", "E-RESTART", "restarted on request"),
     StopReason.APPLY: ("restart", "E-APPLY", "restarted with a new revision"),
     StopReason.DRAIN: ("restart", "E-DRAIN", "moved off a drained host"),
