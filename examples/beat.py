@@ -10,5 +10,5 @@ def main(words: str | None) -> None:
     while True:
         print(words or "beat", flush=True)
         worker.latch.reset()
-        if worker.POSTMASTER_DEATH in worker.latch.wait(worker.POSTMASTER_DEATH, timeout=1.0):
+        if worker.POSTMASTER_DEATH in worker.latch.wait(timeout=1.0):
             sys.exit(1)

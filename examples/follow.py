@@ -28,7 +28,7 @@ def main(arg: dict[str, Any]) -> None:
         while copy_lines(database, file, worker.entry().token):
             pass
         # Sleep in the latch, never in time.sleep(): so we also wake when our master is gone.
-        if worker.POSTMASTER_DEATH in worker.latch.wait(worker.POSTMASTER_DEATH, timeout=0.1):
+        if worker.POSTMASTER_DEATH in worker.latch.wait(timeout=0.1):
             sys.exit(1)
 
 
