@@ -183,22 +183,27 @@ def test_fork_that_fails(empty_host):
 # --- disk ---
 
 
-@pytest.mark.parametrize("spoil", ["missing", "a file", "a link"])
+def test_log_folder_that_was_cleared_away_is_made_anew(host, agent):
+    shutil.rmtree(host.logs)
+    assert host.run(agent, "nothing").facts["code"] == 0
+    assert (host.logs / "1.1.log").exists()
+    assert host.logs.stat().st_mode & 0o007 == 0
+
+
+@pytest.mark.parametrize("spoil", ["a file", "a link"])
 def test_log_folder(host, agent, spoil, tmp_path):
     if spoil == "a link":  # in place of the log file itself
         (host.logs / "1.1.log").symlink_to(tmp_path / "victim")
     else:
         shutil.rmtree(host.logs)
-        if spoil == "a file":
-            host.logs.touch()
+        host.logs.touch()
     failed = refused(host, agent)
     assert (failed.code, failed.retry) == ("fork_failed", True)
     assert str(host.logs / "1.1.log") in failed.reason
     assert not (tmp_path / "victim").exists()
     # once it is repaired the next token runs
     if spoil != "a link":
-        if host.logs.exists():
-            host.logs.unlink()
+        host.logs.unlink()
         host.logs.mkdir()
     assert host.run(agent, "nothing").facts["code"] == 0
 
