@@ -206,12 +206,15 @@ class Client:
             self.register()
         elif choice < 0.6:
             self.terminate(self._some_ref())
-        elif choice < 0.7:
+        elif choice < 0.68:
             ref, signal = self._some_ref(), random.choice((1, 10, 15, 9))
             self.ask(SignalWorker(request=self._id(), ref=ref, signal=signal))
         elif choice < 0.73:
-            verb = random.choice((Hold, Release, Release, Restart))
-            self.ask(verb(request=self._id(), ref=self._some_ref()))
+            verb, ref = random.choice((Hold, Hold, Release, Restart, Restart)), self._some_ref()
+            self.ask(verb(request=self._id(), ref=ref))
+            if verb is Hold and random.random() < 0.7:
+                release = Release(request=self._id(), ref=ref)
+                self.world.after(random.uniform(0.01, 5.0), self.ask, release)
         elif choice < 0.75 and self.world.knobs.shutdowns:
             self.drain(random.choice(self.hosts), on=random.random() < 0.5)
         elif choice < 0.77:
