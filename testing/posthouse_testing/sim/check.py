@@ -34,6 +34,7 @@ from posthouse.messages import (
     StartFailed,
     Stop,
     StopDone,
+    Subscribed,
 )
 from posthouse.records import Event, Status
 from posthouse_agent import orders
@@ -44,11 +45,21 @@ from posthouse_testing.sim.ledger import Key, Ledger
 from posthouse_testing.sim.process import Process
 from posthouse_testing.sim.world import Violation, World
 
-__all__ = ["Checker"]
+__all__ = ["Checker", "Watching"]
 
 _CLAIMS = frozenset(KIND_OF[cls] for cls in (Inventory, Exited, StopDone, StartFailed))
-_COMMANDS = frozenset((KIND_OF[Start], KIND_OF[Stop]))
+_HEEDED = frozenset(KIND_OF[cls] for cls in (Start, Stop, Subscribed))
 _CLOCKS = 0.005  # two clocks may differ by this share; twice the drift and some rounding
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Who is told: its stream, its subscription in its session, whether it had a place there."""
+
+    stream: str
+    session: bytes
+    subscription: int
+    placed: bool
 
 
 @dataclass(slots=True)
@@ -60,6 +71,7 @@ class Checker:
     living: dict[Key, Process] = field(default_factory=dict)
     last: dict[Key, Process] = field(default_factory=dict)
     starts_sent: dict[int, bytes] = field(default_factory=dict)  # token -> session
+    missing_to: dict[tuple[bytes, int], int] = field(default_factory=dict)  # by watch
     stops_sent: dict[int, list[bytes]] = field(default_factory=dict)  # token -> sessions
 
     def fail(self, number: int, text: str) -> NoReturn:
@@ -68,11 +80,13 @@ class Checker:
     # --- what the master says ---
 
     def master_said(self, frame: bytes) -> None:
-        """A frame leaves the master for an agent."""
-        if frame[1] not in _COMMANDS:
+        """A frame leaves the master."""
+        if frame[1] not in _HEEDED:
             return
         envelope = codec.decode(frame)
         match envelope.body:
+            case Subscribed(subscription=number, missing_to=missing_to):
+                self.missing_to[envelope.session, number] = missing_to
             case Stop(token=token):
                 self.stops_sent.setdefault(token, []).append(envelope.session)
             case Start():
@@ -209,21 +223,25 @@ class Checker:
             self.fail(21, f"{who} is told at {status.sequence} of {stream}: {lie}")
 
     def watched(
-        self,
-        who: str,
-        stream: str,
-        cursor: int,
-        told: Sequence[Event],
-        up_to: int,
-        *,
-        kept_only: bool = False,
+        self, who: str, watch: Watching, cursor: int, told: Sequence[Event], up_to: int
     ) -> None:
-        """A watcher at `cursor` is given `told`: all rows of its stream up to `up_to`; one that
-        asked for what is kept does without those that are not."""
-        wanted = self.ledger.rows(stream, cursor, up_to)
-        if kept_only:
+        """A watcher at `cursor` is given `told`: all rows of its stream up to `up_to`. One that had
+        no place yet asked for what is kept, and was told up to where rows are missing."""
+        ledger = self.ledger
+        wanted = ledger.rows(watch.stream, cursor, up_to)
+        missing_to = self.missing_to.get((watch.session, watch.subscription), 0)
+        if missing_to and cursor < missing_to:
+            rows = ledger.rows(watch.stream, 0, missing_to)
+            if watch.placed or not any(row.sequence not in ledger.bodies for row in rows):
+                self.fail(8, f"{who} after {cursor} may do without rows up to {missing_to}: why?")
             given = {event.sequence for event in told}
-            wanted = [r for r in wanted if r.sequence in given or r.sequence in self.ledger.bodies]
+            wanted = [
+                row
+                for row in wanted
+                if row.sequence > missing_to
+                or row.sequence in given
+                or row.sequence in ledger.bodies
+            ]
         if list(told) != wanted:
             self.fail(
                 8,

@@ -53,7 +53,7 @@ from posthouse.session import (
 )
 from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART, ShutdownMode
-from posthouse_testing.sim.check import Checker
+from posthouse_testing.sim.check import Checker, Watching
 from posthouse_testing.sim.network import Dealer, Network
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.world import World
@@ -385,13 +385,12 @@ class Client:
         if follower.given is None:
             # Began from now on: the first word tells where that was.
             follower.given = events[0].sequence - 1 if events else cursor.sequence
+        assert node.core.welcome is not None
+        placed = not follower.from_start
+        session = node.core.welcome.session
+        watch = Watching(follower.stream, session, subscription, placed)
         self.checker.watched(
-            f"{self.name} {follower}",
-            follower.stream,
-            follower.given,
-            events,
-            cursor.sequence,
-            kept_only=follower.from_start,
+            f"{self.name} {follower}", watch, follower.given, events, cursor.sequence
         )
         follower.given = cursor.sequence
         self.world.figures["events told"] += len(events)

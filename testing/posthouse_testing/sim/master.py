@@ -156,8 +156,7 @@ class MasterNode(Node):
         if self.deposed:
             return
         router: Router = self.seat.network.routers[send.peer.endpoint]
-        if send.peer.endpoint == "agents":
-            self.seat.watcher.master_said(send.frame)
+        self.seat.watcher.master_said(send.frame)
         if not router.send(send.peer.routing_id, send.frame):
             self.submit(PeerGone(send.peer))
 
