@@ -373,7 +373,9 @@ MESSAGES: dict[str, Message] = {
         reason="runs on b",
     ),
     "output": Output(request=REQUEST, host="b", offset=4096, data=b"line\n", size=4101, lost=100),
-    "subscribed": Subscribed(missing_to=7, request=REQUEST, subscription=1, timeline=1, sequence=39),
+    "subscribed": Subscribed(
+        request=REQUEST, subscription=1, timeline=1, sequence=39, missing_to=7
+    ),
     "failed": Failed(
         request=REQUEST, code="already_registered", message="a worker is named 'ingest'",
         hint="terminate it first", detail={"handle": f"{REGISTRY}:3.1"},
