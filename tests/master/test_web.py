@@ -142,3 +142,23 @@ def test_a_picture_is_painted_in_slices() -> None:
     assert steps[:-1] == [None, None]
     assert steps[-1] is not None
     assert steps[-1].slots["not_yet_started"] == len(steps[-1].workers) == SLICE * 2 + 1
+
+
+def test_a_cluster_that_shuts_down_is_not_ready_and_says_why() -> None:
+    from posthouse.ids import Instant
+    from posthouse.states import Phase
+    from posthouse_master.core import MasterCore, MasterPolicy
+    from posthouse_master.store.memory import MemoryDisk, MemoryStore
+    from posthouse_master.web.picture import paint
+
+    store = MemoryStore(MemoryDisk("0" * 32))
+    store.begin_term()
+    now = Instant(1.0, 1.0)
+    core = MasterCore(store.load(), MasterPolicy(), bytes, now)
+    (before,) = paint(core, now, "v")
+    core.lifecycle.phase = Phase.STOPPING
+    (after,) = paint(core, now, "v")
+    assert before is not None
+    assert after is not None
+    assert before.not_ready == ()
+    assert after.not_ready == ("the cluster is shutting down",)
