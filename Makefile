@@ -2,7 +2,7 @@
 UV ?= uv
 SEEDS ?= 1000
 
-.PHONY: check test demo docs sim constraints
+.PHONY: check test demo docs sim crash-points constraints
 
 check:
 	@UV="$(UV)" .ci/check
@@ -20,6 +20,10 @@ docs:
 # make sim SEEDS=20000
 sim:
 	$(UV) run python -m posthouse_testing.sim --seeds $(SEEDS)
+
+# The master killed at every SQL statement of a scripted run; the tests take a sample of them.
+crash-points:
+	$(UV) run pytest -m slow -s tests/sim/test_crash_points.py
 
 constraints:
 	$(UV) run python deploy/constraints.py > deploy/constraints.txt

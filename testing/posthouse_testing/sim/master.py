@@ -199,9 +199,15 @@ class MasterSeat:
         self.store_fails: str = ""  # "before" or "after": the next commit ends the process
 
     def start(self) -> None:
-        if self.node is None:
+        if self.node is not None:
+            return
+        try:
             self.node = MasterNode(self)
-            self.node.begin()
+        except StoreError as error:
+            self.world.log("master", f"cannot begin: {error}")
+            self.world.after(self.restart_s(), self.start)
+            return
+        self.node.begin()
 
     def calm(self) -> None:
         """Faults stop."""
