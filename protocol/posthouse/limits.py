@@ -74,6 +74,10 @@ events_per_registration_max: Final = 256  # a storm trims only its own history
 events_total_max: Final = 2_000_000  # backstop over all registrations
 requests_kept_max: Final = 100_000  # remembered request results
 requests_kept_s: Final = 86_400.0  # a retry a day later is a new request
+checkpoint_rows: Final = (
+    1000  # written to the -wal file before it is emptied: some 4 MiB (SQLite's own)
+)
+wal_kept_bytes: Final = 8 * 1024 * 1024  # of the -wal file after a larger transaction
 start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
 
 # --- host ---

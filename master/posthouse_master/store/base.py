@@ -35,6 +35,7 @@ __all__ = [
     "SpecRow",
     "StateRow",
     "Store",
+    "StoreFull",
     "Term",
     "TrimEvents",
 ]
@@ -50,6 +51,13 @@ class RegistryRefused(StoreError):
     """The registry cannot be opened: locked, foreign, newer, damaged. The hint is the way out."""
 
     code = "registry_refused"
+
+
+class StoreFull(StoreError):
+    """There is no room on the disk. Nothing of the transaction is durable, the store is as it was
+    before it and stays usable. `detail`: path, free_bytes."""
+
+    code = "store_full"
 
 
 class Life(StrEnum):
@@ -252,8 +260,8 @@ class Snapshot:
 
 
 class Store(Protocol):
-    """A registry that is open. Any StoreError means that its process has to end: what is durable
-    is then known only to a store that is opened anew."""
+    """A registry that is open. Any StoreError but StoreFull means that its process has to end: what
+    is durable is then known only to a store that is opened anew."""
 
     def begin_term(self) -> Term:
         """Raise the epoch by one, durably. Whoever held the former one can commit no more."""

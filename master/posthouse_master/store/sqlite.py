@@ -1,477 +1,318 @@
 """The registry in one SQLite file: the store of a single master.
 
-Owns: the file, its lock, its schema. Must not know: what the rows mean.
+Owns: the connection, its transactions, its checkpoints, what an error of it means. Must not know:
+what the rows mean.
 
-Invariant: what `commit` returned from survives a power cut (WAL, synchronous=FULL), one process
-owns the file (flock), and an empty registry is never put where one was: a file that is missing,
-foreign, newer or damaged is refused with the way out, because an empty registry would mean that
-everything that runs is unknown.
+Invariant: what `commit` returned from survives a power cut (WAL, synchronous=FULL), and an empty
+registry is never put where one was: a file that is missing, foreign, newer, damaged or has lost
+commits is refused with the way out, because an empty registry would mean that everything that runs
+is unknown.
 
-After an error of the disk nobody knows what is durable, so every such error is a StoreError and
-ends the process; the next one reads what is there.
+A disk that is full is StoreFull: the transaction is undone, and the store stays usable. After any
+other error of the disk nobody knows what is durable, so it is a StoreError and ends the process;
+the next one reads what is there.
 """
 
-import fcntl
+import errno
 import os
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
+from posthouse import limits
 from posthouse.errors import StoreError
-from posthouse.states import StopReason
+from posthouse_master.store import schema
 from posthouse_master.store.base import (
-    Counters,
-    DropRegistration,
-    DropRequests,
     EpochLost,
     EventRow,
     HostRow,
-    Life,
     Op,
-    PutCounters,
-    PutEvent,
-    PutHost,
-    PutRegistration,
-    PutRequest,
     PutSlot,
-    PutState,
     RegistryRefused,
     RequestRow,
     Snapshot,
     SpecRow,
     StateRow,
+    StoreFull,
     Term,
-    TrimEvents,
 )
+from posthouse_master.store.folder import Folder, Mark
+from posthouse_master.store.schema import Damaged, Head
 
 __all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "SqliteStore"]
 
 APPLICATION_ID: Final = 0x506F_7374  # "Post"
-SCHEMA_VERSION: Final = 1
-_FILE: Final = "registry.sqlite"
-_LOCK: Final = "registry.lock"
+SCHEMA_VERSION: Final = schema.VERSION
 _CACHE_KIB: Final = 16_384  # pages; the registry is read once, at the start
-
-_SCHEMA: Final = """
-CREATE TABLE term (
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    registry TEXT NOT NULL,
-    timeline INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
-    token INTEGER NOT NULL DEFAULT 0,
-    sequence INTEGER NOT NULL DEFAULT 0,
-    trimmed_to INTEGER NOT NULL DEFAULT 0
-) STRICT;
-CREATE TABLE specs (
-    slot INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    revision INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    spec BLOB NOT NULL,
-    registered_unix_s REAL NOT NULL,
-    "by" TEXT NOT NULL,
-    source TEXT NOT NULL,
-    "order" INTEGER NOT NULL,
-    PRIMARY KEY (slot, generation)
-) STRICT;
-CREATE TABLE states (
-    slot INTEGER NOT NULL,
-    generation INTEGER NOT NULL,
-    life TEXT NOT NULL,
-    host TEXT NOT NULL,
-    warden TEXT NOT NULL,
-    incarnation INTEGER NOT NULL,
-    token INTEGER NOT NULL,
-    pid INTEGER,
-    pid_start INTEGER,
-    started_unix_s REAL,
-    ready INTEGER NOT NULL,
-    stopping TEXT,
-    stop_by TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    rule TEXT NOT NULL,
-    restart_delay_s REAL,
-    starts INTEGER NOT NULL,
-    failures INTEGER NOT NULL,
-    streak INTEGER NOT NULL,
-    trimmed_to INTEGER NOT NULL,
-    last_exit BLOB NOT NULL,
-    PRIMARY KEY (slot, generation),
-    FOREIGN KEY (slot, generation) REFERENCES specs ON DELETE CASCADE
-) STRICT;
-CREATE TABLE slots (slot INTEGER PRIMARY KEY, generation INTEGER NOT NULL) STRICT;
-CREATE TABLE events (
-    sequence INTEGER PRIMARY KEY,
-    stream TEXT NOT NULL,
-    body BLOB NOT NULL
-) STRICT;
-CREATE TABLE hosts (
-    name TEXT PRIMARY KEY,
-    machine_id TEXT NOT NULL,
-    boot_id TEXT NOT NULL,
-    offer BLOB NOT NULL,
-    heard_unix_s REAL NOT NULL,
-    up INTEGER NOT NULL,
-    draining INTEGER NOT NULL
-) STRICT;
-CREATE TABLE requests (
-    place INTEGER PRIMARY KEY,
-    principal TEXT NOT NULL,
-    request BLOB NOT NULL,
-    digest BLOB NOT NULL,
-    kind INTEGER NOT NULL,
-    result BLOB NOT NULL,
-    at_unix_s REAL NOT NULL,
-    UNIQUE (principal, request)
-) STRICT;
-"""
-
-# Every row class with its table and the columns that are its key.
-_TABLES: Final[dict[type[Any], tuple[str, tuple[str, ...]]]] = {
-    SpecRow: ("specs", ("slot", "generation")),
-    StateRow: ("states", ("slot", "generation")),
-    EventRow: ("events", ("sequence",)),
-    HostRow: ("hosts", ("name",)),
-    RequestRow: ("requests", ("principal", "request")),
-}
-
-
-def _columns(row: type[Any]) -> tuple[str, ...]:
-    return tuple(row.__dataclass_fields__)
-
-
-def _upsert(row: type[Any]) -> str:
-    table, key = _TABLES[row]
-    columns = _columns(row)
-    names = ", ".join(f'"{name}"' for name in columns)
-    marks = ", ".join("?" * len(columns))
-    if row is EventRow:  # an event is written once; a second one would be a defect
-        return f"INSERT INTO {table} ({names}) VALUES ({marks})"  # noqa: S608 - our own names
-    changed = ", ".join(f'"{n}" = excluded."{n}"' for n in columns if n not in key)
-    return (
-        f"INSERT INTO {table} ({names}) VALUES ({marks}) "  # noqa: S608 - our own names
-        f"ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changed}"
-    )
-
-
-_UPSERT: Final = {row: _upsert(row) for row in _TABLES}
-_PUTS: Final = (PutRegistration, PutState, PutEvent, PutHost, PutRequest)
+_WAY_OUT: Final = (
+    "check the disk and the rights, or put a backup of the registry in its place; "
+    "nothing was changed"
+)
 
 
 class SqliteStore:
     """An open registry in `state_dir`, made if there has never been one. Raises RegistryRefused."""
 
     def __init__(self, state_dir: str | Path) -> None:
-        self._folder = Path(state_dir)
-        self._path = self._folder / _FILE
-        self._lock = -1
+        self._path = Path(state_dir)
+        self._folder: Folder | None = None
         self._database: sqlite3.Connection | None = None
+        self._rows_since = 0  # written since the last checkpoint
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _take_lock(self._folder / _LOCK)
-            self._refuse_or_create()
-            self._database = self._connect()
-            found = self._path.stat()
-            self._identity = (found.st_dev, found.st_ino)
+            self._folder = folder = Folder(state_dir)
+            self._path = folder.file
+            if not folder.look():
+                _make(folder, [Head(registry=os.urandom(16).hex(), timeline=1, epoch=0)])
+            version = folder.version(APPLICATION_ID, SCHEMA_VERSION)
+            older = _look_through(folder, version)
+            if older:
+                _upgrade(folder, version, older)
+            self._database = _connect(folder)
+            folder.opened()
         except RegistryRefused:
             self.close()
             raise
         except (OSError, sqlite3.Error) as error:
             self.close()
+            if _is_full(error):
+                raise self._full(error) from error
             raise RegistryRefused(
-                f"{self._path}: cannot be opened: {error}", hint=self._way_out
+                f"{self._path}: cannot be opened: {error}", hint=_WAY_OUT
             ) from error
+        except BaseException:
+            self.close()
+            raise
 
     def __repr__(self) -> str:
         return f"SqliteStore({str(self._path)!r})"
 
-    @property
-    def _way_out(self) -> str:
-        return (
-            "check the disk and the rights, or put a backup of the registry in its place; "
-            "nothing was changed"
-        )
-
     # --- the protocol ---
 
     def begin_term(self) -> Term:
-        with self._transaction() as database:
-            database.execute("UPDATE term SET epoch = epoch + 1")
-            return _term(database)
+        with self._transaction() as (folder, database):
+            head = schema.read_head(database)
+            head = replace(head, epoch=head.epoch + 1, commits=head.commits + 1)
+            schema.write(database, head)
+        folder.acknowledge(Mark(head.registry, head.commits))
+        return head.term
 
     def load(self) -> Snapshot:
-        try:
-            return self._load()
-        except (ValueError, TypeError) as error:  # a value that no version ever wrote
-            self._damaged(str(error))
-
-    def _load(self) -> Snapshot:
-        with self._transaction() as database:
-            token, sequence, trimmed_to = database.execute(
-                "SELECT token, sequence, trimmed_to FROM term"
-            ).fetchone()
-            return Snapshot(
-                term=_term(database),
-                counters=Counters(token=token, sequence=sequence, trimmed_to=trimmed_to),
-                specs=list(_rows(database, SpecRow)),
-                states=[_state(values) for values in _select(database, StateRow)],
-                slots=list(database.execute("SELECT slot, generation FROM slots ORDER BY slot")),
-                events=list(_rows(database, EventRow)),
-                hosts=[_host(values) for values in _select(database, HostRow)],
-                requests=list(_rows(database, RequestRow)),
-            )
+        with self._transaction() as (folder, database):
+            try:
+                head = schema.read_head(database)
+                rows: dict[type[Any], list[Any]] = {
+                    row: list(schema.read(database, row)) for row in schema.ROWS
+                }
+            except (Damaged, ValueError, TypeError, sqlite3.Error) as error:
+                folder.damaged(str(error))  # also values that no version ever wrote
+        return Snapshot(
+            term=head.term,
+            counters=head.counters,
+            specs=rows[SpecRow],
+            states=rows[StateRow],
+            slots=[(row.slot, row.generation) for row in rows[PutSlot]],
+            events=rows[EventRow],
+            hosts=rows[HostRow],
+            requests=rows[RequestRow],
+        )
 
     def commit(self, epoch: int, ops: Sequence[Op]) -> None:
-        self._still_there()
-        with self._transaction() as database:
-            found = _term(database).epoch
-            if found != epoch:
-                raise EpochLost(f"this master is of epoch {epoch}, the registry of {found}")
+        with self._transaction() as (folder, database):
+            folder.still_there()
+            head = schema.read_head(database)
+            if head.epoch != epoch:
+                raise EpochLost(f"this master is of epoch {epoch}, the registry of {head.epoch}")
             for op in ops:
-                _apply(database, op)
+                head = schema.apply(database, head, op)
+            head = replace(head, commits=head.commits + 1)
+            schema.write(database, head)
+        folder.acknowledge(Mark(head.registry, head.commits))
+        self._rows_since += len(ops) + 1
+        if self._rows_since >= limits.checkpoint_rows:
+            self._checkpoint(database)
 
     def close(self) -> None:
         if self._database is not None:
             with suppress(sqlite3.Error):
                 self._database.close()
             self._database = None
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
 
-    def _still_there(self) -> None:
-        """SQLite goes on writing to a file that somebody removed, and nothing of it would be found
-        again: what is acknowledged has to be in the file that the next master opens (N15)."""
-        try:
-            found = self._path.stat()
-        except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._identity:
-            raise StoreError(
-                f"{self._path}: the registry was removed or replaced while it was open",
-                hint="put it back; workers go on, and the hosts tell a new master what runs",
-            )
-
-    # --- opening ---
-
-    def _refuse_or_create(self) -> None:
-        known = _registry_in_lock(self._lock)
-        if self._path.exists():
-            return
-        left = [name for name in (f"{_FILE}-wal", f"{_FILE}-shm") if (self._folder / name).exists()]
-        if known or left:
-            raise RegistryRefused(
-                f"{self._path} is gone, but there was a registry here"
-                + (f" ({known})" if known else ""),
-                hint="put a backup in its place; to begin an empty one, in which nothing that "
-                f"runs is known, remove {_LOCK}{''.join(f', {name}' for name in left)}",
-            )
-        self._create()
-
-    def _create(self) -> None:
-        """Make the whole file under another name first: a crash leaves all of it or nothing."""
-        fresh = self._folder / f"{_FILE}.new"
-        fresh.unlink(missing_ok=True)
-        registry = os.urandom(16).hex()
-        os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        database = sqlite3.connect(fresh, isolation_level=None)
-        try:
-            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            database.execute("PRAGMA synchronous = FULL")
-            database.executescript(_SCHEMA)
-            database.execute(
-                "INSERT INTO term (one, registry, timeline, epoch) VALUES (1, ?, 1, 0)", (registry,)
-            )
-        finally:
-            database.close()
-        fresh.rename(self._path)
-        _sync_folder(self._folder)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"registry {registry}\n".encode(), 0)
-        os.fsync(self._lock)
-
-    def _connect(self) -> sqlite3.Connection:
-        if not os.access(self._path, os.R_OK | os.W_OK):
-            raise RegistryRefused(
-                f"{self._path}: may not be written by this user", hint="check owner and mode"
-            )
-        self._check_header()
-        database = sqlite3.connect(self._path, isolation_level=None)
-        try:
-            for pragma in (
-                "locking_mode = EXCLUSIVE",  # no other process has business here
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                "foreign_keys = ON",
-                "trusted_schema = OFF",
-                f"cache_size = -{_CACHE_KIB}",
-            ):
-                database.execute(f"PRAGMA {pragma}")
-            self._check(database)
-        except sqlite3.Error as error:
-            database.close()
-            self._damaged(str(error))
-        except RegistryRefused:
-            database.close()
-            raise
-        return database
-
-    def _check_header(self) -> None:
-        """Of the file itself, before SQLite may change anything in it."""
-        # Closed before SQLite opens the file: closing it later would drop SQLite's own locks.
-        with self._path.open("rb") as file:
-            header = file.read(100)
-        if header[:16] != b"SQLite format 3\0" or len(header) < 100:
-            if header[:16] and not b"SQLite format 3\0".startswith(header[:16]):
-                raise RegistryRefused(
-                    f"{self._path}: is no registry of posthouse", hint="choose another state_dir"
-                )
-            self._damaged("the file is cut off")
-        if int.from_bytes(header[68:72]) != APPLICATION_ID:
-            raise RegistryRefused(
-                f"{self._path}: is a database of another program", hint="choose another state_dir"
-            )
-        version = int.from_bytes(header[60:64])
-        if version > SCHEMA_VERSION:
-            raise RegistryRefused(
-                f"{self._path}: has schema version {version}, this posthouse knows up to "
-                f"{SCHEMA_VERSION}",
-                hint="start the newer posthouse that wrote it",
-            )
-
-    def _check(self, database: sqlite3.Connection) -> None:
-        found = [str(row[0]) for row in database.execute("PRAGMA quick_check(5)")]
-        if found != ["ok"]:
-            self._damaged("; ".join(found)[:500])
-        broken = database.execute("PRAGMA foreign_key_check").fetchone()
-        if broken is not None:
-            self._damaged("states without registrations")
-        if database.execute("SELECT count(*) FROM term").fetchone()[0] != 1:
-            self._damaged("it has no term")
-
-    def _damaged(self, what: str) -> NoReturn:
-        raise RegistryRefused(
-            f"{self._path}: is damaged: {what}",
-            hint="put a backup in its place; nothing was changed, and no empty registry was made",
-        )
+    # --- errors ---
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        database = self._database
-        if database is None:
+    def _transaction(self) -> Iterator[tuple[Folder, sqlite3.Connection]]:
+        folder, database = self._folder, self._database
+        if folder is None or database is None:
             raise StoreError("the registry is closed")
         try:
             database.execute("BEGIN IMMEDIATE")
             try:
-                yield database
+                yield folder, database
+                database.execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
-                    database.execute("ROLLBACK")
+                    if database.in_transaction:
+                        database.execute("ROLLBACK")
                 raise
-            database.execute("COMMIT")
+        except Damaged as error:
+            folder.damaged(str(error))
         except (sqlite3.Error, sqlite3.Warning, OSError) as error:
+            if self._has_no_room(error):
+                raise self._full(error) from error
             # COMMIT that failed may or may not be on the disk: only a new opening can tell.
-            raise StoreError(f"{self._path}: {error}", hint=self._way_out) from error
+            raise StoreError(f"{self._path}: {error}", hint=_WAY_OUT) from error
 
+    def _has_no_room(self, error: Exception) -> bool:
+        """SQLite tells a full disk from others, but not a quota that is used up."""
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_IOERR_WRITE:
+            return _is_full(error)
+        try:
+            _write_probe(self._path.with_name("registry.probe"))
+        except OSError as found:
+            return _is_full(found)
+        return False
 
-# --- operations ---
-
-
-def _apply(database: sqlite3.Connection, op: Op) -> None:
-    if isinstance(op, _PUTS):
-        row = op.row
-        database.execute(
-            _UPSERT[type(row)], [getattr(row, name) for name in row.__dataclass_fields__]
+    def _full(self, error: Exception) -> StoreFull:
+        free = _free_bytes(self._path.parent)
+        return StoreFull(
+            f"{self._path}: {error}: {free:,} bytes are free",
+            hint="make room there; nothing that was acknowledged is lost",
+            path=str(self._path),
+            free_bytes=free,
         )
-        return
-    match op:
-        case DropRegistration(slot, generation):
-            database.execute(
-                "DELETE FROM specs WHERE slot = ? AND generation = ?", (slot, generation)
-            )
-        case PutSlot(slot, generation):
-            database.execute(
-                "INSERT INTO slots VALUES (?, ?) "
-                "ON CONFLICT (slot) DO UPDATE SET generation = excluded.generation",
-                (slot, generation),
-            )
-        case TrimEvents(sequences):
-            database.executemany(
-                "DELETE FROM events WHERE sequence = ?", [(sequence,) for sequence in sequences]
-            )
-        case DropRequests(keys):
-            database.executemany("DELETE FROM requests WHERE principal = ? AND request = ?", keys)
-        case PutCounters(counters):
-            database.execute(
-                "UPDATE term SET token = ?, sequence = ?, trimmed_to = ?",
-                (counters.token, counters.sequence, counters.trimmed_to),
-            )
+
+    def _checkpoint(self, database: sqlite3.Connection) -> None:
+        """Move the -wal file's pages into the registry, so that it begins anew and does not grow.
+        SQLite's own checkpoints would keep an error to themselves; an fsync that failed here ends
+        the process as any other does. Without room for it the pages stay where they are."""
+        try:
+            database.execute("PRAGMA wal_checkpoint").fetchall()
+            self._rows_since = 0
+        except sqlite3.Error as error:
+            if not self._has_no_room(error):
+                raise StoreError(f"{self._path}: {error}", hint=_WAY_OUT) from error
+            self._rows_since = limits.checkpoint_rows // 2  # tried again, not at every commit
 
 
-def _term(database: sqlite3.Connection) -> Term:
-    registry, timeline, epoch = database.execute(
-        "SELECT registry, timeline, epoch FROM term"
-    ).fetchone()
-    return Term(registry=registry, timeline=timeline, epoch=epoch)
+def _is_full(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
 
 
-def _select(database: sqlite3.Connection, row: type[Any]) -> Iterable[dict[str, Any]]:
-    table, key = _TABLES[row]
-    columns = _columns(row)
-    names = ", ".join(f'"{name}"' for name in columns)
-    order = "place" if row is RequestRow else ", ".join(key)
-    query = f"SELECT {names} FROM {table} ORDER BY {order}"  # noqa: S608 - our own names
-    for values in database.execute(query):
-        yield dict(zip(columns, values, strict=True))
-
-
-def _rows(database: sqlite3.Connection, row: type[Any]) -> Iterable[Any]:
-    return (row(**values) for values in _select(database, row))
-
-
-def _state(values: dict[str, Any]) -> StateRow:
-    stopping = values["stopping"]
-    values["life"] = Life(values["life"])
-    values["ready"] = bool(values["ready"])
-    values["stopping"] = StopReason(stopping) if stopping is not None else None
-    return StateRow(**values)
-
-
-def _host(values: dict[str, Any]) -> HostRow:
-    for name in ("up", "draining"):
-        values[name] = bool(values[name])
-    return HostRow(**values)
-
-
-# --- files ---
-
-
-def _take_lock(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
+def _free_bytes(folder: Path) -> int:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RegistryRefused(
-            f"{path}: another master has this registry open",
-            hint="one master owns a registry; end the other, or choose another state_dir",
-        ) from None
-    return descriptor
+        found = os.statvfs(folder)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
 
 
-def _registry_in_lock(descriptor: int) -> str:
-    found = re.fullmatch(rb"registry ([0-9a-f]{32})\n", os.pread(descriptor, 64, 0))
-    return found[1].decode() if found else ""
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _write_probe(path: Path) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
+        os.pwrite(descriptor, b"\0" * 65_536, 0)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+        with suppress(OSError):
+            path.unlink()
+
+
+# --- opening ---
+
+
+def _make(folder: Folder, rows: Iterable[Any]) -> None:
+    """Make the whole file under another name first: a crash leaves all of it or nothing."""
+    fresh = folder.file.with_name(folder.file.name + ".new")
+    fresh.unlink(missing_ok=True)
+    os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    database = sqlite3.connect(fresh, isolation_level=None)
+    head: Head | None = None
+    try:
+        database.execute("PRAGMA synchronous = FULL")
+        database.execute("BEGIN")
+        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        schema.create(database)
+        for row in rows:
+            schema.write(database, row)
+            head = row if isinstance(row, Head) else head
+        database.execute("COMMIT")
+    finally:
+        database.close()
+    assert head is not None
+    fresh.rename(folder.file)
+    folder.sync()
+    folder.engrave(Mark(head.registry, head.commits))
+
+
+def _upgrade(folder: Folder, version: int, rows: Iterable[Any]) -> None:
+    """Write the registry anew in this version's schema, and keep the old one beside it."""
+    database = sqlite3.connect(folder.file, isolation_level=None)
+    try:
+        # All of it into the one file: SQLite would take a -wal file that is left for the new one's.
+        database.execute("PRAGMA journal_mode = DELETE").fetchall()
+    finally:
+        database.close()
+    kept = folder.file.with_name(f"{folder.file.name}.schema{version}")
+    kept.unlink(missing_ok=True)
+    os.link(folder.file, kept)
+    _make(folder, rows)
+
+
+def _look_through(folder: Folder, version: int) -> list[Any]:
+    """Whether the registry is whole and has everything that was acknowledged; the rows of one of
+    an older version. Nothing is written: a connection that may write would move what it can read
+    of the -wal file into the registry and remove that file, in which the rest may be."""
+    there = folder.asides()
+    database = sqlite3.connect(f"{folder.file.as_uri()}?mode=ro", uri=True, isolation_level=None)
+    try:
+        # Not quick_check: it does not look whether an index is that of its table.
+        found = [str(row[0]) for row in database.execute("PRAGMA integrity_check(5)")]
+        if found != ["ok"]:
+            folder.damaged("; ".join(found)[:500])
+        if database.execute("PRAGMA foreign_key_check").fetchone() is not None:
+            folder.damaged("states without registrations")
+        if version < SCHEMA_VERSION:
+            return list(schema.read_older(database))
+        wrong = schema.check(database)
+        if wrong:
+            folder.damaged(wrong)
+        head = schema.read_head(database)
+        folder.check(head.registry, head.commits)
+    except (sqlite3.Error, Damaged, ValueError, TypeError) as error:
+        if _is_full(error):
+            raise
+        folder.damaged(str(error))
+    finally:
+        database.close()
+        for aside in folder.asides() - there:
+            aside.unlink()
+    return []
+
+
+def _connect(folder: Folder) -> sqlite3.Connection:
+    database = sqlite3.connect(folder.file, isolation_level=None)
+    try:
+        for pragma in (
+            "locking_mode = EXCLUSIVE",  # no other process has business here
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "wal_autocheckpoint = 0",  # by `_checkpoint`
+            f"journal_size_limit = {limits.wal_kept_bytes}",
+            "foreign_keys = ON",
+            "trusted_schema = OFF",
+            f"cache_size = -{_CACHE_KIB}",
+        ):
+            database.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        database.close()
+        raise
+    return database

@@ -1,0 +1,298 @@
+"""The tables of the SQLite registry: how a row lies on the disk, and whether it is still itself.
+
+Owns: the names of tables, the SQL that is made from the row classes, the sum of each row. Must not
+know: files, locks, transactions, what a row means.
+
+Invariant: a row that is read is the row that was written. SQLite finds pages that do not fit
+together, not a bit that has turned in a name or a number; so each row carries a sum over all its
+values and the name of its table.
+"""
+
+import sqlite3
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from types import UnionType
+from typing import Any, Final, NamedTuple, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from posthouse_master.store.base import (
+    Counters,
+    DropRegistration,
+    DropRequests,
+    EventRow,
+    HostRow,
+    Op,
+    PutCounters,
+    PutEvent,
+    PutHost,
+    PutRegistration,
+    PutRequest,
+    PutSlot,
+    PutState,
+    RequestRow,
+    SpecRow,
+    StateRow,
+    Term,
+    TrimEvents,
+)
+
+__all__ = [
+    "ROWS",
+    "VERSION",
+    "Damaged",
+    "Head",
+    "apply",
+    "check",
+    "create",
+    "read",
+    "read_head",
+    "read_older",
+    "write",
+]
+
+VERSION: Final = 2
+"""Of the schema. It rises with each released version that changes a row class."""
+
+
+class Damaged(Exception):
+    """A row is not what was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The one row of `term`."""
+
+    registry: str
+    timeline: int
+    epoch: int
+    token: int = 0
+    sequence: int = 0
+    trimmed_to: int = 0
+    commits: int = 0  # made in this registry, ever
+
+    @property
+    def term(self) -> Term:
+        return Term(registry=self.registry, timeline=self.timeline, epoch=self.epoch)
+
+    @property
+    def counters(self) -> Counters:
+        return Counters(token=self.token, sequence=self.sequence, trimmed_to=self.trimmed_to)
+
+
+class _Table(NamedTuple):
+    name: str
+    key: tuple[str, ...]
+    order: str
+    first: str = ""  # a column that no row class has
+    last: str = ""
+
+
+_TABLES: Final[dict[type[Any], _Table]] = {
+    Head: _Table("term", ("one",), "one", first="one INTEGER PRIMARY KEY CHECK (one = 1)"),
+    SpecRow: _Table("specs", ("slot", "generation"), "slot, generation"),
+    StateRow: _Table(
+        "states",
+        ("slot", "generation"),
+        "slot, generation",
+        last="FOREIGN KEY (slot, generation) REFERENCES specs ON DELETE CASCADE",
+    ),
+    PutSlot: _Table("slots", ("slot",), "slot"),
+    EventRow: _Table("events", ("sequence",), "sequence"),
+    HostRow: _Table("hosts", ("name",), "name"),
+    RequestRow: _Table(
+        "requests", ("principal", "request"), "place", first="place INTEGER PRIMARY KEY"
+    ),
+}
+ROWS: Final = tuple(row for row in _TABLES if row is not Head)
+_PUTS: Final = (PutRegistration, PutState, PutEvent, PutHost, PutRequest)
+_SQL_TYPES: Final = {int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB"}
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _Column(NamedTuple):
+    name: str
+    kind: type[Any]
+    optional: bool
+
+    @property
+    def sql(self) -> str:
+        return f'"{self.name}" {_SQL_TYPES.get(self.kind, "TEXT")}' + (
+            "" if self.optional else " NOT NULL"
+        )
+
+
+def _columns_of(row: type[Any]) -> tuple[_Column, ...]:
+    hints = get_type_hints(row)
+    found = []
+    for field in fields(row):
+        kind = hints[field.name]
+        optional = get_origin(kind) is UnionType
+        if optional:
+            (kind,) = (each for each in get_args(kind) if each is not type(None))
+        found.append(_Column(field.name, kind, optional))
+    return tuple(found)
+
+
+_COLUMNS: Final = {row: _columns_of(row) for row in _TABLES}
+
+
+def _names(row: type[Any]) -> str:
+    return ", ".join(f'"{column.name}"' for column in _COLUMNS[row])
+
+
+def _create(row: type[Any]) -> str:
+    table = _TABLES[row]
+    parts = [table.first, *(column.sql for column in _COLUMNS[row]), "sum INTEGER NOT NULL"]
+    keyed = "PRIMARY KEY" if not table.first else "UNIQUE" if row is RequestRow else ""
+    if keyed:
+        parts.append(f"{keyed} ({', '.join(table.key)})")
+    parts.append(table.last)
+    body = ",\n    ".join(part for part in parts if part)
+    return f"CREATE TABLE {table.name} (\n    {body}\n) STRICT"
+
+
+def _upsert(row: type[Any]) -> str:
+    table = _TABLES[row]
+    columns = _COLUMNS[row]
+    one = ("one", "1, ") if row is Head else ("", "")
+    names = ", ".join(part for part in (one[0], _names(row), "sum") if part)
+    marks = one[1] + ", ".join("?" * (len(columns) + 1))
+    insert = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608 - our own names
+    if row is EventRow:  # an event is written once; a second one would be a defect
+        return insert
+    changed = [column.name for column in columns if column.name not in table.key]
+    sets = ", ".join(f'"{name}" = excluded."{name}"' for name in (*changed, "sum"))
+    return f"{insert} ON CONFLICT ({', '.join(table.key)}) DO UPDATE SET {sets}"
+
+
+_CREATE: Final = {_TABLES[row].name: _create(row) for row in _TABLES}
+_UPSERT: Final = {row: _upsert(row) for row in _TABLES}
+
+
+def create(database: sqlite3.Connection) -> None:
+    """Make the tables, empty."""
+    for sql in _CREATE.values():
+        database.execute(sql)
+
+
+def check(database: sqlite3.Connection) -> str:
+    """What is wrong with the tables; "" if they are those of this version."""
+    found = dict(database.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'"))
+    wrong = sorted(name for name in found.keys() | _CREATE if found.get(name) != _CREATE.get(name))
+    return f"not the tables of schema {VERSION}: {', '.join(wrong)}"[:500] if wrong else ""
+
+
+# --- rows ---
+
+
+def write(database: sqlite3.Connection, row: Any) -> None:
+    """Put a row, with its sum."""
+    kind = type(row)
+    values = [
+        # As the column gives it back: the sum is over what will be read.
+        value if value is None else convert(value)
+        for value, convert in ((getattr(row, name), convert) for name, convert in _WRITERS[kind])
+    ]
+    database.execute(_UPSERT[kind], [*values, _sum(kind, values)])
+
+
+def read(database: sqlite3.Connection, row: type[Any]) -> Iterator[Any]:
+    """All rows of a table, in their order. Raises Damaged."""
+    table = _TABLES[row]
+    names = [column.name for column in _COLUMNS[row]]
+    readers = [column.kind for column in _COLUMNS[row]]
+    sql = f"SELECT {_names(row)}, sum FROM {table.name} ORDER BY {table.order}"  # noqa: S608
+    for *values, found in database.execute(sql):
+        if found != _sum(row, values):
+            raise Damaged(f"a row of {table.name} is not what was written: {_key(row, values)}")
+        yield row(
+            **{
+                name: value if value is None else kind(value)
+                for name, kind, value in zip(names, readers, values, strict=True)
+            }
+        )
+
+
+def read_head(database: sqlite3.Connection) -> Head:
+    """Raises Damaged."""
+    found = list(read(database, Head))
+    if len(found) != 1:
+        raise Damaged("it has no term")
+    head: Head = found[0]
+    return head
+
+
+def _real(value: float) -> float:
+    return float(value) + 0.0  # SQLite keeps no negative zero
+
+
+_AS_READ: Final[dict[type[Any], Callable[[Any], Any]]] = {
+    bool: int,
+    int: int,
+    float: _real,
+    bytes: bytes,
+}
+_WRITERS: Final = {
+    row: tuple((column.name, _AS_READ.get(column.kind, str)) for column in columns)
+    for row, columns in _COLUMNS.items()
+}
+
+
+def _sum(row: type[Any], values: Sequence[Any]) -> int:
+    return zlib.crc32(_encode((_TABLES[row].name, *values)))
+
+
+def _key(row: type[Any], values: Sequence[Any]) -> str:
+    named = zip((column.name for column in _COLUMNS[row]), values, strict=True)
+    key = _TABLES[row].key
+    return ", ".join(f"{name} {value!r}"[:80] for name, value in named if name in key)
+
+
+# --- operations ---
+
+
+def apply(database: sqlite3.Connection, head: Head, op: Op) -> Head:
+    """Carry out an operation; the head as it is after it, not yet written."""
+    if isinstance(op, _PUTS):
+        write(database, op.row)
+        return head
+    match op:
+        case PutSlot():
+            write(database, op)
+        case DropRegistration(slot, generation):
+            database.execute(
+                "DELETE FROM specs WHERE slot = ? AND generation = ?", (slot, generation)
+            )
+        case TrimEvents(sequences):
+            database.executemany(
+                "DELETE FROM events WHERE sequence = ?", [(sequence,) for sequence in sequences]
+            )
+        case DropRequests(keys):
+            database.executemany("DELETE FROM requests WHERE principal = ? AND request = ?", keys)
+        case PutCounters(row):
+            return replace(head, token=row.token, sequence=row.sequence, trimmed_to=row.trimmed_to)
+    return head
+
+
+# --- older schemas ---
+
+
+def read_older(database: sqlite3.Connection) -> Iterator[Any]:
+    """The rows of an older schema as rows of this one, the head first. What a row of old did not
+    have is as in a row class by default; one that has no default cannot be read: TypeError."""
+    for row in _TABLES:
+        table = _TABLES[row]
+        there = {found[1] for found in database.execute(f"PRAGMA table_info({table.name})")}
+        columns = [column for column in _COLUMNS[row] if column.name in there]
+        names = ", ".join(f'"{column.name}"' for column in columns)
+        sql = f"SELECT {names} FROM {table.name} ORDER BY {table.order}"  # noqa: S608
+        for values in database.execute(sql):
+            yield row(
+                **{
+                    column.name: value if value is None else column.kind(value)
+                    for column, value in zip(columns, values, strict=True)
+                }
+            )
