@@ -9,21 +9,17 @@ POSTHOUSE_<TABLE>__<NAME>__<KEY>. Unknown keys of a file are refused; unknown PO
 are only told about (`Loaded.warnings`), because workers and other programs share the environment.
 """
 
-import difflib
 import os
 import platform
-import re
-import stat
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from posthouse import limits, paths
+from posthouse import paths
 from posthouse.config_keys import KEYS, Key, Rule, host_name, parse_duration, parse_size
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
+from posthouse.toml_file import nearest, read_toml, refusal
 
 __all__ = [
     "KEYS",
@@ -69,89 +65,6 @@ _LATER = {
 _OTHER_VARIABLES = frozenset(("POSTHOUSE_DIR", "POSTHOUSE_CONFIG"))
 
 
-# --- files -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A file as read: its values, and the line on which each begins."""
-
-    path: str = ""
-    values: Mapping[str, Any] = field(default_factory=dict)
-    lines: Mapping[tuple[str, ...], int] = field(default_factory=dict)
-
-    def where(self, *key: str) -> str:
-        for end in range(len(key), 0, -1):
-            if key[:end] in self.lines:
-                return f"{self.path}:{self.lines[key[:end]]}"
-        return self.path
-
-
-def _read_file(kind: str, chosen: str | None, environ: Mapping[str, str]) -> _Source:
-    named = chosen or environ.get("POSTHOUSE_CONFIG") or None
-    path = named or str(paths.config_file(kind))
-    try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise ConfigError(f"{path} is not a file")
-        with Path(path).open("rb") as file:
-            data = file.read(limits.config_bytes_max + 1)
-    except FileNotFoundError:
-        if named:
-            raise ConfigError(f"{path} does not exist") from None
-        return _Source()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > limits.config_bytes_max:
-        raise ConfigError(f"{path} has more than {limits.config_bytes_max} bytes")
-    try:
-        text = data.decode()
-        values = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise _not_toml(path, str(error)) from None
-    except RecursionError:
-        raise ConfigError(f"{path}: nested too deep") from None
-    return _Source(path, values, _lines(text))
-
-
-def _not_toml(path: str, message: str) -> ConfigError:
-    found = re.search(r" \(at line (\d+), column (\d+)\)$", message)
-    where = f"{path}:{found[1]}" if found else path
-    return ConfigError(f"{where}: {message[: found.start()] if found else message}")
-
-
-_HEADER = re.compile(r"\s*\[\[?([^\[\]]+)\]\]?\s*(?:#.*)?$")
-_ASSIGNMENT = re.compile(
-    r"\s*((?:[\w-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[\w-]+|\"[^\"]*\"))*)\s*="
-)
-
-
-def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """On which line each key begins. Only for messages: tomllib does not tell."""
-    found: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    inside = ""  # the quotes of a string over several lines
-    for number, line in enumerate(text.splitlines(), 1):
-        if not inside:
-            if header := _HEADER.match(line):
-                table = _parts(header[1])
-                found.setdefault(table, number)
-            elif assignment := _ASSIGNMENT.match(line):
-                key = (*table, *_parts(assignment[1]))
-                for end in range(1, len(key) + 1):
-                    found.setdefault(key[:end], number)
-        for quotes in ('"""', "'''"):
-            if inside in ("", quotes) and line.count(quotes) % 2:
-                inside = "" if inside else quotes
-    return found
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
-
-
 # --- loading -----------------------------------------------------------------------------------
 
 
@@ -168,7 +81,8 @@ class _Loader:
         self.kind = kind
         self.flags = {k: v for k, v in (flags or {}).items() if v is not None and v != ()}
         self.environ = os.environ if environ is None else environ
-        self.file = _read_file(kind, file, self.environ)
+        named = file or self.environ.get("POSTHOUSE_CONFIG") or None
+        self.file = read_toml(named or str(paths.config_file(kind)), missing_ok=not named)
         self.origins: dict[str, Origin] = {}
         unknown = self.flags.keys() - {key.name for key in KEYS[kind]}
         assert not unknown, f"flags that are no keys: {unknown}"
@@ -206,7 +120,7 @@ class _Loader:
         """One sentence for each POSTHOUSE_ variable that is no key of any file."""
         known = {key.environment for keys in KEYS.values() for key in keys} | _OTHER_VARIABLES
         return tuple(
-            f"{variable} is unknown{_nearest(variable, sorted(known))}"
+            f"{variable} is unknown{nearest(variable, sorted(known))}"
             for variable in sorted(self.environ)
             if variable.startswith("POSTHOUSE_") and "__" not in variable and variable not in known
         )
@@ -231,7 +145,7 @@ class _Loader:
             try:
                 values[key.target] = key.read(value, origin.kind == "environment")
             except Rule as rule:
-                raise _refusal(origin.where, dotted, value, str(rule)) from None
+                raise refusal(origin.where, dotted, value, str(rule)) from None
             self.origins[dotted] = origin
         return values
 
@@ -250,26 +164,13 @@ class _Loader:
                 raise ConfigError(f"{where}: {_LATER[name]}", file=self.file.path, field=name)
             dotted = ".".join((*path, name))
             raise ConfigError(
-                f"{where}: unknown key {dotted!r}{_nearest(name, [*keys, *tables])}",
+                f"{where}: unknown key {dotted!r}{nearest(name, [*keys, *tables])}",
                 file=self.file.path,
                 field=dotted,
             )
 
     def _wrong(self, key: tuple[str, ...], value: Any, rule: str) -> ConfigError:
-        return _refusal(self.file.where(*key) or "environment", ".".join(key), value, rule)
-
-
-def _refusal(where: str, name: str, value: Any, rule: str) -> ConfigError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else f"{shown[:60]}..."
-    return ConfigError(
-        f"{where}: {name} is {shown}: must be {rule}", field=name, value=shown, rule=rule
-    )
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        return refusal(self.file.where(*key) or "environment", ".".join(key), value, rule)
 
 
 def _flag(name: str) -> str:

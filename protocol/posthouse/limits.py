@@ -68,6 +68,7 @@ keys_per_principal_max: Final = 2  # the old and the new one while a key is repl
 # --- registry ---
 workers_per_cluster_max: Final = 100_000  # default of max_worker_processes, cluster
 workers_per_host_max: Final = 1_000  # default of max_worker_processes, per host
+group_members_max: Final = 10_000  # one record's replicas; the cluster's slots bound them too
 hosts_max: Final = 1_024  # twice the 500 hosts of the mission
 retired_max: Final = 10_000  # retired registrations that stay listed
 events_per_registration_max: Final = 256  # a storm trims only its own history
