@@ -65,6 +65,8 @@ from posthouse_master.effects import (
     Peer,
     PeerGone,
     Received,
+    Room,
+    Space,
     Tick,
 )
 from posthouse_master.eventlog import EventLog
@@ -79,6 +81,7 @@ from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.shutdown import ShutdownWatch
 from posthouse_master.store.base import Counters, Life, PutCounters, PutState, Snapshot
 from posthouse_master.strays import Strays
+from posthouse_master.thrift import afford
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 from posthouse_master.view import View
@@ -111,6 +114,7 @@ class MasterCore:
     ) -> None:
         self.term = snapshot.term
         self._over = False
+        self._space = Space(Room.AMPLE)
         self._counters = snapshot.counters
         self._timers: Timers[TimerKey] = Timers()
         self.registry = Registry(snapshot.term.registry, policy.max_worker_processes)
@@ -216,6 +220,8 @@ class MasterCore:
                     self._end(turn, session, "", "its connection is gone")
             case Tick():
                 self._tick(turn)
+            case Space():
+                self._room(turn, event)
             case Interrupted(reason):
                 turn.goodbye = reason
                 turn.halt(0, reason)
@@ -284,6 +290,10 @@ class MasterCore:
                 self._end(turn, session, "foreign_registry", str(error))
 
     def _in_session(self, turn: Turn, session: Session, envelope: Envelope) -> None:
+        if self.lifecycle.room is Room.NONE and session.role == "agent" and envelope.sequence:
+            # What a host reports has to be kept, and cannot be. It is as if it had not arrived:
+            # its link says it again until it is acknowledged.
+            envelope = Envelope(envelope.session, envelope.epoch, 0, envelope.acknowledged, None)
         message = session.link.receive(envelope, turn.now.boot_s)
         if session.backlog:
             self.door.drain(turn, session)
@@ -349,6 +359,7 @@ class MasterCore:
         known = self.book.recall(session.principal, message)
         if known is not None:
             return known
+        afford(self._space, message)  # not remembered: asked again when there is room, it is done
         try:
             answer = handler(turn, session, message)
         except (InternalError, RequestConflict):
@@ -358,6 +369,19 @@ class MasterCore:
         if answer is not None:
             self.book.remember(turn, session.principal, message, answer)
         return answer
+
+    # --- the disk ---
+
+    def _room(self, turn: Turn, space: Space) -> None:
+        """The disk is fuller or emptier. What waited for room is started, oldest first."""
+        before, self._space = self.lifecycle.room, space
+        self.lifecycle.room = space.room
+        if space.room is before:
+            return
+        turn.note(f"disk.{space.room}", path=space.path, free_bytes=space.free_bytes)
+        if space.room is Room.AMPLE:
+            for host in self.fleet.hosts.values():
+                self.lifecycle.serve(turn, host)
 
     # --- sessions ---
 

@@ -5,7 +5,8 @@ message means.
 
 Invariant: inputs are drained up to a bound and handled, then everything they led to is committed in
 ONE transaction, and only then sent. If the commit fails nothing of the batch is sent and the
-process ends; its successor and the peers settle the rest.
+process ends; its successor and the peers settle the rest. A commit that failed only for want of
+room is tried once more in the reserve's place, because then nothing of it is durable.
 """
 
 import os
@@ -42,10 +43,12 @@ from posthouse_master.effects import (
     PeerGone,
     Persist,
     Received,
+    Room,
     Send,
     Tick,
 )
-from posthouse_master.store.base import Op, RegistryRefused, Store
+from posthouse_master.store.base import Op, RegistryRefused, Store, StoreFull
+from posthouse_master.store.reserve import Reserve
 from posthouse_master.store.sqlite import SqliteStore
 from posthouse_master.web.meter import Meter
 
@@ -56,9 +59,18 @@ __all__ = ["run"]
 
 _POLL_MS_MAX: Final = 60_000  # an idle master looks around once a minute
 _FAREWELL_MS: Final = 500  # for the last frames to leave
+_FULL_S: Final = 1.0  # between two looks at a disk on which there is no room for a new term
 _HEARD_S: Final = 2.0  # for whoever asked for a shutdown to acknowledge the answer
 _WARNINGS: Final = frozenset(
-    ("host.down", "session.refused", "peer.bad_frame", "worker.stray", "worker.start_failed")
+    (
+        "disk.low",
+        "disk.none",
+        "host.down",
+        "session.refused",
+        "peer.bad_frame",
+        "worker.stray",
+        "worker.start_failed",
+    )
 )
 
 
@@ -76,7 +88,7 @@ def run(settings: MasterSettings) -> int:
 def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     _title("posthouse: master")
     keys, principals = _keys(settings)
-    store = SqliteStore(settings.state_dir)
+    store, reserve = _open(settings, log)
     opened.callback(store.close)
     context = new_context()
     opened.callback(context.term)
@@ -86,7 +98,7 @@ def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     core = _begin(settings, store)
     meter = Meter()
     window = _window(settings, meter, opened)
-    shell = _Shell(core, store, listeners, log, meter, window)
+    shell = _Shell(core, store, reserve, listeners, log, meter, window)
     with _signals() as interrupts:
         systemd.ready(f"epoch {core.term.epoch}")
         log.info(
@@ -161,9 +173,34 @@ def _window(settings: MasterSettings, meter: Meter, opened: ExitStack) -> "Windo
     return window
 
 
+def _open(settings: MasterSettings, log: Any) -> tuple[Store, Reserve]:
+    """The registry with a new term begun. On a full disk that waits until there is room: whoever
+    is asked to end meanwhile ends at once, as there is nothing yet to be brought to an end."""
+    told = False
+    while True:
+        store = None
+        try:
+            store = SqliteStore(settings.state_dir)
+            reserve = Reserve(settings.state_dir)
+            try:
+                store.begin_term()
+            except StoreFull:
+                if not reserve.spend():
+                    raise
+                store.begin_term()
+            return store, reserve
+        except StoreFull as error:
+            if store is not None:
+                store.close()
+            if not told:
+                told = True
+                log.critical("master.no_room", reason=error.message, hint=error.hint)
+                systemd.status(f"no room: {error.message}")
+            time.sleep(_FULL_S)
+
+
 def _begin(settings: MasterSettings, store: Store) -> MasterCore:
-    """A new term over what is durable."""
-    store.begin_term()
+    """The term's core, from what is durable."""
     policy = MasterPolicy(
         max_worker_processes=settings.max_worker_processes,
         max_worker_processes_per_host=settings.max_worker_processes_per_host,
@@ -187,6 +224,7 @@ class _Shell:
         self,
         core: MasterCore,
         store: Store,
+        reserve: Reserve,
         listeners: dict[str, Listener],
         log: Any,
         meter: Meter,
@@ -194,6 +232,8 @@ class _Shell:
     ) -> None:
         self._core = core
         self._store = store
+        self._reserve = reserve
+        self._room = Room.AMPLE
         self._listeners = listeners
         self._log = log
         self._meter = meter
@@ -239,6 +279,10 @@ class _Shell:
         return halt
 
     def _inputs(self, now: Instant, interrupt: str) -> Iterator[Input]:
+        space = self._reserve.look(now.boot_s)
+        if space is not None:
+            self._room = space.room
+            yield space
         gone, self._gone = self._gone, {}
         for peer in gone:
             yield PeerGone(peer)
@@ -273,7 +317,7 @@ class _Shell:
                     halt = halt or effect
         if ops:
             before_s = time.monotonic()
-            self._store.commit(self._core.term.epoch, ops)
+            self._commit(ops)
             self._meter.commits.observe(time.monotonic() - before_s)
         for send in sends:
             self._send(send)
@@ -281,6 +325,15 @@ class _Shell:
             level = self._log.warning if note.name in _WARNINGS else self._log.info
             level(note.name, **note.fields)
         return halt
+
+    def _commit(self, ops: list[Op]) -> None:
+        try:
+            self._store.commit(self._core.term.epoch, ops)
+        except StoreFull as error:
+            if not self._reserve.spend():
+                raise
+            self._log.warning("disk.reserve_spent", reason=error.message)
+            self._store.commit(self._core.term.epoch, ops)
 
     def _send(self, send: Send) -> None:
         # A peer that is gone or does not read loses its session: its link would never recover.
@@ -296,6 +349,8 @@ class _Shell:
         wait_ms = _POLL_MS_MAX if wake_s is None else (wake_s - _now().boot_s) * 1000
         if watchdog_s is not None:
             wait_ms = min(wait_ms, watchdog_s * 500)
+        if self._room is not Room.AMPLE:
+            wait_ms = min(wait_ms, limits.disk_look_s * 1000)
         return min(_POLL_MS_MAX, max(0, int(wait_ms) + 1))
 
 

@@ -8,6 +8,7 @@ except a Send marked `urgent`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Literal
 
 from posthouse_master.store.base import Op
@@ -23,7 +24,9 @@ __all__ = [
     "PeerGone",
     "Persist",
     "Received",
+    "Room",
     "Send",
+    "Space",
     "Tick",
 ]
 
@@ -75,7 +78,24 @@ class Interrupted:
     reason: str
 
 
-Input = Received | Malformed | PeerGone | Tick | Interrupted
+class Room(StrEnum):
+    """How much room the registry's disk has."""
+
+    AMPLE = "ample"
+    LOW = "low"  # what is under way can be brought to its end: nothing new is begun
+    NONE = "none"  # nothing can be kept, so nothing that would have to be is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """How the disk is now. Until the first one it is taken for AMPLE."""
+
+    room: Room
+    path: str = ""
+    free_bytes: int = 0
+
+
+Input = Received | Malformed | PeerGone | Tick | Interrupted | Space
 
 
 # --- effects ---

@@ -29,6 +29,7 @@ from posthouse.messages import (
 from posthouse.records import ExitFacts
 from posthouse.states import EventKind, StopReason
 from posthouse_master.chronicle import Chronicle, host_stream
+from posthouse_master.effects import Room
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host, Offer
 from posthouse_master.registry import Registration, Registry
@@ -91,6 +92,14 @@ class Hosts:
 
     def admit(self, turn: Turn, hello: Hello, name: str) -> Session | Refused | None:
         """Whether this agent may speak for the host. The session that it replaces, if any."""
+        if self._lifecycle.room is Room.NONE:
+            return Refused(
+                code="resource_exhausted",
+                message="the master's disk is full: it cannot take in what a host reports",
+                hint="make room on the master's disk",
+                retry_after_s=_TAKEN_RETRY_S,
+                nonce=hello.nonce,
+            )
         host = self._fleet.hosts.get(name)
         if host is None and len(self._fleet.hosts) >= limits.hosts_max:
             return Refused(
@@ -181,13 +190,15 @@ class Hosts:
             host.session, host.settled, host.inventory = b"", False, None
 
     def not_back(self, turn: Turn, name: str) -> None:
-        """A host that was up when the master before this one ended has not said HELLO."""
+        """A host that was up, or whose end could not be told, has not said HELLO."""
         host = self._fleet.hosts[name]
         if not host.reachable and host.up:
-            self._down(turn, host, "not heard since the master started")
+            self._down(turn, host, "not heard for too long")
 
     def _down(self, turn: Turn, host: Host, reason: str) -> None:
-        if host.up:
+        if host.up and self._lifecycle.room is Room.NONE:
+            self._timers.set(("host", host.name), turn.now.boot_s + _TAKEN_RETRY_S)
+        elif host.up:
             host.up = False
             self._record(turn, EventKind.HOST_DOWN, host, reason)
             self._persist(turn, host)

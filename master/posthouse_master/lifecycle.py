@@ -21,6 +21,7 @@ from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StopReason
 from posthouse_master.chronicle import Chronicle, pack_facts
+from posthouse_master.effects import Room
 from posthouse_master.pace import Pace
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, StartQueue, wants_of
@@ -93,6 +94,7 @@ class Lifecycle:
         draw: Callable[[], float],
     ) -> None:
         self.phase = Phase.RUNNING
+        self.room = Room.AMPLE  # written by the core alone
         self.queue = StartQueue()
         self._registry = registry
         self._fleet = fleet
@@ -146,6 +148,8 @@ class Lifecycle:
         """The host has room: start there who has waited for it longest."""
         if not host.open or not len(self.queue) or self.phase is Phase.STOPPING:
             return
+        if self.room is not Room.AMPLE:
+            return  # what runs already may end: the room that is left is for that
         for key in self.queue.for_host(host, self._fleet.fits):
             registration = self._registry.get(*key)
             assert registration is not None

@@ -15,6 +15,7 @@ from posthouse.ids import HandleId, Instant
 from posthouse.records import ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
 from posthouse.states import Phase, StopReason, WorkerState
 from posthouse_master.chronicle import unpack_facts
+from posthouse_master.effects import Room
 from posthouse_master.eventlog import EventLog
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.phases import may_start
@@ -137,6 +138,8 @@ class View:
         phase = self._lifecycle.phase
         if phase is Phase.STOPPING:
             return "the cluster is shutting down"
+        if self._lifecycle.room is not Room.AMPLE:
+            return "the master's disk is full: nothing is started before there is room"
         spec = registration.spec
         if not may_start(phase, spec.start_time):
             return f"starts at {spec.start_time}, the cluster is {phase}"

@@ -26,6 +26,7 @@ __all__ = [
     "RefusedError",
     "RemoteError",
     "RequestConflict",
+    "ResourceExhausted",
     "ShuttingDown",
     "StoreError",
     "TimedOut",
@@ -106,6 +107,13 @@ class ShuttingDown(RefusedError):
     """The cluster is in a shutdown and takes no new work."""
 
     code = "shutting_down"
+
+
+class ResourceExhausted(RefusedError):
+    """The master's disk has no room for anything new; nothing that it acknowledged is lost. Asking
+    again when there is room is a first request. `detail`: path, free_bytes."""
+
+    code = "resource_exhausted"
 
 
 class RequestConflict(RefusedError):

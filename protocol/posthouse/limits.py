@@ -79,6 +79,13 @@ checkpoint_rows: Final = (
     1000  # written to the -wal file before it is emptied: some 4 MiB (SQLite's own)
 )
 wal_kept_bytes: Final = 8 * 1024 * 1024  # of the -wal file after a larger transaction
+reserve_bytes: Final = (
+    16 * 1024 * 1024
+)  # kept beside the registry for ends of workers on a full disk
+disk_low_bytes: Final = 8 * 1024 * 1024  # free beside the reserve; less, and nothing new is begun
+disk_none_bytes: Final = 4 * 1024 * 1024  # free without the reserve; less, and nothing is written
+disk_look_s: Final = 0.2  # between two looks at the free space: one can be filled in seconds
+disk_probe_s_max: Final = 10.0  # between two attempts to make the reserve again
 start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
 
 # --- host ---

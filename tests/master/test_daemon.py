@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from posthouse.messages import (
 from posthouse.spec import BackgroundWorker
 from posthouse.states import ShutdownMode
 from posthouse.transport import Line, new_context, open_dealer
+from posthouse_master.store import schema
+from posthouse_master.store.base import SpecRow
 
 RUN = """
 import sys, json
@@ -369,7 +372,8 @@ def test_a_registry_row_that_cannot_be_read_is_refused(master, folder, call):
     call(master.ready["clients"]).open().ask(register("w"))
     master.end()
     database = sqlite3.connect(folder / "state" / "registry.sqlite")
-    database.execute("UPDATE specs SET spec = x'c1'")
+    (spec,) = schema.read(database, SpecRow)
+    schema.write(database, replace(spec, spec=b"\xc1"))
     database.commit()
     database.close()
     said = master.refused()

@@ -4,6 +4,7 @@ A checker that never objects proves nothing; these prove that it objects. Each m
 somebody could write; the numbers are the invariants that it may break (0: a core's own assertion).
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 from posthouse import codec
+from posthouse.errors import StoreError
 from posthouse.link import Link
 from posthouse.messages import KIND_OF, Grant, Start
 from posthouse.restart import Decision
@@ -20,7 +22,8 @@ from posthouse_agent.core import AgentCore
 from posthouse_agent.effects import Give
 from posthouse_agent.warden_core import WardenCore
 from posthouse_master import lifecycle
-from posthouse_master.effects import Send
+from posthouse_master.core import MasterCore
+from posthouse_master.effects import Room, Send
 from posthouse_master.eventlog import EventLog, Page
 from posthouse_master.hosts import Hosts
 from posthouse_master.lifecycle import Lifecycle
@@ -312,6 +315,52 @@ def status_says_started_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         return msgspec.structs.replace(told, state=WorkerState.STARTED)
 
     monkeypatch.setattr(View, "status", status)
+
+
+# --- the disk ---
+
+
+@mutant(9, 17, 20, within=50, only=("disk of the master full", "worker killed"))
+def reports_are_acknowledged_while_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = MasterCore._in_session
+
+    def in_session(self: Any, turn: Any, session: Any, envelope: Any) -> None:
+        if self.lifecycle.room is Room.NONE and session.role == "agent" and envelope.sequence:
+            session.link.receive(envelope, turn.now.boot_s)
+        else:
+            true(self, turn, session, envelope)
+
+    monkeypatch.setattr(MasterCore, "_in_session", in_session)
+
+
+@mutant(20, within=50, only=("disk of the master full", "worker killed"))
+def room_that_is_back_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = MasterCore._room
+
+    def room(self: Any, turn: Any, space: Any) -> None:
+        if space.room is not Room.AMPLE:
+            true(self, turn, space)
+
+    monkeypatch.setattr(MasterCore, "_room", room)
+
+
+@mutant(20, within=50, only=("disk of the master full", "worker killed"))
+def starts_that_waited_for_room_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    def room(self: Any, _turn: Any, space: Any) -> None:
+        self._space, self.lifecycle.room = space, space.room
+
+    monkeypatch.setattr(MasterCore, "_room", room)
+
+
+@mutant(3, 7, 8, 9, 10, 17, 21, within=50, only=("commit failed", "worker killed"))
+def error_of_the_disk_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = MasterSeat.commit
+
+    def commit(self: Any, node: Any, ops: Any) -> None:
+        with contextlib.suppress(StoreError):
+            true(self, node, ops)
+
+    monkeypatch.setattr(MasterSeat, "commit", commit)
 
 
 # --- the link ---

@@ -14,6 +14,7 @@ from typing import Final
 from posthouse.ids import Instant
 from posthouse.states import Phase
 from posthouse_master.core import MasterCore
+from posthouse_master.effects import Room
 from posthouse_master.store.base import Life
 
 __all__ = ["HostPoint", "Picture", "WorkerPoint", "paint"]
@@ -125,4 +126,6 @@ def _not_ready(core: MasterCore) -> tuple[str, ...]:
     reasons = []
     if core.lifecycle.phase is Phase.STOPPING:
         reasons.append("the cluster is shutting down")
+    if core.lifecycle.room is not Room.AMPLE:
+        reasons.append("the disk of the registry is full: nothing new is begun")
     return tuple(reasons)

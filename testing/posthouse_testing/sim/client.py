@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posthouse.dial import Lost, Opened, Redial, Rejected, Transmit
-from posthouse.errors import CursorTooOld, PosthouseError, RequestConflict, TimedOut, Unreachable
+from posthouse.errors import (
+    CursorTooOld,
+    PosthouseError,
+    RequestConflict,
+    ResourceExhausted,
+    TimedOut,
+    Unreachable,
+)
 from posthouse.ids import Cursor
 from posthouse.messages import (
     MUTATING,
@@ -301,7 +308,8 @@ class Client:
 
     def answered(self, request_id: bytes, outcome: Reply | PosthouseError) -> None:
         question = self.questions[request_id]
-        if isinstance(outcome, TimedOut | Unreachable):
+        if isinstance(outcome, TimedOut | Unreachable | ResourceExhausted):
+            self.world.figures[f"asked again: {outcome.code}"] += 1
             self.world.after(self.world.random.uniform(0.0, 1.0), self._retry, question)
             return
         told = getattr(outcome, "code", "") or type(outcome).__name__

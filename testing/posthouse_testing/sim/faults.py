@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from posthouse_master.effects import Room
 from posthouse_testing.sim.client import Client
 from posthouse_testing.sim.host import Machine
 from posthouse_testing.sim.ledger import Ledger
@@ -168,6 +169,12 @@ def _disk_full(fault: Fault, stage: Stage) -> None:
     stage.world.after(fault.length_s, again)
 
 
+def _master_disk(fault: Fault, stage: Stage) -> None:
+    """Nearly full; or full, and then nothing can be kept."""
+    stage.seat.fill((Room.LOW, Room.NONE)[fault.amount % 2])
+    stage.world.after(fault.length_s, stage.seat.fill, Room.AMPLE)
+
+
 def _kill_worker(fault: Fault, stage: Stage) -> None:
     live = [process for machine in stage.machines for process in machine.live]
     if live:
@@ -218,6 +225,7 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "master deposed": (1, lambda _, s: s.seat.usurp()),
     "master interrupted": (1, _interrupt),
     "commit failed": (1, _store),
+    "disk of the master full": (1, _master_disk),
     "agent killed": (2, lambda f, s: _crash(_machine(f, s).agent)),
     "agent killed between effects": (3, lambda f, s: _light(_machine(f, s).agent, f)),
     "agent paused": (2, lambda f, s: _pause(_machine(f, s).agent, f)),

@@ -23,10 +23,12 @@ from posthouse_master.effects import (
     PeerGone,
     Persist,
     Received,
+    Room,
     Send,
+    Space,
     Tick,
 )
-from posthouse_master.store.base import Op, Snapshot, Store
+from posthouse_master.store.base import Op, Snapshot, Store, StoreFull
 from posthouse_master.store.memory import MemoryDisk, MemoryStore
 from posthouse_testing.sim.network import Network, Router
 from posthouse_testing.sim.node import Node
@@ -55,6 +57,9 @@ class MasterNode(Node):
         super().__init__(seat.world, "master", seat.clock)
         self.seat = seat
         self.store = seat.open_store()
+        self.knows = Room.AMPLE  # what the core has been told of its disk
+        if seat.room is Room.NONE:
+            raise StoreFull("no room for a new term")
         self.epoch = self.store.begin_term().epoch
         snapshot = self.store.load()
         seat.auditor.loaded(snapshot)
@@ -71,6 +76,8 @@ class MasterNode(Node):
         self.world.log(self.name, f"begins epoch {self.epoch}")
         for endpoint, router in self.seat.network.routers.items():
             router.bind(self._receiver(endpoint))
+        if self.seat.room is not Room.AMPLE:
+            self.submit(Space(self.seat.room))
         self.submit(Tick())
 
     def _receiver(self, endpoint: Any) -> Callable[[bytes, str, bytes], None]:
@@ -101,7 +108,9 @@ class MasterNode(Node):
             return
         self.busy = True
         for _ in range(min(len(self._inbox), self.world.knobs.batch)):
-            self.carry_out(self.core.handle(self._inbox.popleft(), self.clock.now()))
+            event = self._inbox.popleft()
+            self.knows = event.room if isinstance(event, Space) else self.knows
+            self.carry_out(self.core.handle(event, self.clock.now()))
             if not self.alive:
                 return
         commit_s = self.world.random.uniform(0.0001, self.world.knobs.commit_s)
@@ -197,6 +206,7 @@ class MasterSeat:
         self.node: MasterNode | None = None
         self.restart_s: Callable[[], float] = lambda: world.random.uniform(0.05, 4.0)
         self.store_fails: str = ""  # "before" or "after": the next commit ends the process
+        self.room = Room.AMPLE
 
     def start(self) -> None:
         if self.node is not None:
@@ -212,17 +222,30 @@ class MasterSeat:
     def calm(self) -> None:
         """Faults stop."""
         self.store_fails = ""
+        self.fill(Room.AMPLE)
         if self.node is not None:
             self.node.fuse = None
 
     def commit(self, node: MasterNode, ops: Sequence[Op]) -> None:
         failing, self.store_fails = self.store_fails, ""
         if failing == "before":
-            raise StoreError("the disk is full")
+            raise StoreError("an error of the disk")
+        if node.knows is Room.NONE:
+            self.world.figures["commits without room"] += 1
+            raise StoreFull("the reserve is spent")
         node.store.commit(node.epoch, ops)
         self.auditor.committed(node.epoch, ops)
         if failing == "after":
             raise StoreError("the answer of the store was lost")
+
+    def fill(self, room: Room) -> None:
+        """The disk is fuller or emptier; its master is told, if one runs."""
+        if room is self.room:
+            return
+        self.room = room
+        self.world.log("master", f"has a disk with {room} room")
+        if self.node is not None:
+            self.node.submit(Space(room))
 
     def usurp(self) -> None:
         """The master stops for so long that another one begins a term; then it goes on."""
