@@ -1,6 +1,6 @@
-"""Write docs/reference/protocol.md and errors.md from the catalogue, or check that they are fresh.
+"""Write docs/reference/*.md from the code, or check that they are fresh.
 
-    uv run python docs/generate.py           write both
+    uv run python docs/generate.py           write them all
     uv run python docs/generate.py --check   exit 1 and say what differs
 
 Owns: the tables. The prose is in reference/protocol.in.md and errors.in.md, where a line
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import rules as contract
 from msgspec import inspect as types
 
 from posthouse import errors, limits, messages, records, states, transport
@@ -478,6 +479,23 @@ def conformance_table(_notes: "Notes") -> str:
     return table(("case", "section", "what holds"), rows)
 
 
+def rules_text(_notes: "Notes") -> str:
+    """One table a section; of several tests for a rule the first is named."""
+    tests = contract.first_tests()
+    parts = []
+    for letter, title in contract.SECTIONS.items():
+        rows = []
+        for name, rule in contract.rules().items():
+            if name[0] != letter:
+                continue
+            test = tests.get(name)
+            link = f"[{test.name}](../../{test.path})" if test else ""
+            rows.append((name, rule.postgresql, rule.verdict, rule.posthouse, link))
+        head = ("id", "PostgreSQL", "", "posthouse", "test")
+        parts.append(f"## {title}\n\n{table(head, rows)}\n")
+    return "\n".join(parts)
+
+
 TABLES: dict[str, Callable[[Notes], str]] = {
     "options": options_table,
     "kinds": kinds_table,
@@ -497,6 +515,7 @@ TABLES: dict[str, Callable[[Notes], str]] = {
     "transitions": transitions,
     "diagram": diagram,
     "conformance": conformance_table,
+    "rules": rules_text,
 }
 
 

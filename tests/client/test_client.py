@@ -543,7 +543,7 @@ def test_closing_wakes_a_reader(cluster: Cluster, master: Any, eventually: Event
 # --- waits ---
 
 
-def test_wait_for_startup(handle: Handle, master: Any) -> None:
+def test_h8_wait_for_startup(handle: Handle, master: Any) -> None:
     call = in_thread(lambda: handle.wait_for_startup(timeout=10))
     master.add(EventKind.STARTING, incarnation=1, token=4, host="b")
     later(0.1, lambda: master.add(EventKind.STARTED, pid=7, incarnation=1, token=4, host="b"))
@@ -581,7 +581,7 @@ def test_what_happens_between_snapshot_and_subscription_is_not_missed(
     assert not status.final
 
 
-def test_wait_for_startup_of_a_short_worker(handle: Handle, master: Any) -> None:
+def test_h8_a_short_worker_may_be_stopped_already(handle: Handle, master: Any) -> None:
     set_status(master, state=WorkerState.STOPPED, reason="exited with code 0", final=True)
     for wait in (handle.wait_for_startup, handle.wait_for_shutdown, handle.wait_for_ready):
         assert wait(timeout=10).state is WorkerState.STOPPED
@@ -596,7 +596,7 @@ def test_wait_for_ready(handle: Handle, master: Any) -> None:
     assert (status.ready, status.pid) == (True, 7)
 
 
-def test_wait_for_the_first_stop_through_the_start(
+def test_h9_the_first_stop_is_waited_for_through_the_start(
     handle: Handle, master: Any, eventually: Eventually
 ) -> None:
     call = in_thread(lambda: handle.wait_for_shutdown(timeout=10))
@@ -611,7 +611,7 @@ def test_wait_for_the_first_stop_through_the_start(
     assert status.reason == "killed by SIGKILL"
 
 
-def test_wait_until_unregistered_through_restarts(
+def test_h9_healed_the_last_stop_is_waited_for_through_restarts(
     handle: Handle, master: Any, eventually: Eventually
 ) -> None:
     call = in_thread(lambda: handle.wait_until_unregistered(timeout=20))
@@ -628,7 +628,9 @@ def test_wait_until_unregistered_through_restarts(
     assert status.reason == "exited with code 0"
 
 
-def test_a_wait_that_times_out_tells_what_is_known(handle: Handle, master: Any) -> None:
+def test_h8_h9_healed_a_wait_that_times_out_tells_what_is_known(
+    handle: Handle, master: Any
+) -> None:
     set_status(master, reason="waiting for host b: never heard")
     with pytest.raises(errors.TimedOut) as caught:
         handle.wait_for_startup(timeout=0.1)
@@ -678,7 +680,7 @@ def test_waits_survive_restarts_of_the_master(
     assert calls[1]().last_exit == ExitFacts(code=1)
 
 
-def test_the_masters_death_is_told_after_the_silence_not_before(
+def test_h7_the_masters_death_is_told_by_waits_after_the_silence(
     master: Any, eventually: Eventually
 ) -> None:
     with posthouse.connect(master.endpoint, master_silence_s=1.0) as cluster:

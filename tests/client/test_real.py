@@ -119,7 +119,7 @@ def test_the_life_of_a_worker(cluster: Cluster) -> None:
     assert list(handle.events(after=rest[-1].cursor, timeout=20)) == []
 
 
-def test_a_short_worker_may_be_stopped_already(cluster: Cluster) -> None:  # H8
+def test_h8_a_short_worker_may_be_stopped_already(cluster: Cluster) -> None:
     handle = cluster.register(job("end", main_arg=0))
     assert handle.wait_for_startup(timeout=20).state in (STARTED, STOPPED)
     end = handle.wait_until_unregistered(timeout=20)
@@ -169,7 +169,7 @@ def test_masters_death_in_the_middle_of_waits(
     assert events[-1].kind is EventKind.UNREGISTERED
 
 
-def test_every_watcher_is_told_the_same(house: LocalCluster, cluster: Cluster) -> None:
+def test_h10_healed_every_watcher_is_told_the_same(house: LocalCluster, cluster: Cluster) -> None:
     def told_to(stream: EventStream) -> list[Cursor]:
         return [next(stream).cursor for _ in range(14)]
 

@@ -68,7 +68,7 @@ def test_registrations_survive_every_mode_and_start_again(town, host, client):
     assert not client.status("once").final
 
 
-def test_immediate_quits_at_once_with_the_postmasters_grace(town, host, client):
+def test_n8_immediate_quits_at_once_with_the_postmasters_grace(town, host, client):
     [start, *_] = start_three(host, client)
     shut_down(client, ShutdownMode.IMMEDIATE)
     stops = host.take(Stop)

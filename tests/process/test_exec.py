@@ -53,7 +53,7 @@ def test_program_dies_with_the_warden(empty_host, eventually, alive):
     eventually(lambda: not alive(forked.pid, forked.pid_start))
 
 
-def test_program_is_stopped_with_what_it_started(host, agent, eventually, alive):
+def test_n11_program_is_stopped_with_what_it_started(host, agent, eventually, alive):
     order = host.order("posthouse.exec", ["sh", "-c", "sleep 600 & echo $!; wait"])
     agent.give(order)
     agent.expect(Forked)

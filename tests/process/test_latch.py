@@ -67,7 +67,7 @@ def test_set_before_the_worker_waits_is_kept(host, agent, eventually):
     assert host.said(ended.slot) == [{"why": ["LATCH_SET"]}, {"why": ["TIMEOUT"]}]
 
 
-def test_postmaster_death_is_told_through_the_channel(host, agent):
+def test_n12_postmaster_death_is_told_through_the_channel(host, agent):
     forked = host.begin(agent, "postmaster_death")
     end = agent.channel(forked.token)
     end.send(channel.encode({"op": "postmaster", "alive": False}))

@@ -147,7 +147,7 @@ def test_stop_by_the_worker_s_own_handler(host, agent):
     assert (ended.facts["code"], ended.stop) == (0, "restart")
 
 
-def test_stop_becomes_kill_after_the_grace(host, agent):
+def test_n7_healed_stop_becomes_kill_after_the_grace(host, agent):
     forked = host.begin(agent, "ignore_term")
     agent.give(stop(forked, grace_s=0.2))
     ended = agent.expect(Ended)
@@ -368,7 +368,7 @@ def test_foreign_user_is_not_heard(host, agent):
 # --- the warden's own end ---
 
 
-def test_kill_of_the_warden_ends_its_workers(host, agent, eventually, alive):
+def test_n13_healed_kill_of_the_warden_ends_its_workers(host, agent, eventually, alive):
     running = [host.begin(agent, main) for main in ("idle", "open_idle", "ignore_term")]
     gone = host.run(agent, "leave", 3)
     agent.give(stop(running[2], grace_s=3600, reason="drain"))
