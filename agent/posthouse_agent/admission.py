@@ -84,14 +84,16 @@ def usable_runtimes(settings: AgentSettings) -> dict[str, RuntimeSettings]:
     return {runtime.name: runtime for runtime in settings.runtimes if runtime.python is None}
 
 
-def offer(settings: AgentSettings, user: str) -> dict[str, Any]:
-    """The same as fields of HELLO, so that the master need not ask in vain."""
+def offer(settings: AgentSettings, user: str, *, run_as: bool) -> dict[str, Any]:
+    """The same as fields of HELLO, so that the master need not ask in vain. `run_as`: whether the
+    wardens can run workers as other users."""
+    others = settings.users if run_as else ()
     return {
         "labels": list(settings.labels),
         "runtimes": list(usable_runtimes(settings)),
         "modules": list(settings.modules),
         "allow_exec": settings.allow_exec,
-        "users": sorted({user, *settings.users} - {""}),
+        "users": sorted({user, *others} - {""}),
         "slots": settings.max_worker_processes,
     }
 

@@ -31,7 +31,7 @@ from posthouse import limits, worker
 from posthouse.ids import HandleId
 from posthouse.spec import BackgroundWorker
 from posthouse.states import DATABASE_CONNECTION
-from posthouse_agent import native, progeny
+from posthouse_agent import identity, native, oom_score, progeny
 from posthouse_agent.orders import StartWorker
 
 try:
@@ -75,6 +75,8 @@ class Inheritance:
     host_lock_fd: int
     nofile_soft: int  # the limit before the warden raised its own
     withheld: tuple[str, ...]  # variables that are the daemons' alone
+    user: str | None = None  # whom it becomes; None: it stays who the warden is
+    oom_score: int | None = None  # in place of the warden's own; None: it has that one anyway
 
 
 class Terminated(SystemExit):
@@ -152,20 +154,13 @@ def run(order: StartWorker, given: Inheritance) -> NoReturn:
 
 
 def _run(order: StartWorker, given: Inheritance) -> int:
+    at = ""
     try:
-        _redirect(given)
-        _set_limits(order, given)
-        _set_environment(order, given)
-        _set_interpreter(order)
-        _set_signals(order)
-        worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd)
-        native.no_new_privileges()
-        native.die_with_parent()
-        # The warden may have died before the line above; then nobody would ever kill this process.
-        if os.getppid() != given.warden_pid:
-            os._exit(1)
+        for name, step in _STEPS:
+            at = name
+            step(order, given)
     except BaseException as error:
-        error.add_note("posthouse could not set up this worker's process")
+        error.add_note(f"posthouse could not set up this worker's process (step: {at})")
         raise
     status = 1
     try:
@@ -176,12 +171,16 @@ def _run(order: StartWorker, given: Inheritance) -> int:
     return _leave(status, given.last_words_fd)
 
 
-# --- before main, in this order ---
+# --- before main; _STEPS has the order ---
 
 
-def _redirect(given: Inheritance) -> None:
-    """A session of its own; nothing but the log, and the four descriptors it is meant to have."""
+def _session(_order: StartWorker, _given: Inheritance) -> None:
+    """Of its own: no terminal, and one number for all that it starts and does not move."""
     os.setsid()
+
+
+def _descriptors(_order: StartWorker, given: Inheritance) -> None:
+    """Nothing but the log, and the four that it is meant to have."""
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(given.log_fd, 1)
@@ -191,7 +190,7 @@ def _redirect(given: Inheritance) -> None:
     for fd in kept:
         os.closerange(low, fd)
         low = fd + 1
-    os.closerange(low, 2**31 - 1)
+    os.closerange(low, 2**31 - 1)  # the kernel's close_range
     # Held by whatever this worker becomes or starts by fork: while anything has it, a new warden
     # knows that something of the old one's still lives.
     os.set_inheritable(given.host_lock_fd, True)
@@ -219,7 +218,9 @@ def _entry(order: StartWorker) -> worker.Entry:
     )
 
 
-def _set_limits(order: StartWorker, given: Inheritance) -> None:
+def _rlimits(order: StartWorker, given: Inheritance) -> None:
+    if given.oom_score is not None:
+        oom_score.write(given.oom_score)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     soft = hard if given.nofile_soft == resource.RLIM_INFINITY else given.nofile_soft
     if hard != resource.RLIM_INFINITY:
@@ -231,17 +232,27 @@ def _set_limits(order: StartWorker, given: Inheritance) -> None:
             resource.setrlimit(number, (limit, limit))
         except (ValueError, OSError) as error:
             raise OSError(f"rlimits: {name} cannot be {limit}: {error}") from None
+
+
+def _umask(order: StartWorker, _given: Inheritance) -> None:
     os.umask(_asked(order, "umask"))
+
+
+def _nice(order: StartWorker, _given: Inheritance) -> None:
     if nice := _asked(order, "nice"):
         os.setpriority(os.PRIO_PROCESS, 0, nice)
+
+
+def _cwd(order: StartWorker, _given: Inheritance) -> None:
     os.chdir(_asked(order, "cwd") or "/")
 
 
-def _set_environment(order: StartWorker, given: Inheritance) -> None:
+def _environment(order: StartWorker, given: Inheritance) -> None:
     """The warden's, without what is the daemons' alone, with the runtime's and the worker's."""
-    for name in given.withheld:
+    for name in given.withheld + (identity.session_variables() if given.user else ()):
         os.environ.pop(name, None)
     environment = {
+        **identity.environment(given.user),
         **order.env,
         **(_asked(order, "env") or {}),
         "POSTHOUSE_NAME": _asked(order, "name"),
@@ -255,7 +266,7 @@ def _set_environment(order: StartWorker, given: Inheritance) -> None:
         os.environ[name] = value
 
 
-def _set_interpreter(order: StartWorker) -> None:
+def _interpreter(order: StartWorker, given: Inheritance) -> None:
     """An interpreter as if it had just begun: path, arguments, streams, no inherited handlers."""
     set_title(_asked(order, "name"))
     sys.path[:0] = [p for p in order.path if p not in sys.path]
@@ -266,9 +277,10 @@ def _set_interpreter(order: StartWorker) -> None:
         setattr(sys, f"__{name}__", stream)
     atexit._clear()  # noqa: SLF001 - there is no public way; the warden's handlers are not ours
     progeny.switch_on()
+    worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd)
 
 
-def _set_signals(order: StartWorker) -> None:
+def _handlers(order: StartWorker, _given: Inheritance) -> None:
     """The defaults of W2, all of them in place before anything is unblocked.
 
     Differences: USR1 always sets the latch (ignoring it is PostgreSQL's trap N4). FPE of a worker
@@ -281,7 +293,49 @@ def _set_signals(order: StartWorker) -> None:
         _set_handler(number, handler)
     if not _asked(order, "flags") & DATABASE_CONNECTION:
         _set_handler(_FPE, _IGNORE)
-    _set_mask(_SET_MASK, () if _asked(order, "unblock_signals") else _BLOCKED)
+
+
+def _user(order: StartWorker, given: Inheritance) -> None:
+    """Groups, group, user: from here on nothing can be undone."""
+    if given.user is None:
+        return
+    identity.become(given.user, log_fd=1)
+    os.chdir(_asked(order, "cwd") or "/")  # once more: may this user be there at all?
+
+
+def _no_new_privileges(_order: StartWorker, _given: Inheritance) -> None:
+    native.no_new_privileges()
+
+
+def _parent_death(_order: StartWorker, _given: Inheritance) -> None:
+    """Last, because a change of user takes it off again."""
+    native.die_with_parent()
+
+
+def _parent_check(_order: StartWorker, given: Inheritance) -> None:
+    # The warden may have died before the step above; then nobody would ever kill this process.
+    if os.getppid() != given.warden_pid:
+        os._exit(1)
+
+
+# The order is the contract. What root may do (limits, nice, folders) comes before the user; the
+# parent-death signal after the user, whose change takes it off; the look at the parent after that.
+# The signal mask is opened by _main, when all of it holds.
+_STEPS: Final[tuple[tuple[str, Callable[[StartWorker, Inheritance], None]], ...]] = (
+    ("session", _session),
+    ("descriptors", _descriptors),
+    ("rlimits", _rlimits),
+    ("umask", _umask),
+    ("nice", _nice),
+    ("cwd", _cwd),
+    ("environment", _environment),
+    ("interpreter", _interpreter),
+    ("handlers", _handlers),
+    ("user", _user),
+    ("no_new_privileges", _no_new_privileges),
+    ("parent_death", _parent_death),
+    ("parent_check", _parent_check),
+)
 
 
 def _quit(_number: int, _frame: FrameType | None) -> None:
@@ -330,6 +384,7 @@ def _make_die(shown: str) -> Callable[[int, FrameType | None], None]:
 
 
 def _main(order: StartWorker) -> None:
+    _set_mask(_SET_MASK, () if _asked(order, "unblock_signals") else _BLOCKED)
     name = _entry_point(order)
     if name == EXEC:
         posthouse_exec.run(_asked(order, "main_arg"))

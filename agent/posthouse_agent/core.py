@@ -214,7 +214,11 @@ class AgentCore:
             boot_id=self._facts.boot_id,
             agent_instance=self._facts.instance,
             wardens=[seat.reference() for seat in seats],
-            **admission.offer(settings, self._facts.user),
+            **admission.offer(
+                settings,
+                self._facts.user,
+                run_as=all(seat.attached.run_as for seat in seats if seat.attached is not None),
+            ),
             running=len(self._workers),
             exits=len(self._exits),
             digest=self._digest(),
@@ -403,6 +407,9 @@ class AgentCore:
                 self._forget_warden(kind)
                 seat.attached = report
                 self._note("warden.attached", kind=kind, pid=report.pid, instance=report.instance)
+                if not report.run_as and set(self._settings.users) - {self._facts.user}:
+                    reason = "this warden has not the capabilities to run workers as other users"
+                    self._note("users.unusable", users=list(self._settings.users), reason=reason)
             case Forked():
                 self._forked(kind, report)
             case ForkFailed():

@@ -7,6 +7,7 @@ done before those in front of it, but for lines of the log, which come last in a
 """
 
 import contextlib
+import dataclasses
 import os
 import resource
 import select
@@ -21,7 +22,7 @@ import zmq
 from posthouse import keys, limits, paths, systemd, transport
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings
-from posthouse_agent import admission, facts, logs
+from posthouse_agent import admission, facts, identity, logs
 from posthouse_agent.channels import Channels
 from posthouse_agent.chores import Chores
 from posthouse_agent.core import AgentCore
@@ -74,6 +75,7 @@ def run(settings: AgentSettings) -> int:
         _title(settings.host)
         talk = Talk(settings.log_format, host=settings.host)
         try:
+            settings = _existing_users(settings, talk)
             starter = WardenStarter(settings, _descriptors(settings, talk))
             _runtimes(settings, talk)
             shell = _Shell(settings, client_keys, starter, lock, talk)
@@ -370,6 +372,15 @@ def _keys(settings: AgentSettings) -> keys.ClientKeys | None:
             hint="posthouse keygen makes them; insecure is for other users' experiments",
         )
     return None
+
+
+def _existing_users(settings: AgentSettings, talk: Talk) -> AgentSettings:
+    """Only those that a worker can become; the others are told, and not offered to the master."""
+    known = identity.known_users(settings.users)
+    unknown = [name for name in settings.users if name not in known]
+    if unknown:
+        talk.say("users.unknown", users=unknown, reason="this host has no such users")
+    return dataclasses.replace(settings, users=known)
 
 
 def _title(host: str) -> None:

@@ -15,8 +15,10 @@ from typing import Final
 
 __all__ = [
     "Death",
+    "be_dumpable",
     "become_subreaper",
     "die_with_parent",
+    "drop_capabilities",
     "no_new_privileges",
     "open_signalfd",
     "read_signalfd",
@@ -26,9 +28,11 @@ __all__ = [
 ]
 
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_CAPABILITY_VERSION: Final = 0x20080522
 _P_PIDFD: Final = 3
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _SIGNALFD_INFO_BYTES: Final = 128
@@ -89,6 +93,17 @@ def die_with_parent() -> None:
 def no_new_privileges() -> None:
     """No set-uid program can raise this process or its children."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def be_dumpable() -> None:
+    """Let the process's own user look into it, and let it dump core."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def drop_capabilities() -> None:
+    """All of them, for good: the ambient and inheritable ones too."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    _check(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())))
 
 
 def set_short_name(name: str) -> None:

@@ -109,6 +109,7 @@ class Attached:
     pid: int
     highest_token: int
     protocol: int = PROTOCOL
+    run_as: bool = False  # it can run workers as other users, and end them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

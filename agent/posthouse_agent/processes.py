@@ -11,19 +11,20 @@ import resource
 import select
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from errno import EMFILE
+from errno import EINVAL, EMFILE, EPERM
 from typing import Any, Final, NamedTuple
 
 from posthouse import channel
 from posthouse.ids import Instant
-from posthouse_agent import child, native, procfs, remains
+from posthouse_agent import child, identity, native, procfs, remains
 from posthouse_agent.orders import StartWorker
 
-__all__ = ["CannotFork", "Processes", "WorkerProcess"]
+__all__ = ["CannotFork", "Processes", "WorkerProcess", "user_name"]
 
 _WAIT: Final = os.WEXITED | os.WNOHANG
 _SPARE_FDS: Final = 32  # kept free for the agent's connection, the journal and reading /proc
@@ -73,14 +74,24 @@ class _Ends(NamedTuple):
 class Processes:
     """All children of this warden."""
 
-    def __init__(self, *, log_dir: str, instance: str, host_lock_fd: int, nofile_soft: int) -> None:
+    def __init__(
+        self,
+        *,
+        log_dir: str,
+        instance: str,
+        host_lock_fd: int,
+        nofile_soft: int,
+        oom_score: int | None = None,
+    ) -> None:
         self._log_dir = log_dir
         self._instance = instance
         self._host_lock_fd = host_lock_fd
         self._nofile_soft = nofile_soft  # what workers get
+        self._oom_score = oom_score
         self._withheld = child.withheld_variables()
         self._pid = os.getpid()
-        self._user = _user_name()
+        self._user = user_name()
+        self._lacking = identity.missing_capabilities()
         self._workers: dict[int, WorkerProcess] = {}  # by token
         self._tokens: dict[int, int] = {}  # pid -> token
 
@@ -94,10 +105,11 @@ class Processes:
 
     def fork(self, order: StartWorker, now: Instant) -> WorkerProcess:
         """Start the worker. Raises CannotFork."""
-        wanted = order.spec.get("run_as")
-        if wanted not in (None, self._user):
+        user = self._other_user(order)
+        if user is not None and self._lacking:
             raise CannotFork(
-                f"this warden runs workers as {self._user!r} only, not as {wanted!r}",
+                f"this warden, of user {self._user!r}, cannot run workers as {user!r}: "
+                f"it lacks {self._lacking}",
                 code="bad_order",
                 retry=False,
             )
@@ -156,6 +168,10 @@ class Processes:
         opened[:] = [ends.log, ends.theirs]
         return worker
 
+    def _other_user(self, order: StartWorker) -> str | None:
+        wanted = order.spec.get("run_as")
+        return None if wanted is None or wanted == self._user else str(wanted)
+
     def _open_ends(self, order: StartWorker, path: str, opened: list[int]) -> _Ends:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
@@ -166,8 +182,7 @@ class Processes:
         opened.append(log)
         os.set_blocking(log, True)
         log_found = os.fstat(log)
-        if log_found.st_size == 0:
-            os.fchmod(log, 0o640)  # readable by the folder's group, whatever the umask
+        self._own_log(log, log_found, path, to_be_given=self._other_user(order) is not None)
         ours, theirs = _socketpair()
         opened += [ours, theirs]
         latch = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -175,6 +190,23 @@ class Processes:
         last_words = os.memfd_create(f"posthouse-{self._instance}-{order.token}", os.MFD_CLOEXEC)
         opened.append(last_words)
         return _Ends(log, log_found, ours, theirs, latch, last_words)
+
+    def _own_log(self, log: int, found: os.stat_result, path: str, *, to_be_given: bool) -> None:
+        """An output file is a regular file with one name, and nobody's but the worker's.
+
+        It is opened before anything is given away, and what is given is the open file, so that a
+        link put in its place changes nobody else's file; the second name is one that the user of
+        an earlier start may have made, to write in it after it is another one's.
+        """
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(EINVAL, "not a regular file: remove it", path)
+        if found.st_nlink != 1 and (to_be_given or found.st_uid != os.geteuid()):
+            raise OSError(EPERM, f"has {found.st_nlink} names: remove it", path)
+        given_away = found.st_uid != os.geteuid()
+        if given_away and not to_be_given:
+            os.fchown(log, os.geteuid(), -1)
+        if found.st_size == 0 or given_away:
+            os.fchmod(log, 0o640)  # readable by the folder's group, whatever the umask
 
     def _inheritance(self, order: StartWorker, ends: _Ends) -> child.Inheritance:
         return child.Inheritance(
@@ -187,6 +219,8 @@ class Processes:
             host_lock_fd=self._host_lock_fd,
             nofile_soft=self._nofile_soft,
             withheld=self._withheld,
+            user=self._other_user(order),
+            oom_score=self._oom_score,
         )
 
     # --- ending ---
@@ -336,7 +370,7 @@ def _socketpair() -> tuple[int, int]:
     return pair[0].detach(), pair[1].detach()
 
 
-def _user_name() -> str:
+def user_name() -> str:
     """Who this warden, and so every worker of it, is."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name

@@ -24,6 +24,7 @@ __all__ = [
     "newest_pid",
     "pids",
     "read",
+    "slurp",
     "threads",
 ]
 
@@ -48,13 +49,13 @@ class Process:
 
 def boot_id() -> str:
     """Of this boot of this kernel; another one has killed every process we may remember."""
-    return _slurp("/proc/sys/kernel/random/boot_id").decode().strip()
+    return slurp("/proc/sys/kernel/random/boot_id").decode().strip()
 
 
 def read(pid: int) -> Process | None:
     """The process that has this pid now, if any."""
     try:
-        text = _slurp(f"/proc/{pid}/stat")
+        text = slurp(f"/proc/{pid}/stat")
     except OSError:
         return None
     # The command may contain spaces and brackets; the last bracket ends it.
@@ -75,7 +76,7 @@ def pids() -> Iterator[int]:
 
 def newest_pid() -> int:
     """The pid that was given out last in this pid namespace."""
-    return int(_slurp("/proc/loadavg").split()[4])
+    return int(slurp("/proc/loadavg").split()[4])
 
 
 def is_process(pid: int) -> bool:
@@ -95,7 +96,7 @@ def threads() -> int:
 def environment(pid: int) -> bytes:
     """The environment a program was started with; empty if it cannot be read."""
     try:
-        return _slurp(f"/proc/{pid}/environ")
+        return slurp(f"/proc/{pid}/environ")
     except OSError:
         return b""
 
@@ -112,7 +113,7 @@ def holds_lock(pid: int, device: int, inode: int) -> bool:
         with suppress(OSError):
             found = os.stat(f"{folder}/{name}")
             if (found.st_dev, found.st_ino) == (device, inode):
-                return b"\nlock:" in _slurp(f"/proc/{pid}/fdinfo/{name}")
+                return b"\nlock:" in slurp(f"/proc/{pid}/fdinfo/{name}")
     return False
 
 
@@ -137,7 +138,8 @@ def kill_if(pid: int, condemned: Callable[[int], bool]) -> int | None:
     return None
 
 
-def _slurp(path: str) -> bytes:
+def slurp(path: str) -> bytes:
+    """The whole of a small file. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = b""

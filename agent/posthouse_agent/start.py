@@ -15,7 +15,14 @@ from contextlib import suppress
 from posthouse_agent import procfs
 from posthouse_agent.warden_effects import Orphan
 
-__all__ = ["CannotStart", "lock_warden", "open_folder", "open_log_folder", "take_host_lock"]
+__all__ = [
+    "CannotStart",
+    "check_log_folder",
+    "lock_warden",
+    "open_folder",
+    "open_log_folder",
+    "take_host_lock",
+]
 
 _STEP_S = 0.01
 
@@ -58,6 +65,17 @@ def open_log_folder(path: str) -> None:
             raise CannotStart(f"{path} is not a folder: remove it")
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}") from None
+
+
+def check_log_folder(path: str) -> None:
+    """For a warden whose workers are of other users: nobody else may put files, or further names
+    of files, in the place of their output. Raises CannotStart."""
+    found = os.stat(path)
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise CannotStart(
+            f"{path} belongs to user {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o}: with "
+            f"workers of other users it must be the warden's alone: chown it, chmod 0750 {path}"
+        )
 
 
 def lock_warden(path: str, timeout_s: float) -> int:

@@ -30,6 +30,8 @@ _WARNINGS: Final = frozenset(
         "session.refused",
         "start.failed",
         "start.repeated",
+        "users.unknown",
+        "users.unusable",
         "warden.gone",
         "warden.unusable",
     )

@@ -18,11 +18,11 @@ from typing import Final
 
 from posthouse import limits, systemd
 from posthouse.ids import Instant
-from posthouse_agent import child, native, procfs, start
+from posthouse_agent import child, identity, native, oom_score, procfs, start
 from posthouse_agent.agent_line import AgentLine
 from posthouse_agent.journal import Head, Journal, read_journal
 from posthouse_agent.orders import Attach, Report, StartWorker
-from posthouse_agent.processes import CannotFork, Processes
+from posthouse_agent.processes import CannotFork, Processes, user_name
 from posthouse_agent.warden_core import WardenCore, recover
 from posthouse_agent.warden_effects import (
     AgentAttached,
@@ -48,7 +48,7 @@ __all__ = ["main"]
 
 _USAGE: Final = (
     "usage: python -m posthouse_agent.warden --runtime-dir FOLDER --log-dir FOLDER "
-    "--kind fenced|kept|tree [--name HOST]"
+    "--kind fenced|kept|tree [--name HOST] [--users NAME,NAME]"
 )
 
 _KINDS: Final = ("fenced", "kept", "tree")
@@ -70,6 +70,7 @@ class Options:
     log_dir: str
     kind: str
     name: str
+    users: str  # whom the host's configuration lets workers run as, besides the warden's own
 
     @property
     def folder(self) -> str:
@@ -281,7 +282,7 @@ def _log(text: str) -> None:
 
 def _options(argv: list[str]) -> Options:
     """--name value pairs; argparse would cost every worker a megabyte."""
-    values = {"runtime-dir": "", "log-dir": "", "kind": "", "name": ""}
+    values = {"runtime-dir": "", "log-dir": "", "kind": "", "name": "", "users": ""}
     for at in range(0, len(argv), 2):
         name = argv[at].removeprefix("--")
         if not argv[at].startswith("--") or name not in values or at + 1 == len(argv):
@@ -294,6 +295,7 @@ def _options(argv: list[str]) -> Options:
         log_dir=os.path.abspath(values["log-dir"]),
         kind=values["kind"],
         name=values["name"],
+        users=values["users"],
     )
 
 
@@ -307,6 +309,20 @@ def _settle(options: Options) -> None:
     os.chdir("/")
     native.become_subreaper()
     child.set_title(f"posthouse warden {options.kind} {options.name}".rstrip())
+
+
+def _check_users(options: Options) -> None:
+    """Whoever starts a process that he cannot end has lost it: refuse before the first one."""
+    others = [name for name in options.users.split(",") if name not in ("", user_name())]
+    lacking = identity.missing_capabilities() if others else ""
+    if lacking:
+        raise start.CannotStart(
+            f"workers are to run as {', '.join(others)}, and this process, of user "
+            f"{user_name()!r}, lacks {lacking}: start it as root, or take users out of the "
+            "agent's configuration"
+        )
+    if others:
+        start.check_log_folder(options.log_dir)
 
 
 def _raise_descriptors() -> int:
@@ -329,6 +345,7 @@ def _build(options: Options) -> Warden:
     start.open_folder(folder)
     start.lock_warden(f"{folder}/warden.lock", _LOCK_S)
     start.open_log_folder(options.log_dir)
+    _check_users(options)
     try:
         head, entries, bad = read_journal(f"{folder}/journal")
     except OSError as error:
@@ -345,7 +362,13 @@ def _build(options: Options) -> Warden:
         _LEFTOVERS_S,
     )
     instance = os.urandom(16).hex()
-    core = WardenCore(instance=instance, kind=options.kind, boot_id=boot_id, pid=os.getpid())
+    core = WardenCore(
+        instance=instance,
+        kind=options.kind,
+        boot_id=boot_id,
+        pid=os.getpid(),
+        run_as=not identity.missing_capabilities(),
+    )
     core.handle(recovered, _now())  # its entries are part of the rewrite
     journal = Journal(f"{folder}/journal", Head(boot_id=boot_id, instance=instance))
     journal.rewrite(core.entries())
@@ -355,6 +378,7 @@ def _build(options: Options) -> Warden:
         instance=instance,
         host_lock_fd=host_lock_fd,
         nofile_soft=_raise_descriptors(),
+        oom_score=oom_score.protect(),
     )
     line = AgentLine(f"{folder}/warden.sock", epoll)
     return Warden(core, processes, journal, line, epoll)

@@ -69,7 +69,10 @@ class _Worker:
 class WardenCore:
     """State machine of one warden. The first event is Recovered, also after an empty journal."""
 
-    def __init__(self, *, instance: str, kind: str, boot_id: str, pid: int) -> None:
+    def __init__(
+        self, *, instance: str, kind: str, boot_id: str, pid: int, run_as: bool = False
+    ) -> None:
+        self._run_as = run_as
         self._instance = instance
         self._kind = kind
         self._boot_id = boot_id
@@ -349,6 +352,7 @@ class WardenCore:
                 boot_id=self._boot_id,
                 pid=self._pid,
                 highest_token=max(self._highest.values(), default=0),
+                run_as=self._run_as,
             )
         )
         running = [w for w in self._live.values() if w.pid]

@@ -116,6 +116,7 @@ class WardenStarter:
         self._runtime_dir = settings.runtime_dir
         self._log_dir = settings.log_dir
         self._host = settings.host
+        self._users = settings.users
         self._may_start = settings.start_wardens
         self._descriptors_soft = descriptors_soft
         self._children: dict[int, str] = {}  # wardens that we exec'd, by pid
@@ -160,6 +161,8 @@ class WardenStarter:
         argv = [sys.executable, "-P", "-m", "posthouse_agent.warden"]
         argv += ["--runtime-dir", self._runtime_dir, "--log-dir", self._log_dir]
         argv += ["--kind", kind, "--name", self._host]
+        if self._users:
+            argv += ["--users", ",".join(self._users)]
         try:
             pid = os.posix_spawn(
                 sys.executable,

@@ -188,7 +188,9 @@ class Bench:
 
     # --- the warden's side ---
 
-    def attach(self, *snapshot: Forked | Ended, instance: str = "11" * 16, top: int = 0) -> None:
+    def attach(
+        self, *snapshot: Forked | Ended, instance: str = "11" * 16, top: int = 0, **says: Any
+    ) -> None:
         """A warden connects, and tells these; known is set."""
         if not self.needed:
             self.tick()
@@ -196,7 +198,9 @@ class Bench:
         self.feed(WardenUp("fenced"))
         assert isinstance(self.orders[-1], Attach)
         self.report(
-            Attached(instance=instance, kind="fenced", boot_id="boot", pid=7, highest_token=top)
+            Attached(
+                instance=instance, kind="fenced", boot_id="boot", pid=7, highest_token=top, **says
+            )
         )
         for entry in snapshot:
             self.report(replace(entry, known=True))

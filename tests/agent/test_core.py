@@ -82,11 +82,21 @@ def test_hello_offers_what_the_settings_allow(new_bench: type[Any]) -> None:
         runtimes=(RuntimeSettings(name="default"), RuntimeSettings(name="old", python="/old")),
     )
     bench = new_bench(settings)
-    bench.attach()
+    bench.attach(run_as=True)
     hello = bench.deliver()[0]
     assert isinstance(hello, Hello)
     assert (hello.labels, hello.modules, hello.allow_exec) == (["ssd"], ["acme.*"], True)
     assert (hello.users, hello.slots, hello.runtimes) == (["me", "www"], 7, ["default"])
+
+
+def test_users_are_not_offered_by_a_warden_that_cannot_become_them(new_bench: type[Any]) -> None:
+    bench = new_bench(replace(SETTINGS, users=("www",)))
+    bench.attach()
+    hello = bench.deliver()[0]
+    assert isinstance(hello, Hello)
+    assert hello.users == ["me"]
+    (note,) = [note for note in bench.notes if note.name == "users.unusable"]
+    assert note.fields["users"] == ["www"]
 
 
 def test_an_empty_host_sends_one_empty_last_page(bench: Bench) -> None:

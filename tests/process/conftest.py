@@ -114,6 +114,7 @@ class Host:
         self.process: subprocess.Popen[bytes] | None = None
         self.agents: list[Agent] = []
         self.env: dict[str, str] = {}
+        self.options: list[str] = []
         self.user: int | None = None
         self.python = [sys.executable, "-P"]
         self.code = str(Path(__file__).parent / "code")
@@ -131,6 +132,7 @@ class Host:
         """Start a warden and do not wait for it."""
         argv = [*self.python, "-m", "posthouse_agent.warden", "--runtime-dir", str(self.runtime)]
         argv += ["--log-dir", str(self.logs), "--kind", "fenced", "--name", "testhost"]
+        argv += self.options
         with open(self.folder / "warden.log", "ab") as log:
             return subprocess.Popen(
                 argv,

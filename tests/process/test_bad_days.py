@@ -350,11 +350,8 @@ def test_odd_registrations_cost_one_process(shared_host, shared_agent, spec):
     assert host.run(agent, "nothing").facts["code"] == 0
 
 
-def test_other_user_is_refused(shared_host, shared_agent):
+def test_own_user_may_be_named(shared_host, shared_agent):
     host, agent = shared_host, shared_agent
-    failed = refused(host, agent, run_as="nobody")
-    assert (failed.code, failed.retry) == ("bad_order", False)
-    assert "not as 'nobody'" in failed.reason
     me = pwd.getpwuid(os.geteuid()).pw_name
     assert host.run(agent, "nothing", run_as=me).facts["code"] == 0
 
