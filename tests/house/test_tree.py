@@ -74,7 +74,9 @@ def test_every_decision_is_one_page_and_listed(root: Path) -> None:
     folder = root / "docs/decisions"
     index = (folder / "README.md").read_text()
     pages = sorted(path for path in folder.glob("*.md") if path.name != "README.md")
-    assert [path.name[:4] for path in pages] == [f"{i:04}" for i in range(1, len(pages) + 1)]
+    numbers = [path.name[:4] for path in pages]  # handed out beforehand: one may still be missing
+    assert all(number.isdecimal() for number in numbers)
+    assert len(set(numbers)) == len(pages)
     for path in pages:
         text = path.read_text()
         assert f"({path.name})" in index
