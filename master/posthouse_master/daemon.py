@@ -5,8 +5,7 @@ message means.
 
 Invariant: inputs are drained up to a bound and handled, then everything they led to is committed in
 ONE transaction, and only then sent. If the commit fails nothing of the batch is sent and the
-process ends; its successor and the peers settle the rest. A commit that failed only for want of
-room is tried once more in the reserve's place, because then nothing of it is durable.
+process ends; its successor and the peers settle the rest.
 """
 
 import os
@@ -48,7 +47,6 @@ from posthouse_master.effects import (
     Tick,
 )
 from posthouse_master.store.base import Op, RegistryRefused, Store, StoreFull
-from posthouse_master.store.reserve import Reserve
 from posthouse_master.store.sqlite import SqliteStore
 from posthouse_master.web.meter import Meter
 
@@ -88,7 +86,7 @@ def run(settings: MasterSettings) -> int:
 def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     _title("posthouse: master")
     keys, principals = _keys(settings)
-    store, reserve = _open(settings, log)
+    store = _open(settings, log)
     opened.callback(store.close)
     context = new_context()
     opened.callback(context.term)
@@ -98,7 +96,7 @@ def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     core = _begin(settings, store)
     meter = Meter()
     window = _window(settings, meter, opened)
-    shell = _Shell(core, store, reserve, listeners, log, meter, window)
+    shell = _Shell(core, store, listeners, log, meter, window)
     with _signals() as interrupts:
         systemd.ready(f"epoch {core.term.epoch}")
         log.info(
@@ -173,7 +171,7 @@ def _window(settings: MasterSettings, meter: Meter, opened: ExitStack) -> "Windo
     return window
 
 
-def _open(settings: MasterSettings, log: Any) -> tuple[Store, Reserve]:
+def _open(settings: MasterSettings, log: Any) -> SqliteStore:
     """The registry with a new term begun. On a full disk that waits until there is room: whoever
     is asked to end meanwhile ends at once, as there is nothing yet to be brought to an end."""
     told = False
@@ -181,14 +179,8 @@ def _open(settings: MasterSettings, log: Any) -> tuple[Store, Reserve]:
         store = None
         try:
             store = SqliteStore(settings.state_dir)
-            reserve = Reserve(settings.state_dir)
-            try:
-                store.begin_term()
-            except StoreFull:
-                if not reserve.spend():
-                    raise
-                store.begin_term()
-            return store, reserve
+            store.begin_term()
+            return store
         except StoreFull as error:
             if store is not None:
                 store.close()
@@ -223,8 +215,7 @@ class _Shell:
     def __init__(
         self,
         core: MasterCore,
-        store: Store,
-        reserve: Reserve,
+        store: SqliteStore,
         listeners: dict[str, Listener],
         log: Any,
         meter: Meter,
@@ -232,7 +223,6 @@ class _Shell:
     ) -> None:
         self._core = core
         self._store = store
-        self._reserve = reserve
         self._room = Room.AMPLE
         self._listeners = listeners
         self._log = log
@@ -279,7 +269,7 @@ class _Shell:
         return halt
 
     def _inputs(self, now: Instant, interrupt: str) -> Iterator[Input]:
-        space = self._reserve.look(now.boot_s)
+        space = self._store.reserve.look(now.boot_s)
         if space is not None:
             self._room = space.room
             yield space
@@ -317,7 +307,7 @@ class _Shell:
                     halt = halt or effect
         if ops:
             before_s = time.monotonic()
-            self._commit(ops)
+            self._store.commit(self._core.term.epoch, ops)
             self._meter.commits.observe(time.monotonic() - before_s)
         for send in sends:
             self._send(send)
@@ -325,15 +315,6 @@ class _Shell:
             level = self._log.warning if note.name in _WARNINGS else self._log.info
             level(note.name, **note.fields)
         return halt
-
-    def _commit(self, ops: list[Op]) -> None:
-        try:
-            self._store.commit(self._core.term.epoch, ops)
-        except StoreFull as error:
-            if not self._reserve.spend():
-                raise
-            self._log.warning("disk.reserve_spent", reason=error.message)
-            self._store.commit(self._core.term.epoch, ops)
 
     def _send(self, send: Send) -> None:
         # A peer that is gone or does not read loses its session: its link would never recover.

@@ -8,19 +8,20 @@ registry is never put where one was: a file that is missing, foreign, newer, dam
 commits is refused with the way out, because an empty registry would mean that everything that runs
 is unknown.
 
-A disk that is full is StoreFull: the transaction is undone, and the store stays usable. After any
-other error of the disk nobody knows what is durable, so it is a StoreError and ends the process;
-the next one reads what is there.
+A disk that is full is StoreFull, once the reserve is spent: the transaction is undone, and the
+store stays usable. After any other error of the disk nobody knows what is durable, so it is a
+StoreError and ends the process; the next one reads what is there.
 """
 
 import errno
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from posthouse import limits
 from posthouse.errors import StoreError
@@ -40,6 +41,7 @@ from posthouse_master.store.base import (
     Term,
 )
 from posthouse_master.store.folder import Folder, Mark
+from posthouse_master.store.reserve import Reserve
 from posthouse_master.store.schema import Damaged, Head
 
 __all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "SqliteStore"]
@@ -47,10 +49,14 @@ __all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "SqliteStore"]
 APPLICATION_ID: Final = 0x506F_7374  # "Post"
 SCHEMA_VERSION: Final = schema.VERSION
 _CACHE_KIB: Final = 16_384  # pages; the registry is read once, at the start
+_FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _WAY_OUT: Final = (
     "check the disk and the rights, or put a backup of the registry in its place; "
     "nothing was changed"
 )
+
+
+_T = TypeVar("_T")
 
 
 class SqliteStore:
@@ -64,14 +70,13 @@ class SqliteStore:
         try:
             self._folder = folder = Folder(state_dir)
             self._path = folder.file
-            if not folder.look():
-                _make(folder, [Head(registry=os.urandom(16).hex(), timeline=1, epoch=0)])
-            version = folder.version(APPLICATION_ID, SCHEMA_VERSION)
-            older = _look_through(folder, version)
-            if older:
-                _upgrade(folder, version, older)
-            self._database = _connect(folder)
-            folder.opened()
+            self.reserve = Reserve(folder.path)
+            try:
+                self._database = _open(folder)
+            except (OSError, sqlite3.Error) as error:
+                if not (_is_full(error) and self.reserve.spend()):
+                    raise
+                self._database = _open(folder)
         except RegistryRefused:
             self.close()
             raise
@@ -92,6 +97,9 @@ class SqliteStore:
     # --- the protocol ---
 
     def begin_term(self) -> Term:
+        return self._with_reserve(self._begin_term)
+
+    def _begin_term(self) -> Term:
         with self._transaction() as (folder, database):
             head = schema.read_head(database)
             head = replace(head, epoch=head.epoch + 1, commits=head.commits + 1)
@@ -120,6 +128,9 @@ class SqliteStore:
         )
 
     def commit(self, epoch: int, ops: Sequence[Op]) -> None:
+        self._with_reserve(partial(self._commit, epoch, ops))
+
+    def _commit(self, epoch: int, ops: Sequence[Op]) -> None:
         with self._transaction() as (folder, database):
             folder.still_there()
             head = schema.read_head(database)
@@ -144,6 +155,15 @@ class SqliteStore:
             self._folder = None
 
     # --- errors ---
+
+    def _with_reserve(self, act: Callable[[], _T]) -> _T:
+        """Once more, with the room of the reserve, if there was none: nothing of it is durable."""
+        try:
+            return act()
+        except StoreFull:
+            if not self.reserve.spend():
+                raise
+            return act()
 
     @contextmanager
     def _transaction(self) -> Iterator[tuple[Folder, sqlite3.Connection]]:
@@ -179,7 +199,7 @@ class SqliteStore:
         return False
 
     def _full(self, error: Exception) -> StoreFull:
-        free = _free_bytes(self._path.parent)
+        free = self.reserve.free_bytes
         return StoreFull(
             f"{self._path}: {error}: {free:,} bytes are free",
             hint="make room there; nothing that was acknowledged is lost",
@@ -203,15 +223,7 @@ class SqliteStore:
 def _is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
-
-
-def _free_bytes(folder: Path) -> int:
-    try:
-        found = os.statvfs(folder)
-    except OSError:
-        return 0
-    return found.f_bavail * found.f_frsize
+    return getattr(error, "sqlite_errorcode", 0) in _FULL
 
 
 def _write_probe(path: Path) -> None:
@@ -226,6 +238,18 @@ def _write_probe(path: Path) -> None:
 
 
 # --- opening ---
+
+
+def _open(folder: Folder) -> sqlite3.Connection:
+    if not folder.look():
+        _make(folder, [Head(registry=os.urandom(16).hex(), timeline=1, epoch=0)])
+    version = folder.version(APPLICATION_ID, SCHEMA_VERSION)
+    older = _look_through(folder, version)
+    if older:
+        _upgrade(folder, version, older)
+    database = _connect(folder)
+    folder.opened()
+    return database
 
 
 def _make(folder: Folder, rows: Iterable[Any]) -> None:
