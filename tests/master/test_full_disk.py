@@ -41,7 +41,7 @@ class SmallDisk:
             pytest.skip(f"no file system of our own can be mounted here: {said.strip()}")
         enter = ["--preserve-credentials", "--user"] if user else []
         self.enter = ["nsenter", "-t", str(self._holder.pid), "--mount", *enter]
-        self.folder = Path(f"/proc/{self._holder.pid}/root{folder}")
+        self.folder = Path("/proc", str(self._holder.pid), "root", *folder.parts[1:])
         self._filler = self.folder / "filler"
 
     def fill(self) -> None:

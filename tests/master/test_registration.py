@@ -73,6 +73,23 @@ def test_d9_a_registration_outlives_its_registrant_and_the_master(town):
     assert host.run().spec == {"name": "w", "main": "acme.jobs:main"}
 
 
+def test_c9_dynamic_registrations_survive_a_restart_of_the_master(town):
+    """PostgreSQL forgets them with the postmaster, and its workers die; healed on purpose: they are
+    durable, with their handle, what became of them, and a restart that is due."""
+    client, host = town.client(), town.host("b")
+    handle = str(client.register("w", restart_time=2).handle.id)
+    start = host.run()
+    other = str(client.register("due", restart_time=2).handle.id)
+    host.end(host.run(), code=1)
+    town.crash()
+    client, host = town.client(), town.host("b", settle=False)
+    host.settle(running=[host.running(start)], highest_token=2)
+    assert str(client.status(handle).state) == "started"
+    assert "restarts in" in client.status(other).reason
+    town.pass_time(2.5)
+    assert [(start.slot, start.incarnation) for start in host.take(Start)] == [(1, 2)]
+
+
 def test_d11_a_stale_handle_is_stopped_never_an_error(town, monkeypatch):
     monkeypatch.setattr(limits, "retired_max", 0)
     client = town.client()

@@ -327,6 +327,45 @@ def test_a_full_disk_is_not_called_damage(state_dir, path, filled, monkeypatch):
         SqliteStore(state_dir)
 
 
+HOLD = """
+import sys
+from posthouse_master.store.base import PutSlot
+from posthouse_master.store.sqlite import SqliteStore
+store = SqliteStore(sys.argv[1])
+epoch = store.begin_term().epoch
+for line in sys.stdin:
+    store.commit(epoch, [PutSlot(int(line), 1)])
+    print("committed", flush=True)
+"""
+
+
+def test_n14_a_second_master_is_refused_even_without_the_lock_file(state_dir, path, filled):
+    """PostgreSQL refuses to start while any process of the old one holds its shared memory, also
+    when the lock file was deleted. Ours is refused by the registry itself, then."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(state_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for removed in (False, True):
+            holder.stdin.write("200\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline() == "committed\n"
+            if removed:
+                (state_dir / "registry.lock").unlink()
+            with pytest.raises(RegistryRefused, match=r"another (master|program)") as caught:
+                SqliteStore(state_dir)
+            assert "end the other" in caught.value.hint
+    finally:
+        holder.kill()
+        holder.communicate()
+    store = SqliteStore(state_dir)
+    assert (200, 1) in store.load().slots
+    store.close()
+
+
 # --- older and newer ---
 
 

@@ -314,6 +314,8 @@ def _look_through(folder: Folder, version: int) -> list[Any]:
     except (sqlite3.Error, Damaged, ValueError, TypeError) as error:
         if _is_full(error):
             raise
+        if getattr(error, "sqlite_errorcode", 0) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            folder.refuse("another program has it open", "end the other master, or that program")
         folder.damaged(str(error))
     finally:
         database.close()
