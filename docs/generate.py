@@ -45,11 +45,14 @@ SHARED = (
     records.WorkerInfo,
     records.HostInfo,
     messages.HostVerdict,
+    messages.Declared,
+    messages.Change,
     records.Event,
 )
 ENUMS = (
     states.WorkerState,
     states.StopReason,
+    states.Every,
     states.ShutdownMode,
     states.StartTime,
 )
@@ -442,6 +445,8 @@ STEPS = {
     Step.HOLD: "hold",
     Step.RELEASE: "release",
     Step.CANCEL: "terminate",
+    Step.REVISE: "apply with other content",
+    Step.PROVE: "its process of a new revision has run for long enough",
 }
 
 

@@ -111,7 +111,7 @@ class Answers:
         more = False
         after = (message.slot, message.generation)
         for registration in self._registry.workers(
-            after, limit=message.limit + 1, retired=message.retired
+            after, limit=message.limit + 1, retired=message.retired, group=message.group
         ):
             info = self._view.info(registration, turn.now)
             size += len(_pack(info))

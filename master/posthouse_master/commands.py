@@ -5,20 +5,16 @@ not know: how a change is carried out (lifecycle), remembered (requests) or sent
 Invariant: a command either raises before it has changed anything, or succeeds.
 """
 
-from dataclasses import fields
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from posthouse import limits
 from posthouse.errors import (
-    AlreadyRegistered,
-    NoFreeSlot,
     NoSuchWorker,
     NotRunning,
     RefusedError,
     ShuttingDown,
-    UnknownHost,
 )
 from posthouse.ids import HandleId
 from posthouse.messages import (
@@ -39,9 +35,10 @@ from posthouse.messages import (
 from posthouse.records import HandleRef
 from posthouse.spec import BackgroundWorker
 from posthouse.states import Phase, StopReason
+from posthouse_master.admit import Admit
 from posthouse_master.hosts import Hosts
 from posthouse_master.lifecycle import Lifecycle
-from posthouse_master.placement import Fleet, Host
+from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session
 from posthouse_master.store.base import Life
@@ -50,18 +47,7 @@ from posthouse_master.turn import Turn
 __all__ = ["Commands"]
 
 _pack = msgspec.msgpack.Encoder().encode
-_DEFAULTS: Final = {f.name: f.default for f in fields(BackgroundWorker)}
-_HOSTS_SHOWN: Final = 32
-_HOLDERS_SHOWN: Final = 5
 _BACKLOG_MAX: Final = 1024  # commands that wait for an agent's link, before more are refused
-
-# Fields that would be without effect in this version, and what to do instead. Refused, because a
-# field that is silently ignored is a promise that is silently broken.
-_NOT_YET: Final = {
-    "notify": "no notification by signal yet: handles, events and waits never need it",
-    "watchdog_s": "no watchdog yet",
-    "crash_domain": "no shared memory yet, so no crash domains",
-}
 
 
 class Commands:
@@ -74,20 +60,22 @@ class Commands:
         lifecycle: Lifecycle,
         hosts: Hosts,
         door: FrontDoor,
+        admit: Admit,
     ) -> None:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
         self._hosts = hosts
         self._door = door
+        self._admit = admit
 
     def register(self, turn: Turn, session: Session, message: Register) -> Registered:
         spec = BackgroundWorker.from_wire(message.spec)
         if self._lifecycle.phase is Phase.STOPPING:
             raise ShuttingDown("the cluster is shutting down", hint="register again when it is up")
-        _offered(spec)
-        self._unique(spec)
-        self._host(spec)
+        self._admit.offered(spec)
+        self._admit.unique(spec)
+        self._admit.slots([spec])
         packed = _pack(spec.to_wire())
         registration, event = self._lifecycle.register(
             turn, spec, packed, session.principal, message.source
@@ -138,7 +126,7 @@ class Commands:
         return Done(request=message.request, changed=changed, message=told)
 
     def drain(self, turn: Turn, session: Session, message: Drain) -> Drained:
-        host = self._known_host(message.host)
+        host = self._admit.known_host(message.host)
         if not message.on:
             changed = self._hosts.undrain(turn, host, session.principal)
             return Drained(request=message.request, changed=changed)
@@ -203,53 +191,3 @@ class Commands:
         if len(agent.backlog) >= _BACKLOG_MAX:
             raise RefusedError(f"host {host.name} is too busy", hint="try again in a moment")
         return found, agent
-
-    def _unique(self, spec: BackgroundWorker) -> None:
-        holder = self._registry.named(spec.name) if spec.unique else None
-        if holder is not None:
-            handle = self._registry.handle(holder)
-            raise AlreadyRegistered(
-                f"a worker named {spec.name!r} is registered already: {handle.short}",
-                hint="terminate it first, choose another name, or register with unique=False",
-                handle=str(handle),
-            )
-
-    def _known_host(self, name: str) -> Host:
-        """Raises UnknownHost."""
-        host = self._fleet.hosts.get(name)
-        if host is None:
-            known = sorted(self._fleet.hosts)[:_HOSTS_SHOWN]
-            shown = f"known are {', '.join(known)}" if known else "none has joined yet"
-            raise UnknownHost(
-                f"no host named {name!r} has joined", hint=shown, hosts=known, host=name
-            )
-        return host
-
-    def _host(self, spec: BackgroundWorker) -> None:
-        if spec.host is None:
-            return
-        host = self._known_host(spec.host)
-        if self._fleet.free(host) <= 0:
-            placed = self._registry.placed_on(host.name).values()
-            holders = [r.name for r, _ in zip(placed, range(_HOLDERS_SHOWN), strict=False)]
-            slots = self._fleet.slots(host)
-            raise NoFreeSlot(
-                f"all {slots} slots of host {host.name} are taken",
-                hint="terminate a worker there, or raise max_worker_processes of the host",
-                limit=f"max_worker_processes of host {host.name}",
-                value=slots,
-                holders=holders,
-            )
-
-
-def _offered(spec: BackgroundWorker) -> None:
-    for name, told in _NOT_YET.items():
-        value: Any = getattr(spec, name)
-        if value != _DEFAULTS[name]:
-            raise RefusedError(
-                f"{name} is {value!r}: not offered by this version",
-                hint=told,
-                field=name,
-                value=repr(value),
-                rule=told,
-            )

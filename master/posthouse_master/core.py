@@ -20,7 +20,9 @@ from posthouse.messages import (
     AGENT_TO_MASTER,
     CLIENT_TO_MASTER,
     MUTATING,
+    Apply,
     Credit,
+    DeclarePart,
     Drain,
     Exited,
     Explain,
@@ -39,6 +41,7 @@ from posthouse.messages import (
     Ready,
     Refused,
     Register,
+    RegisterGroup,
     Release,
     Renew,
     Reply,
@@ -54,9 +57,12 @@ from posthouse.messages import (
     Unsubscribe,
     Unsupported,
 )
+from posthouse_master.admit import Admit
 from posthouse_master.answers import Answers, failed
+from posthouse_master.applies import Applies
 from posthouse_master.chronicle import Chronicle
 from posthouse_master.commands import Commands
+from posthouse_master.declare import Declarations
 from posthouse_master.effects import (
     Effect,
     Input,
@@ -70,6 +76,7 @@ from posthouse_master.effects import (
     Tick,
 )
 from posthouse_master.eventlog import EventLog
+from posthouse_master.groups import Groups
 from posthouse_master.hosts import Foreign, Hosts
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.notify import Watchers
@@ -77,6 +84,7 @@ from posthouse_master.pace import DEFAULT_PACE, Pace, PacePolicy
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
+from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.shutdown import ShutdownWatch
 from posthouse_master.store.base import Counters, Life, PutCounters, PutState, Snapshot
@@ -134,9 +142,21 @@ class MasterCore:
             Pace(policy.pace),
             lambda: int.from_bytes(entropy(2)) / 65536,
         )
+        admit = Admit(self.registry, self.fleet)
+        self.groups = Groups(self.registry, self.lifecycle, self.fleet, admit)
+        self.rollout = Rollout(self.registry, self.lifecycle, self._timers)
+        self.declarations = Declarations(self.registry, self.lifecycle, self.groups, admit)
+        self._applies = Applies(self.registry, self.lifecycle, self.groups, self.declarations)
         strays = Strays(self.registry, self.lifecycle, self.door, self._timers)
         self.hosts = Hosts(
-            self.registry, self.fleet, self.lifecycle, strays, chronicle, self.door, self._timers
+            self.registry,
+            self.fleet,
+            self.lifecycle,
+            self.groups,
+            strays,
+            chronicle,
+            self.door,
+            self._timers,
         )
         self.book = RequestBook()
         self.shutdown = ShutdownWatch(
@@ -149,12 +169,18 @@ class MasterCore:
             self._timers,
         )
         self.view = View(
-            self.registry, self.log, self.fleet, self.lifecycle, self.door, self._timers
+            self.registry,
+            self.log,
+            self.fleet,
+            self.lifecycle,
+            self.rollout,
+            self.door,
+            self._timers,
         )
         self._answers = Answers(
             self.registry, self.log, self.fleet, self.door, self.watchers, self.view
         )
-        commands = Commands(self.registry, self.fleet, self.lifecycle, self.hosts, self.door)
+        commands = Commands(self.registry, self.fleet, self.lifecycle, self.hosts, self.door, admit)
         self._agent_handlers: dict[type[Message], Callable[[Turn, Session, Any], None]] = {
             Inventory: self.hosts.inventory,
             Started: self.hosts.started,
@@ -166,6 +192,9 @@ class MasterCore:
         }
         self._client_handlers: dict[type[Message], _Handler] = {
             Register: commands.register,
+            Apply: self._applies.apply,
+            RegisterGroup: self._applies.register_group,
+            DeclarePart: self._applies.part,
             Terminate: commands.terminate,
             SignalWorker: commands.signal,
             LatchWorker: commands.latch,
@@ -229,6 +258,8 @@ class MasterCore:
 
     def _finish(self, turn: Turn) -> list[Effect]:
         self.shutdown.check(turn)
+        self.groups.look(turn)
+        self.rollout.look(turn)
         self.watchers.pump(turn)
         while turn.broken:
             identity, why = turn.broken.pop()
@@ -382,6 +413,8 @@ class MasterCore:
         if space.room is Room.AMPLE:
             for host in self.fleet.hosts.values():
                 self.lifecycle.serve(turn, host)
+                if host.settled:
+                    self.groups.host_settled(turn, host)
 
     # --- sessions ---
 
@@ -428,6 +461,7 @@ class MasterCore:
             self._answers.agent_left(turn, session)
         else:
             self.watchers.drop(session)
+            self._applies.session_over(session)
 
     def _bad(self, turn: Turn, peer: Peer, why: str) -> None:
         turn.note("peer.bad_frame", endpoint=peer.endpoint, user=peer.user, reason=why[:256])
@@ -456,6 +490,9 @@ class MasterCore:
     def _restart_due(self, turn: Turn, key: Any) -> None:
         self.lifecycle.restart_due(turn, key)
 
+    def _proof_due(self, _turn: Turn, key: Any) -> None:
+        self.rollout.due(key)
+
     def _start_due(self, turn: Turn, key: Any) -> None:
         """A START has gone unanswered for too long: a new session's inventory will tell."""
         registration = self.registry.get(*key)
@@ -475,6 +512,7 @@ class MasterCore:
         "silence": _silence_due,
         "link": _link_due,
         "restart": _restart_due,
+        "proof": _proof_due,
         "start": _start_due,
         "host": _host_due,
         "shutdown": _shutdown_due,
@@ -499,10 +537,13 @@ class MasterCore:
         for host in snapshot.hosts:
             self.hosts.restore(host, now.boot_s)
         self.fleet.offer_changed()
+        for group in snapshot.groups:
+            self.groups.restore(group)
         turn = Turn(now)
         for registration in sorted(restored, key=lambda r: r.order):
             self.log.restore_trim(registration.stream, registration.trimmed_to)
             self.lifecycle.resume(turn, registration)
+            self.rollout.note(registration, now.boot_s)
         assert not turn.ops, "nothing can start before a host has said HELLO"
 
     def _restore_order(self, spec: Any) -> int:

@@ -30,6 +30,7 @@ from posthouse.records import ExitFacts
 from posthouse.states import EventKind, StopReason
 from posthouse_master.chronicle import Chronicle, host_stream
 from posthouse_master.effects import Room
+from posthouse_master.groups import Groups
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host, Offer
 from posthouse_master.registry import Registration, Registry
@@ -59,6 +60,7 @@ class Hosts:
         registry: Registry,
         fleet: Fleet,
         lifecycle: Lifecycle,
+        groups: Groups,
         strays: Strays,
         chronicle: Chronicle,
         door: FrontDoor,
@@ -67,6 +69,7 @@ class Hosts:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._groups = groups
         self._strays = strays
         self._chronicle = chronicle
         self._door = door
@@ -254,6 +257,8 @@ class Hosts:
             return False
         self._draining(turn, host, EventKind.HOST_UNDRAINED, by)
         self._lifecycle.serve(turn, host)
+        if host.settled:
+            self._groups.host_settled(turn, host)
         return True
 
     def _draining(self, turn: Turn, host: Host, kind: EventKind, by: str) -> None:
@@ -316,6 +321,7 @@ class Hosts:
         # 3. Who waits for this host.
         host.choked = False
         self._lifecycle.serve(turn, host)
+        self._groups.host_settled(turn, host)
 
     def _missing(
         self, turn: Turn, host: Host, registration: Registration, *, rebooted: bool

@@ -110,7 +110,15 @@ class Lifecycle:
     # --- registering and starting ---
 
     def register(
-        self, turn: Turn, spec: BackgroundWorker, packed: bytes, by: str, source: str
+        self,
+        turn: Turn,
+        spec: BackgroundWorker,
+        packed: bytes,
+        by: str,
+        source: str,
+        *,
+        group: str = "",
+        max_unavailable: int = 1,
     ) -> tuple[Registration, Event]:
         """M1: take a slot, write it down, and start it if a host takes it. Raises NoFreeSlot."""
         slot, generation = self._registry.take_slot()
@@ -125,6 +133,9 @@ class Lifecycle:
             by=by,
             source=source,
             order=self._chronicle.next_sequence,
+            group=group,
+            max_unavailable=max_unavailable,
+            proven_revision=1,
         )
         turn.persist(PutSlot(slot, generation))
         turn.persist(PutRegistration(registration.spec_row()))
@@ -180,6 +191,7 @@ class Lifecycle:
             reason=f"starting on {host.name}",
             rule="M12" if registration.starts else "M5",
             restart_delay_s=None,
+            ran_revision=registration.revision,
         )
         self.pace.started(registration, turn.now.boot_s)
         self._chronicle.record(turn, EventKind.STARTING, registration)
@@ -245,7 +257,8 @@ class Lifecycle:
 
     def ready(self, turn: Turn, registration: Registration) -> None:
         if registration.life is Life.RUNNING and not registration.ready:
-            self._registry.move(registration, Step.READY, ready=True)
+            proven = max(registration.proven_revision, registration.ran_revision)
+            self._registry.move(registration, Step.READY, ready=True, proven_revision=proven)
             self._chronicle.record(turn, EventKind.READY, registration, pid=registration.pid)
 
     def exited(self, turn: Turn, registration: Registration, ended: Exit) -> None:
@@ -317,6 +330,10 @@ class Lifecycle:
             )
         self._settle(turn, registration, decision, registration.stopping, None, changes)
 
+    def prove(self, registration: Registration) -> None:
+        """Its newest process has run for long enough: no rollout waits for its ready()."""
+        self._registry.move(registration, Step.PROVE, proven_revision=registration.ran_revision)
+
     def _settle(
         self,
         turn: Turn,
@@ -355,7 +372,7 @@ class Lifecycle:
             pid_start=None,
             ready=False,
             stopping=None,
-            stop_by="",
+            stop_by=by if final and stop is StopReason.TERMINATE else "",  # whose word ended it
             reason=decision.reason,
             rule=decision.rule,
             restart_delay_s=decision.delay_s if again else None,
@@ -422,6 +439,31 @@ class Lifecycle:
             return
         self.offer(turn, registration)
 
+    # --- other content ---
+
+    def revise(
+        self, turn: Turn, registration: Registration, spec: BackgroundWorker, packed: bytes, by: str
+    ) -> None:
+        """Let it run with this content from its next start on. One without a process that waits
+        for nothing but time is started at once: the delay was for what it was."""
+        placed = registration.placed
+        self._registry.revise(registration, spec, packed)
+        self._registry.move(
+            registration,
+            Step.REVISE,
+            barred=frozenset(),
+            streak=0,
+            awaits_ready=registration.ready,
+            # What has no process is none that a rollout has taken away.
+            proven_revision=registration.proven_revision if placed else registration.revision,
+        )
+        turn.persist(PutRegistration(registration.spec_row()))
+        self._chronicle.record(turn, EventKind.REVISED, registration, by=by)
+        turn.note("worker.revised", **self._fields(registration), revision=registration.revision)
+        if registration.life in (Life.SUBMITTED, Life.WAITING):
+            self._timers.cancel(("restart", registration.key))
+            self.offer(turn, registration)
+
     # --- stopping ---
 
     def terminate(self, turn: Turn, registration: Registration, by: str) -> bool:
@@ -435,7 +477,7 @@ class Lifecycle:
         reason = f"terminated by {by} while it had no process"
         self.queue.discard(registration.key)
         self._timers.cancel(("restart", registration.key))
-        self._registry.move(registration, Step.CANCEL, reason=reason, rule=rule)
+        self._registry.move(registration, Step.CANCEL, reason=reason, rule=rule, stop_by=by)
         self._unregistered(turn, registration, by)
         self._freed(turn, registration.pinned)
         return True

@@ -41,6 +41,8 @@ class Step(StrEnum):
     STARTED = "started"
     READY = "ready"
     STOP = "stop"  # an end was asked for
+    REVISE = "revise"  # it is to run with other content
+    PROVE = "prove"  # its process has run for so long that no rollout waits for it
     FAIL = "fail"  # never ran, to be tried again
     FAIL_FOR_GOOD = "fail_for_good"  # never ran, unregistered
     EXIT = "exit"  # ended, to be started again
@@ -57,12 +59,14 @@ TRANSITIONS: Final[dict[tuple[Life, Step], Life]] = {
     (Life.SUBMITTED, Step.START): Life.STARTING,  # M5
     (Life.SUBMITTED, Step.HOLD): Life.HELD,
     (Life.SUBMITTED, Step.CANCEL): Life.RETIRED,  # M3, M4
+    **{(life, Step.REVISE): life for life in Life if life is not Life.RETIRED},
     (Life.STARTING, Step.STARTED): Life.RUNNING,  # M5
     (Life.STARTING, Step.STOP): Life.STARTING,  # M8: START may have left, so its end is awaited
     (Life.STARTING, Step.FAIL): Life.WAITING,  # M6
     (Life.STARTING, Step.FAIL_HELD): Life.HELD,
     (Life.STARTING, Step.FAIL_FOR_GOOD): Life.RETIRED,  # M7
     (Life.RUNNING, Step.READY): Life.RUNNING,
+    (Life.RUNNING, Step.PROVE): Life.RUNNING,
     (Life.RUNNING, Step.STOP): Life.RUNNING,  # M8
     (Life.RUNNING, Step.EXIT): Life.WAITING,  # M11
     (Life.RUNNING, Step.EXIT_HELD): Life.HELD,
@@ -109,6 +113,8 @@ class Registration:
     by: str = ""
     source: str = ""
     order: int = 0
+    group: str = ""
+    max_unavailable: int = 1
     life: Life = Life.SUBMITTED
     host: str = ""  # where it is or was last
     warden: str = "fenced"
@@ -127,6 +133,9 @@ class Registration:
     failures: int = 0  # ends that nobody asked for, and starts that failed
     streak: int = 0  # of those, how many in a row without a healthy run between
     trimmed_to: int = 0
+    ran_revision: int = 0
+    proven_revision: int = 0
+    awaits_ready: bool = False
     last_exit: bytes = b""
     # In memory only: processes of it that should not be; no START before all are known to be gone.
     strays: int = 0
@@ -163,6 +172,11 @@ class Registration:
         return self.life in _PLACED
 
     @property
+    def outdated(self) -> bool:
+        """Its process, if it comes to one, runs with the content of an older revision."""
+        return self.placed and self.ran_revision != self.revision
+
+    @property
     def live(self) -> bool:
         return self.life is not Life.RETIRED
 
@@ -177,6 +191,8 @@ class Registration:
             by=self.by,
             source=self.source,
             order=self.order,
+            group=self.group,
+            max_unavailable=self.max_unavailable,
         )
 
     def state_row(self) -> StateRow:
@@ -207,6 +223,8 @@ class Registry:
         self._live_names: dict[str, dict[Key, Registration]] = {}
         self._retired_names: dict[str, dict[Key, Registration]] = {}
         self._retired: dict[Key, Registration] = {}  # oldest first
+        self._sources: dict[str, dict[Key, Registration]] = {}  # live ones
+        self._groups: dict[str, dict[Key, Registration]] = {}  # live ones
         self._placed: dict[str, dict[Key, Registration]] = {}
         self._load: Counter[str] = Counter()
 
@@ -233,9 +251,13 @@ class Registry:
             by=spec.by,
             source=spec.source,
             order=spec.order,
+            group=spec.group,
+            max_unavailable=spec.max_unavailable,
         )
         for name in _STATE_FIELDS[2:]:
             setattr(registration, name, getattr(state, name))
+        if not registration.proven_revision:  # written before there were revisions to roll out
+            registration.ran_revision = registration.proven_revision = registration.revision
         slot = self._slot(spec.slot)
         slot.generation = max(slot.generation, spec.generation)
         if registration.live:
@@ -252,18 +274,25 @@ class Registry:
 
     # --- registering ---
 
+    def want_slots(self, count: int) -> None:
+        """Raises NoFreeSlot if so many cannot be taken."""
+        if self.live_count + count <= self.slots_max:
+            return
+        names = [r.name for r in self.workers(limit=_HOLDERS_SHOWN)]
+        others = " and others" if self.live_count > len(names) else ""
+        told = "all" if count == 1 else f"{count} are wanted, and {self.live_count} of the"
+        raise NoFreeSlot(
+            f"{told} {self.slots_max} slots of max_worker_processes are taken, "
+            f"by {', '.join(names) or 'nobody'}{others}",
+            hint="terminate a worker, or raise max_worker_processes of the master",
+            limit="max_worker_processes",
+            value=self.slots_max,
+            holders=names,
+        )
+
     def take_slot(self) -> Key:
         """The lowest free slot with its next generation (D4). Raises NoFreeSlot."""
-        if self.live_count >= self.slots_max:
-            names = [r.name for r in self.workers(limit=_HOLDERS_SHOWN)]
-            raise NoFreeSlot(
-                f"all {self.slots_max} slots of max_worker_processes are taken, "
-                f"by {', '.join(names)}{' and others' if self.live_count > len(names) else ''}",
-                hint="terminate a worker, or raise max_worker_processes of the master",
-                limit="max_worker_processes",
-                value=self.slots_max,
-                holders=names,
-            )
+        self.want_slots(1)
         if self._free:
             index = heappop(self._free)
         else:
@@ -299,6 +328,18 @@ class Registry:
         else:
             self._enter_host(registration)
         self.changed[registration.key] = registration
+
+    def revise(self, registration: Registration, spec: BackgroundWorker, packed: bytes) -> None:
+        """Give it other content under the next revision, in its slot (its handle stays good)."""
+        _remember(packed, spec)
+        self._leave_host(registration)
+        if registration.pinned:
+            self._load[registration.pinned] -= 1
+        registration.packed, registration.pinned = packed, spec.host or ""
+        registration.revision += 1
+        if registration.pinned:
+            self._load[registration.pinned] += 1
+        self._enter_host(registration)
 
     def oldest_retired(self, beyond: int) -> Registration | None:
         """The one to be forgotten next, if more than `beyond` are kept."""
@@ -369,6 +410,23 @@ class Registry:
             )
         return self.get(handle.slot, handle.generation) or handle
 
+    def all_named(self, name: str) -> list[Registration]:
+        """The live registrations of that name, oldest first."""
+        return list(self._live_names.get(name, {}).values())
+
+    def retired_named(self, name: str) -> Registration | None:
+        """The newest one of that name that has been unregistered and is still listed."""
+        found = self._retired_names.get(name)
+        return next(reversed(found.values())) if found else None
+
+    def of_source(self, source: str) -> dict[Key, Registration]:
+        """Live ones that this source registered. Not to be changed."""
+        return self._sources.get(source, {})
+
+    def of_group(self, group: str) -> dict[Key, Registration]:
+        """The live members of a group. Not to be changed."""
+        return self._groups.get(group, {})
+
     def named(self, name: str) -> Registration | None:
         """The oldest live registration of that name."""
         return next(iter(self._live_names.get(name, {}).values()), None)
@@ -377,9 +435,14 @@ class Registry:
         return HandleId(self.identity, registration.slot, registration.generation)
 
     def workers(
-        self, after: Key = (-1, 0), *, limit: int, retired: bool = False
+        self, after: Key = (-1, 0), *, limit: int, retired: bool = False, group: str = ""
     ) -> Iterator[Registration]:
-        """In the order of (slot, generation), after a place."""
+        """In the order of (slot, generation), after a place; or the live ones of one group."""
+        if group:
+            members = self._groups.get(group, {})
+            keys = sorted(key for key in members if key > after)[:limit]
+            yield from (members[key] for key in keys)
+            return
         given = 0
         for index in range(max(0, after[0]), len(self._slots)):
             slot = self._slots[index]
@@ -414,6 +477,8 @@ class Registry:
     def _enter(self, registration: Registration) -> None:
         self._slots[registration.slot].live = registration
         self._live_names.setdefault(registration.name, {})[registration.key] = registration
+        for index, value in self._joined(registration):
+            index.setdefault(value, {})[registration.key] = registration
         self.live_count += 1
         if registration.pinned:
             self._load[registration.pinned] += 1
@@ -424,10 +489,19 @@ class Registry:
         slot.live = None
         heappush(self._free, registration.slot)
         _discard(self._live_names, registration.name, registration.key)
+        for index, value in self._joined(registration):
+            _discard(index, value, registration.key)
         self.live_count -= 1
         if registration.pinned:
             self._load[registration.pinned] -= 1
         self._shelve(registration)
+
+    def _joined(
+        self, registration: Registration
+    ) -> list[tuple[dict[str, dict[Key, Registration]], str]]:
+        """The indexes of live ones that it is in, beside those of names and hosts."""
+        found = [(self._sources, registration.source), (self._groups, registration.group)]
+        return [(index, value) for index, value in found if value]
 
     def _shelve(self, registration: Registration) -> None:
         slot = self._slots[registration.slot]

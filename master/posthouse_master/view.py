@@ -21,6 +21,7 @@ from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, wants_of
 from posthouse_master.registry import Registration, Registry
+from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, TimerKey
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
@@ -40,6 +41,7 @@ class View:
         log: EventLog,
         fleet: Fleet,
         lifecycle: Lifecycle,
+        rollout: Rollout,
         door: FrontDoor,
         timers: Timers[TimerKey],
     ) -> None:
@@ -47,6 +49,7 @@ class View:
         self._log = log
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._rollout = rollout
         self._door = door
         self._timers = timers
 
@@ -70,6 +73,7 @@ class View:
             incarnation=registration.incarnation,
             token=registration.token or None,
             revision=registration.revision,
+            running_revision=registration.ran_revision,
             ready=registration.ready,
             reason=self._reason(registration, in_s),
             final=life is Life.RETIRED,
@@ -110,6 +114,7 @@ class View:
             registered_unix_s=registration.registered_unix_s,
             by=registration.by,
             source=registration.source,
+            group=registration.group,
             retired=not registration.live,
             starts=registration.starts,
             failures=registration.failures,
@@ -159,6 +164,9 @@ class View:
             verb = _VERBS.get(registration.stopping, str(registration.stopping))
             by = f" by {registration.stop_by}" if registration.stop_by else ""
             return f"{registration.reason}; {verb}{by}, its end is awaited"
+        waits = self._rollout.why(registration)
+        if waits:
+            return f"{registration.reason}; {waits}"
         return registration.reason
 
     def _restart_in(self, registration: Registration, now: Instant) -> float | None:
@@ -179,6 +187,7 @@ _VERBS: Final = {
     StopReason.HOLD: "to be held",
     StopReason.DRAIN: "to be moved off a drained host",
     StopReason.RESTART: "to be restarted",
+    StopReason.APPLY: "to be started with its new revision",
 }
 
 

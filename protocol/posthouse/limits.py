@@ -68,7 +68,10 @@ keys_per_principal_max: Final = 2  # the old and the new one while a key is repl
 # --- registry ---
 workers_per_cluster_max: Final = 100_000  # default of max_worker_processes, cluster
 workers_per_host_max: Final = 1_000  # default of max_worker_processes, per host
-group_members_max: Final = 10_000  # one record's replicas; the cluster's slots bound them too
+group_members_max: Final = 10_000  # one record's replicas; as a whole declaration
+declaration_workers_max: Final = 10_000  # carried out in about 2 s, within which no agent gives up
+declaration_bytes_max: Final = 32 * 1024 * 1024  # records held before their APPLY, of one session
+declarations_held_max: Final = 16  # sessions that may upload at the same time
 hosts_max: Final = 1_024  # twice the 500 hosts of the mission
 retired_max: Final = 10_000  # retired registrations that stay listed
 events_per_registration_max: Final = 256  # a storm trims only its own history

@@ -25,7 +25,7 @@ from posthouse.records import (
     Word,
     WorkerInfo,
 )
-from posthouse.states import ShutdownMode, StopReason
+from posthouse.states import Every, ShutdownMode, StopReason
 
 PROTOCOL_MIN = 0
 PROTOCOL_MAX = 0
@@ -35,6 +35,7 @@ Hex32 = Annotated[str, Meta(min_length=32, max_length=32)]
 Spec = Annotated[dict[str, Any], Meta(max_length=64)]
 Ref = Annotated[str, Meta(min_length=1, max_length=160)]
 Items = Meta(max_length=limits.page_items_max)
+Members = Annotated[int, Meta(ge=0, le=limits.group_members_max)] | Every
 
 
 class Message(Record, frozen=True, kw_only=True):
@@ -327,6 +328,52 @@ class Register(Request, frozen=True, kw_only=True):
     source: Word = ""
 
 
+class Declared(Record, frozen=True, kw_only=True):
+    """One entry of a declaration: a worker, or with `replicas` the group `NAME:0`, `NAME:1`, ... or
+    `NAME:HOST` on every host that fits ("each-host")."""
+
+    spec: Spec
+    replicas: Members | None = None
+
+
+class Apply(Request, frozen=True, kw_only=True):
+    """Make the registrations of `source` what `workers` says. Answered by APPLIED; all of it is
+    durable then, or FAILED and nothing has changed.
+
+    What is not registered is created; what is registered under the same source with other content
+    gets a new revision in its slot, and its process is replaced, at most `max_unavailable` of the
+    source at a time; what the source registered and `workers` no longer names is terminated if
+    `prune`. A declaration that does not fit one frame is sent before in parts, and `upload` names
+    it. `dry_run`: only tell, from change number `skip` on.
+    """
+
+    source: Name
+    workers: Annotated[list[Declared], Items] = []
+    upload: Annotated[bytes, Meta(max_length=16)] = b""
+    prune: bool = True
+    max_unavailable: Annotated[int, Meta(ge=1, le=limits.workers_per_cluster_max)] = 1
+    dry_run: bool = False
+    skip: Int = 0
+
+
+class DeclarePart(Request, frozen=True, kw_only=True):
+    """A part of a declaration, before the APPLY that names its `upload` (16 random bytes). Parts
+    are numbered from 0, in order. They belong to the session and are lost with it; part 0 of
+    another upload drops those of the former. Answered by DONE."""
+
+    upload: Bytes16
+    part: Int
+    workers: Annotated[list[Declared], Items]
+
+
+class RegisterGroup(Request, frozen=True, kw_only=True):
+    """Register a group from one record: all of its members or none. Answered by
+    GROUP_REGISTERED."""
+
+    spec: Spec
+    replicas: Members
+
+
 class Terminate(Request, frozen=True, kw_only=True):
     """End the worker and forget it. Answered by DONE once it is recorded, before the worker is
     gone. `ref` is a name or a handle's text."""
@@ -393,11 +440,13 @@ class GetStatus(Request, frozen=True, kw_only=True):
 
 
 class ListWorkers(Request, frozen=True, kw_only=True):
-    """Answered by WORKERS_PAGE: registrations in slot order after (`slot`, `generation`)."""
+    """Answered by WORKERS_PAGE: registrations in slot order after (`slot`, `generation`), of one
+    group if `group` is given."""
 
     slot: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
     generation: Int = 0
     retired: bool = False
+    group: Word = ""
     limit: Annotated[int, Meta(ge=1, le=limits.page_items_max)] = limits.page_items_max
 
 
@@ -463,6 +512,36 @@ class Registered(Reply, frozen=True, kw_only=True):
     name: Name
     timeline: Int
     sequence: Int
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """What an APPLY does about one name. `action`: "create", "update" (`fields` differ), "prune",
+    or "finished": it has ended by itself with this very content, and is left so."""
+
+    name: Name
+    action: Word
+    handle: HandleRef | None = None
+    fields: Annotated[list[Word], Meta(max_length=64)] = []
+
+
+class Applied(Reply, frozen=True, kw_only=True):
+    """The numbers of all changes, and the changes themselves from `skip` on, as many as fit;
+    `more`: there are others. Names that need no change are only counted."""
+
+    created: Int = 0
+    updated: Int = 0
+    pruned: Int = 0
+    finished: Int = 0
+    unchanged: Int = 0
+    changes: Annotated[list[Change], Items] = []
+    more: bool = False
+
+
+class GroupRegistered(Reply, frozen=True, kw_only=True):
+    """The group is durable; LIST_WORKERS with `group` tells its members."""
+
+    name: Name
+    members: Int
 
 
 class Done(Reply, frozen=True, kw_only=True):
@@ -579,9 +658,10 @@ KINDS: dict[int, type[Message]] = {
     35: Hold, 36: Release, 37: Restart, 38: Drain,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
     45: Subscribe, 46: Credit, 47: Unsubscribe,
+    50: Apply, 51: RegisterGroup, 52: DeclarePart,
     60: Registered, 61: Done, 62: StatusReply, 63: WorkersPage, 64: HostsPage, 65: Explained,
     66: Output, 67: Subscribed, 68: Failed, 69: Events, 70: CursorTooOld,
-    71: Drained,
+    71: Drained, 72: Applied, 73: GroupRegistered,
 }  # fmt: skip
 KIND_OF: dict[type[Message], int] = {cls: kind for kind, cls in KINDS.items()}
 
@@ -599,15 +679,28 @@ MASTER_TO_AGENT = frozenset(
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
-     Shutdown, Hold, Release, Restart, Drain, GetStatus, ListWorkers, ListHosts, Explain,
-     ReadOutput, Subscribe, Credit, Unsubscribe)
+     Apply, RegisterGroup, DeclarePart, Shutdown, Hold, Release, Restart, Drain, GetStatus,
+     ListWorkers, ListHosts, Explain, ReadOutput, Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
-    (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Done, Drained, StatusReply,
-     WorkersPage, HostsPage, Explained, Output, Subscribed, Failed, Events, CursorTooOld)
+    (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Applied, GroupRegistered,
+     Done, Drained, StatusReply, WorkersPage, HostsPage, Explained, Output, Subscribed, Failed,
+     Events, CursorTooOld)
 )  # fmt: skip
 
 MUTATING = frozenset(
-    (Register, Terminate, SignalWorker, LatchWorker, Shutdown, Hold, Release, Restart, Drain)
+    (
+        Register,
+        Apply,
+        RegisterGroup,
+        Terminate,
+        SignalWorker,
+        LatchWorker,
+        Shutdown,
+        Hold,
+        Release,
+        Restart,
+        Drain,
+    )
 )
 """Requests whose result is remembered with their id, in the same transaction as the effect."""

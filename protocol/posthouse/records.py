@@ -125,7 +125,8 @@ class Status(Record, frozen=True, kw_only=True):
 
     NOT_YET_STARTED: `reason` says what it waits for. STARTED: `host`, `pid`, `incarnation`, and
     whether the host is reachable now. STOPPED: `reason`, `final` (it will never run again), else
-    `restart_in_s`. `cursor` is the place in the log at which this was true.
+    `restart_in_s`. `running_revision` is that of its newest process; where `revision` is higher,
+    that one has yet to be replaced. `cursor` is the place in the log at which this was true.
     """
 
     state: WorkerState
@@ -136,6 +137,7 @@ class Status(Record, frozen=True, kw_only=True):
     incarnation: Int = 0
     token: Int | None = None
     revision: Int = 1
+    running_revision: Int = 0
     ready: bool = False
     reason: Text = ""
     final: bool = False
@@ -168,6 +170,7 @@ class WorkerInfo(Record, frozen=True, kw_only=True):
     registered_unix_s: Finite = 0.0
     by: Word = ""
     source: Text = ""
+    group: Word = ""
     retired: bool = False
     starts: Int = 0
     failures: Int = 0

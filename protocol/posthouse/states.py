@@ -11,6 +11,7 @@ __all__ = [
     "NEVER_RESTART",
     "SHMEM_ACCESS",
     "EventKind",
+    "Every",
     "Flags",
     "Phase",
     "ShutdownMode",
@@ -72,6 +73,12 @@ class StopReason(StrEnum):
     LEASE_END = "lease_end"
     DOMAIN_RESET = "domain_reset"
     UNKNOWN = "unknown"  # the master does not know this incarnation
+
+
+class Every(StrEnum):
+    """`replicas` that are not counted."""
+
+    HOST = "each-host"  # one on every host that fits
 
 
 class ShutdownMode(StrEnum):

@@ -14,13 +14,11 @@ from posthouse import limits
 from posthouse.config_keys import parse_duration, parse_size
 from posthouse.errors import ConfigError, InvalidField
 from posthouse.spec import BackgroundWorker
-from posthouse.states import NEVER_RESTART, Flags, StartTime
+from posthouse.states import NEVER_RESTART, Every, Flags, StartTime
 from posthouse.toml_file import TomlFile, nearest
 from posthouse.values import shorten
 
-__all__ = ["EACH_HOST", "BadWorker", "DeclaredWorker", "read_replicas", "read_worker_tables"]
-
-EACH_HOST: Final = "each-host"
+__all__ = ["BadWorker", "DeclaredWorker", "read_replicas", "read_worker_tables"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +72,9 @@ def read_replicas(value: Any) -> int | str | None:
     (3, 'each-host', None)
     """
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is None or value == EACH_HOST or (whole and 0 <= value <= limits.group_members_max):
+    if value is None or value == Every.HOST or (whole and 0 <= value <= limits.group_members_max):
         return value  # type: ignore[no-any-return]
-    rule = f'must be a whole number from 0 to {limits.group_members_max}, or "{EACH_HOST}"'
+    rule = f'must be a whole number from 0 to {limits.group_members_max}, or "{Every.HOST}"'
     shown = shorten(value)
     raise InvalidField(f"replicas is {shown}: {rule}", field="replicas", value=shown, rule=rule)
 

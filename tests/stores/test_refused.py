@@ -17,10 +17,12 @@ from posthouse_master.store import schema
 from posthouse_master.store.base import (
     Counters,
     EventRow,
+    GroupRow,
     HostRow,
     Life,
     PutCounters,
     PutEvent,
+    PutGroup,
     PutHost,
     PutRegistration,
     PutRequest,
@@ -65,6 +67,9 @@ def fill(store: SqliteStore, count: int = 12) -> None:
                 HostRow(
                     name=f"h{n}", machine_id="m", boot_id="b", offer=b"o" * 90, heard_unix_s=1.0
                 )
+            ),
+            PutGroup(
+                GroupRow(name=f"g{n}", spec=b"\x81\xa4main" + bytes(range(256)) * 2, replicas=n)
             ),
             PutRequest(
                 RequestRow(
@@ -139,7 +144,7 @@ def test_no_turned_bit_of_the_file_is_taken_for_what_was_written(state_dir, path
 
 
 @pytest.mark.parametrize(
-    "row", [SpecRow, StateRow, EventRow, HostRow, RequestRow, PutSlot, schema.Head]
+    "row", [SpecRow, StateRow, EventRow, HostRow, GroupRow, RequestRow, PutSlot, schema.Head]
 )
 def test_a_value_that_was_changed_behind_its_sum_is_refused(state_dir, path, filled, row):
     """Every column of every table, as a turned bit in the midst of a page would change it."""

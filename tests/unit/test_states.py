@@ -22,6 +22,7 @@ def test_spellings_do_not_change() -> None:
                 "shutdown",
             ),
         ],
+        "Every": ["each-host"],
         "Flags": [1, 2],
         "Phase": ["starting", "hot_standby", "running", "stopping"],
         "ShutdownMode": ["smart", "fast", "immediate"],

@@ -26,8 +26,13 @@ from posthouse.messages import (
     KINDS,
     UNSEQUENCED,
     Ack,
+    Applied,
+    Apply,
+    Change,
     Credit,
     CursorTooOld,
+    Declared,
+    DeclarePart,
     Done,
     Drain,
     Drained,
@@ -40,6 +45,7 @@ from posthouse.messages import (
     GetStatus,
     Goodbye,
     Grant,
+    GroupRegistered,
     Hello,
     Hold,
     HostsPage,
@@ -57,6 +63,7 @@ from posthouse.messages import (
     Refused,
     Register,
     Registered,
+    RegisterGroup,
     Release,
     Renew,
     Restart,
@@ -82,7 +89,7 @@ from posthouse.messages import (
 )
 from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
 from posthouse.spec import BackgroundWorker
-from posthouse.states import EventKind, ShutdownMode, StartTime, StopReason, WorkerState
+from posthouse.states import EventKind, Every, ShutdownMode, StartTime, StopReason, WorkerState
 
 FOLDER = Path(__file__).parent / "golden"
 REWRITE = os.environ.get("POSTHOUSE_REWRITE") == "1"
@@ -188,6 +195,7 @@ STOPPED = Status(
     incarnation=2,
     token=77,
     revision=2,
+    running_revision=1,
     reason="killed by SIGKILL; restarts in 4.2 s",
     final=True,
     flapping=True,
@@ -310,6 +318,27 @@ MESSAGES: dict[str, Message] = {
     "read_log": ReadLog(read=5, slot=3, generation=1, offset=-1, limit=4096),
     "register": Register(request=REQUEST, spec=SPEC),
     "register.full": Register(request=REQUEST, spec=FULL_SPEC, source="posthouse.toml"),
+    "apply": Apply(
+        request=REQUEST, source="shop.toml",
+        workers=[Declared(spec=SPEC), Declared(spec=SPEC, replicas=3)],
+    ),
+    "apply.upload": Apply(
+        request=REQUEST, source="shop.toml", upload=b"u" * 16, prune=False, max_unavailable=5,
+        dry_run=True, skip=256,
+    ),
+    "declare_part": DeclarePart(
+        request=REQUEST, upload=b"u" * 16, part=2,
+        workers=[Declared(spec=SPEC, replicas=Every.HOST)],
+    ),
+    "applied": Applied(
+        request=REQUEST, created=1, updated=1, pruned=1, finished=1, unchanged=4, more=True,
+        changes=[
+            Change(name="old", action="prune", handle=HANDLE),
+            Change(name="ingest", action="update", handle=HANDLE, fields=["env", "nice"]),
+        ],
+    ),
+    "register_group": RegisterGroup(request=REQUEST, spec=SPEC, replicas=3),
+    "group_registered": GroupRegistered(request=REQUEST, name="web", members=3),
     "terminate": Terminate(request=REQUEST, ref="ingest"),
     "hold": Hold(request=REQUEST, ref="ingest"),
     "release": Release(request=REQUEST, ref="ingest"),
@@ -325,6 +354,7 @@ MESSAGES: dict[str, Message] = {
     "list_workers.more": ListWorkers(
         request=REQUEST, slot=255, generation=1, retired=True, limit=100
     ),
+    "list_workers.group": ListWorkers(request=REQUEST, group="web"),
     "list_hosts": ListHosts(request=REQUEST, after="a", limit=100),
     "explain": Explain(request=REQUEST, ref="ingest"),
     "read_output": ReadOutput(request=REQUEST, ref="ingest", offset=4096, limit=1024),
@@ -347,7 +377,7 @@ MESSAGES: dict[str, Message] = {
             WorkerInfo(status=STATUS, spec={"name": "ingest"}),
             WorkerInfo(
                 status=STOPPED, spec={"name": "ingest"}, registered_unix_s=AT, by="client:local",
-                source="posthouse.toml", retired=True, starts=2, failures=1,
+                source="posthouse.toml", group="ingest", retired=True, starts=2, failures=1,
             ),
         ],
         more=True, timeline=1, sequence=43,

@@ -15,15 +15,18 @@ from posthouse.states import StopReason
 
 __all__ = [
     "Counters",
+    "DropGroup",
     "DropRegistration",
     "DropRequests",
     "EpochLost",
     "EventRow",
+    "GroupRow",
     "HostRow",
     "Life",
     "Op",
     "PutCounters",
     "PutEvent",
+    "PutGroup",
     "PutHost",
     "PutRegistration",
     "PutRequest",
@@ -87,6 +90,8 @@ class SpecRow:
     by: str = ""
     source: str = ""
     order: int = 0  # sequence of the first event: who came first
+    group: str = ""
+    max_unavailable: int = 1  # of its source, while an apply replaces processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +118,9 @@ class StateRow:
     failures: int = 0
     streak: int = 0
     trimmed_to: int = 0  # sequence of the newest event of it that is no longer kept
+    ran_revision: int = 0  # of the newest incarnation
+    proven_revision: int = 0  # the newest one that no rollout waits for
+    awaits_ready: bool = False  # the process that a rollout replaces had said ready
     last_exit: bytes = b""
 
 
@@ -149,6 +157,20 @@ class RequestRow:
     kind: int
     result: bytes
     at_unix_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRow:
+    """A record of which there are several registrations. `hosts` is a packed list: those that an
+    each-host group (`replicas` -1) has been given a member on."""
+
+    name: str
+    spec: bytes
+    replicas: int
+    source: str = ""
+    by: str = ""
+    max_unavailable: int = 1
+    hosts: bytes = b"\x90"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +237,16 @@ class PutHost:
 
 
 @dataclass(frozen=True, slots=True)
+class PutGroup:
+    row: GroupRow
+
+
+@dataclass(frozen=True, slots=True)
+class DropGroup:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutCounters:
     row: Counters
 
@@ -229,6 +261,8 @@ Op = (
     | PutRequest
     | DropRequests
     | PutHost
+    | PutGroup
+    | DropGroup
     | PutCounters
 )
 
@@ -256,6 +290,7 @@ class Snapshot:
     slots: Sequence[tuple[int, int]] = ()  # (slot, generation given last)
     events: Sequence[EventRow] = ()  # by sequence
     hosts: Sequence[HostRow] = ()
+    groups: Sequence[GroupRow] = ()
     requests: Sequence[RequestRow] = field(default=())  # oldest first
 
 

@@ -10,14 +10,17 @@ from dataclasses import dataclass, field, replace
 from posthouse.errors import StoreError
 from posthouse_master.store.base import (
     Counters,
+    DropGroup,
     DropRegistration,
     DropRequests,
     EpochLost,
     EventRow,
+    GroupRow,
     HostRow,
     Op,
     PutCounters,
     PutEvent,
+    PutGroup,
     PutHost,
     PutRegistration,
     PutRequest,
@@ -49,6 +52,7 @@ class MemoryDisk:
     slots: dict[int, int] = field(default_factory=dict)
     events: dict[int, EventRow] = field(default_factory=dict)
     hosts: dict[str, HostRow] = field(default_factory=dict)
+    groups: dict[str, GroupRow] = field(default_factory=dict)
     requests: dict[tuple[str, bytes], RequestRow] = field(default_factory=dict)
 
 
@@ -77,6 +81,7 @@ class MemoryStore:
             slots=sorted(disk.slots.items()),
             events=[disk.events[sequence] for sequence in sorted(disk.events)],
             hosts=list(disk.hosts.values()),
+            groups=list(disk.groups.values()),
             requests=list(disk.requests.values()),
         )
 
@@ -114,13 +119,15 @@ def _apply(disk: MemoryDisk, op: Op) -> None:
             disk.requests[request.principal, request.request] = request
         case PutHost(host):
             disk.hosts[host.name] = host
+        case PutGroup(group):
+            disk.groups[group.name] = group
         case PutCounters(counters):
             disk.counters = replace(counters)
         case _:
             _drop(disk, op)
 
 
-def _drop(disk: MemoryDisk, op: DropRegistration | TrimEvents | DropRequests) -> None:
+def _drop(disk: MemoryDisk, op: DropRegistration | TrimEvents | DropRequests | DropGroup) -> None:
     match op:
         case DropRegistration(slot, generation):
             disk.specs.pop((slot, generation), None)
@@ -128,6 +135,8 @@ def _drop(disk: MemoryDisk, op: DropRegistration | TrimEvents | DropRequests) ->
         case TrimEvents(sequences):
             for sequence in sequences:
                 disk.events.pop(sequence, None)
+        case DropGroup(name):
+            disk.groups.pop(name, None)
         case DropRequests(keys):
             for key in keys:
                 disk.requests.pop(key, None)

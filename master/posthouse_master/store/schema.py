@@ -19,13 +19,16 @@ import msgspec
 
 from posthouse_master.store.base import (
     Counters,
+    DropGroup,
     DropRegistration,
     DropRequests,
     EventRow,
+    GroupRow,
     HostRow,
     Op,
     PutCounters,
     PutEvent,
+    PutGroup,
     PutHost,
     PutRegistration,
     PutRequest,
@@ -101,12 +104,13 @@ _TABLES: Final[dict[type[Any], _Table]] = {
     PutSlot: _Table("slots", ("slot",), "slot"),
     EventRow: _Table("events", ("sequence",), "sequence"),
     HostRow: _Table("hosts", ("name",), "name"),
+    GroupRow: _Table("groups", ("name",), "name"),
     RequestRow: _Table(
         "requests", ("principal", "request"), "place", first="place INTEGER PRIMARY KEY"
     ),
 }
 ROWS: Final = tuple(row for row in _TABLES if row is not Head)
-_PUTS: Final = (PutRegistration, PutState, PutEvent, PutHost, PutRequest)
+_PUTS: Final = (PutRegistration, PutState, PutEvent, PutHost, PutGroup, PutRequest)
 _SQL_TYPES: Final = {int: "INTEGER", bool: "INTEGER", float: "REAL", bytes: "BLOB"}
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -270,6 +274,8 @@ def apply(database: sqlite3.Connection, head: Head, op: Op) -> Head:
             database.executemany(
                 "DELETE FROM events WHERE sequence = ?", [(sequence,) for sequence in sequences]
             )
+        case DropGroup(name):
+            database.execute("DELETE FROM groups WHERE name = ?", (name,))
         case DropRequests(keys):
             database.executemany("DELETE FROM requests WHERE principal = ? AND request = ?", keys)
         case PutCounters(row):
@@ -286,6 +292,8 @@ def read_older(database: sqlite3.Connection) -> Iterator[Any]:
     for row in _TABLES:
         table = _TABLES[row]
         there = {found[1] for found in database.execute(f"PRAGMA table_info({table.name})")}
+        if not there:
+            continue
         columns = [column for column in _COLUMNS[row] if column.name in there]
         names = ", ".join(f'"{column.name}"' for column in columns)
         sql = f"SELECT {names} FROM {table.name} ORDER BY {table.order}"  # noqa: S608

@@ -29,6 +29,7 @@ from posthouse_master.store import schema
 from posthouse_master.store.base import (
     EpochLost,
     EventRow,
+    GroupRow,
     HostRow,
     Op,
     PutSlot,
@@ -124,6 +125,7 @@ class SqliteStore:
             slots=[(row.slot, row.generation) for row in rows[PutSlot]],
             events=rows[EventRow],
             hosts=rows[HostRow],
+            groups=rows[GroupRow],
             requests=rows[RequestRow],
         )
 

@@ -20,13 +20,16 @@ from posthouse.records import Event, ExitFacts
 from posthouse.states import NEVER_RESTART, EventKind, StopReason
 from posthouse_master.store.base import (
     Counters,
+    DropGroup,
     DropRegistration,
     DropRequests,
+    GroupRow,
     HostRow,
     Life,
     Op,
     PutCounters,
     PutEvent,
+    PutGroup,
     PutHost,
     PutRegistration,
     PutRequest,
@@ -78,6 +81,7 @@ class Ledger:
     bodies: dict[int, bytes] = field(default_factory=dict)  # as the store must have them
     requests: dict[tuple[str, bytes], RequestRow] = field(default_factory=dict)
     hosts: dict[str, HostRow] = field(default_factory=dict)
+    groups: dict[str, GroupRow] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     runs: dict[Key, dict[int, Run]] = field(default_factory=lambda: defaultdict(dict))
     tags: dict[str, list[Key]] = field(default_factory=lambda: defaultdict(list))
@@ -192,6 +196,12 @@ class Ledger:
 
     def on_host(self, op: PutHost) -> None:
         self.hosts[op.row.name] = op.row
+
+    def on_group(self, op: PutGroup) -> None:
+        self.groups[op.row.name] = op.row
+
+    def on_group_end(self, op: DropGroup) -> None:
+        self.groups.pop(op.name, None)
 
     def _limits(self) -> None:
         live = [state for state in self.states.values() if state.life is not Life.RETIRED]
@@ -381,6 +391,8 @@ _APPLY: dict[type, Callable[[Ledger, Any], None]] = {
     TrimEvents: Ledger.on_trim,
     DropRequests: Ledger.on_forget,
     PutHost: Ledger.on_host,
+    PutGroup: Ledger.on_group,
+    DropGroup: Ledger.on_group_end,
 }
 
 

@@ -1,0 +1,109 @@
+"""CORE: whether a record may be registered now.
+
+Owns: the rules that need more than the record: what this version offers, names that are taken,
+known hosts, slots. Must not know: who asks, what is done then.
+Invariant: it only looks; what it refuses it refuses before anything has changed.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, Final
+
+from posthouse.errors import AlreadyRegistered, NoFreeSlot, RefusedError, UnknownHost
+from posthouse.spec import BackgroundWorker
+from posthouse_master.placement import Fleet, Host
+from posthouse_master.registry import Registration, Registry
+
+__all__ = ["Admit"]
+
+_DEFAULTS: Final = {f.name: f.default for f in fields(BackgroundWorker)}
+_HOSTS_SHOWN: Final = 32
+_HOLDERS_SHOWN: Final = 5
+
+# Fields that would be without effect in this version, and what to do instead. Refused, because a
+# field that is silently ignored is a promise that is silently broken.
+_NOT_YET: Final = {
+    "notify": "no notification by signal yet: handles, events and waits never need it",
+    "watchdog_s": "no watchdog yet",
+    "crash_domain": "no shared memory yet, so no crash domains",
+}
+
+
+class Admit:
+    """Asked before a registration."""
+
+    def __init__(self, registry: Registry, fleet: Fleet) -> None:
+        self._registry = registry
+        self._fleet = fleet
+
+    def offered(self, spec: BackgroundWorker) -> None:
+        """Raises RefusedError for a field that this version does not offer."""
+        for name, told in _NOT_YET.items():
+            value: Any = getattr(spec, name)
+            if value != _DEFAULTS[name]:
+                raise RefusedError(
+                    f"{name} is {value!r}: not offered by this version",
+                    hint=told,
+                    field=name,
+                    value=repr(value),
+                    rule=told,
+                )
+
+    def unique(self, spec: BackgroundWorker) -> None:
+        """Raises AlreadyRegistered."""
+        holder = self._registry.named(spec.name) if spec.unique else None
+        if holder is not None:
+            raise self.taken(holder)
+
+    def taken(self, holder: Registration) -> AlreadyRegistered:
+        """The refusal of a name that somebody has."""
+        handle = self._registry.handle(holder)
+        whose = f" by source {holder.source!r}" if holder.source else ""
+        return AlreadyRegistered(
+            f"a worker named {holder.name!r} is registered already{whose}: {handle.short}",
+            hint="terminate it first, choose another name, or register with unique=False",
+            handle=str(handle),
+        )
+
+    def known_host(self, name: str) -> Host:
+        """Raises UnknownHost."""
+        host = self._fleet.hosts.get(name)
+        if host is None:
+            known = sorted(self._fleet.hosts)[:_HOSTS_SHOWN]
+            shown = f"known are {', '.join(known)}" if known else "none has joined yet"
+            raise UnknownHost(
+                f"no host named {name!r} has joined", hint=shown, hosts=known, host=name
+            )
+        return host
+
+    def slots(self, specs: Iterable[BackgroundWorker], *, unknown_hosts: bool = False) -> None:
+        """Raises NoFreeSlot or UnknownHost if not all of these can be registered together. With
+        `unknown_hosts` a host that has not joined yet is none of the reasons."""
+        pinned: Counter[str] = Counter()
+        count = 0
+        for spec in specs:
+            count += 1
+            if spec.host is not None:
+                pinned[spec.host] += 1
+        self._registry.want_slots(count)
+        for name, wanted in pinned.items():
+            if unknown_hosts and name not in self._fleet.hosts:
+                continue
+            host = self.known_host(name)
+            if self._fleet.free(host) < wanted:
+                raise self._full(host, wanted)
+
+    def _full(self, host: Host, wanted: int) -> NoFreeSlot:
+        placed = self._registry.placed_on(host.name).values()
+        holders = [r.name for r, _ in zip(placed, range(_HOLDERS_SHOWN), strict=False)]
+        slots = self._fleet.slots(host)
+        free = max(0, self._fleet.free(host))
+        told = "all" if wanted == 1 else f"{wanted} are wanted, and {slots - free} of the"
+        return NoFreeSlot(
+            f"{told} {slots} slots of host {host.name} are taken",
+            hint="terminate a worker there, or raise max_worker_processes of the host",
+            limit=f"max_worker_processes of host {host.name}",
+            value=slots,
+            holders=holders,
+        )

@@ -1,0 +1,252 @@
+"""CORE: a declaration - all that one source wants to be registered - against what is registered.
+
+Owns: the plan (create, update, prune, finished, unchanged) and its carrying out. Must not know:
+sessions, frames, when a process is replaced (rollout).
+
+Invariant: a plan is refused as a whole before anything has changed, or carried out as a whole in
+one turn, and so in one transaction; what another source registered is never touched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import msgspec
+
+from posthouse import limits
+from posthouse.errors import InvalidField, RefusedError
+from posthouse.messages import Declared
+from posthouse.rules import refusal
+from posthouse.spec import BackgroundWorker
+from posthouse_master.admit import Admit
+from posthouse_master.groups import Group, Groups
+from posthouse_master.lifecycle import Lifecycle
+from posthouse_master.registry import Registration, Registry
+from posthouse_master.turn import Turn
+
+__all__ = ["Declaration", "Declarations", "Plan", "Step"]
+
+Action = Literal["create", "update", "prune", "finished"]
+
+_pack: Final = msgspec.msgpack.Encoder().encode
+_unpack: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What a source wants. `by`: on whose word. `at_start`: the master's own configuration, as it
+    begins: hosts may be unknown yet, and what somebody terminated is not brought back."""
+
+    source: str
+    workers: Sequence[Declared]
+    by: str
+    prune: bool = True
+    max_unavailable: int = 1
+    at_start: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    spec: BackgroundWorker
+    packed: bytes
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is done about one name."""
+
+    name: str
+    action: Action
+    registration: Registration | None = None
+    wanted: _Wanted | None = None
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Steps in the order in which they are carried out; `unchanged` names need none."""
+
+    declaration: Declaration
+    steps: tuple[Step, ...]
+    groups: tuple[Group, ...]
+    unchanged: int
+
+    def count(self, action: Action) -> int:
+        return sum(step.action == action for step in self.steps)
+
+
+class Declarations:
+    """Makes plans, and carries them out."""
+
+    def __init__(
+        self, registry: Registry, lifecycle: Lifecycle, groups: Groups, admit: Admit
+    ) -> None:
+        self._registry = registry
+        self._lifecycle = lifecycle
+        self._groups = groups
+        self._admit = admit
+
+    def plan(self, declaration: Declaration) -> Plan:
+        """Raises InvalidField (with the worker's name), AlreadyRegistered, NoFreeSlot, UnknownHost,
+        RefusedError."""
+        if len(declaration.workers) > limits.declaration_workers_max:
+            raise RefusedError(
+                f"{len(declaration.workers)} workers are declared: must be at most "
+                f"{limits.declaration_workers_max}",
+                hint="declare them under several sources",
+            )
+        wanted: dict[str, _Wanted] = {}
+        groups: list[Group] = []
+        for entry in declaration.workers:
+            self._expand(declaration, entry, wanted, groups)
+        if len(wanted) > limits.declaration_workers_max:
+            raise RefusedError(
+                f"the declaration comes to {len(wanted)} workers with all replicas: "
+                f"must be at most {limits.declaration_workers_max}",
+                hint="declare them under several sources",
+            )
+        unchanged = 0
+        steps: list[Step] = []
+        for name, each in wanted.items():
+            step = self._step(declaration, name, each)
+            if step is None:
+                unchanged += 1
+            else:
+                steps.append(step)
+        created = [step.wanted.spec for step in steps if step.action == "create" and step.wanted]
+        self._admit.slots(created, unknown_hosts=declaration.at_start)
+        prunes = self._prunes(declaration, wanted, {group.name for group in groups})
+        return Plan(
+            declaration=declaration,
+            # What goes away goes first: its slots are then free for what comes.
+            steps=(*prunes, *steps),
+            groups=tuple(groups),
+            unchanged=unchanged,
+        )
+
+    def carry_out(self, turn: Turn, plan: Plan) -> dict[str, Registration]:
+        """In one turn. The registrations that were created, by name."""
+        declaration = plan.declaration
+        made: dict[str, Registration] = {}
+        for group in plan.groups:
+            self._groups.put(turn, group)
+        for step in plan.steps:
+            if step.action == "prune" and step.registration is not None:
+                self._lifecycle.terminate(turn, step.registration, declaration.by)
+            elif step.action == "update" and step.registration is not None and step.wanted:
+                step.registration.max_unavailable = declaration.max_unavailable
+                step.registration.group = step.wanted.group
+                self._lifecycle.revise(
+                    turn,
+                    step.registration,
+                    step.wanted.spec,
+                    step.wanted.packed,
+                    declaration.by,
+                )
+            elif step.action == "create" and step.wanted is not None:
+                made[step.name], _ = self._lifecycle.register(
+                    turn,
+                    step.wanted.spec,
+                    step.wanted.packed,
+                    declaration.by,
+                    declaration.source,
+                    group=step.wanted.group,
+                    max_unavailable=declaration.max_unavailable,
+                )
+        for name in self._ended_groups(plan):
+            self._groups.drop(turn, name)
+        return made
+
+    # --- the parts of a plan ---
+
+    def _expand(
+        self,
+        declaration: Declaration,
+        entry: Declared,
+        wanted: dict[str, _Wanted],
+        groups: list[Group],
+    ) -> None:
+        name = str(entry.spec.get("name", ""))
+        try:
+            spec = BackgroundWorker.from_wire(entry.spec).check(static=declaration.at_start)
+            self._admit.offered(spec)
+            if not spec.unique:
+                raise refusal("unique", False, "True: a declaration knows workers by their names")
+            members = {spec.name: spec}
+            if entry.replicas is not None:
+                group = self._groups.wanted(
+                    spec,
+                    entry.replicas,
+                    source=declaration.source,
+                    by=declaration.by,
+                    max_unavailable=declaration.max_unavailable,
+                )
+                groups.append(group)
+                members = self._groups.members(group)
+        except InvalidField as error:
+            raise InvalidField(
+                f"worker {name!r}: {error.message}", hint=error.hint, **error.detail, worker=name
+            ) from None
+        for member, made in members.items():
+            if member in wanted:
+                raise refusal("name", member, "declared once")
+            wanted[member] = _Wanted(
+                spec=made,
+                packed=_pack(made.to_wire()),
+                group="" if entry.replicas is None else spec.name,
+            )
+
+    def _step(self, declaration: Declaration, name: str, wanted: _Wanted) -> Step | None:
+        """What is to be done about a name that is wanted; None if nothing."""
+        holders = self._registry.all_named(name)
+        if not holders:
+            ended = self._registry.retired_named(name)
+            if ended is not None and self._stays_ended(declaration, ended, wanted):
+                return Step(name=name, action="finished", registration=ended)
+            return Step(name=name, action="create", wanted=wanted)
+        (holder, *others) = holders
+        if others or holder.source != declaration.source:
+            raise self._admit.taken(holder)
+        if holder.packed == wanted.packed and holder.group == wanted.group:
+            return None
+        return Step(
+            name=name,
+            action="update",
+            registration=holder,
+            wanted=wanted,
+            fields=_differing(holder.packed, wanted.packed),
+        )
+
+    def _stays_ended(self, declaration: Declaration, ended: Registration, wanted: _Wanted) -> bool:
+        """Whether it has done what is asked for. What somebody terminated comes back at somebody's
+        word, and never because a master begins."""
+        same = ended.source == declaration.source and ended.packed == wanted.packed
+        return same and (declaration.at_start or not ended.stop_by)
+
+    def _prunes(
+        self, declaration: Declaration, wanted: dict[str, _Wanted], groups: set[str]
+    ) -> list[Step]:
+        """Those of the source that are no longer wanted. A group always has the members that it is
+        declared with; one on each host keeps those on hosts that fit no longer."""
+        return [
+            Step(name=registration.name, action="prune", registration=registration)
+            for registration in self._registry.of_source(declaration.source).values()
+            if registration.name not in wanted
+            and (declaration.prune or registration.group in groups)
+            and not (registration.group in groups and self._groups.is_each_host(registration.group))
+        ]
+
+    def _ended_groups(self, plan: Plan) -> list[str]:
+        kept = {group.name for group in plan.groups}
+        if not plan.declaration.prune:
+            return []
+        return [
+            name for name in self._groups.of_source(plan.declaration.source) if name not in kept
+        ]
+
+
+def _differing(before: bytes, after: bytes) -> tuple[str, ...]:
+    """The names of the fields that differ; never what is in them, which may be secret."""
+    old, new = _unpack(before), _unpack(after)
+    return tuple(sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name)))
