@@ -54,6 +54,7 @@ ENUMS = (
     states.StopReason,
     states.Every,
     states.ShutdownMode,
+    states.Phase,
     states.StartTime,
 )
 WIRE_LIMITS = (

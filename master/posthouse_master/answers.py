@@ -137,7 +137,14 @@ class Answers:
             if found and size > limits.page_bytes_max:
                 break
             found.append(info)
-        return HostsPage(request=message.request, hosts=found, more=len(found) < len(names))
+        phase, detail = self._view.phase
+        return HostsPage(
+            request=message.request,
+            hosts=found,
+            more=len(found) < len(names),
+            phase=phase,
+            phase_detail=detail,
+        )
 
     def explain(self, turn: Turn, _session: Session, message: Explain) -> Explained:
         """For every host, whether it could run the worker, and why not."""

@@ -57,6 +57,7 @@ from posthouse.messages import (
     Unsubscribe,
     Unsupported,
 )
+from posthouse.states import Phase
 from posthouse_master.admit import Admit
 from posthouse_master.answers import Answers, failed
 from posthouse_master.applies import Applies
@@ -70,6 +71,7 @@ from posthouse_master.effects import (
     Malformed,
     Peer,
     PeerGone,
+    PhaseChanged,
     Received,
     Room,
     Space,
@@ -81,6 +83,7 @@ from posthouse_master.hosts import Foreign, Hosts
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.notify import Watchers
 from posthouse_master.pace import DEFAULT_PACE, Pace, PacePolicy
+from posthouse_master.phase_watch import PhaseWatch
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
@@ -108,6 +111,8 @@ class MasterPolicy:
     max_worker_processes_per_host: int = limits.workers_per_host_max
     pace: PacePolicy = DEFAULT_PACE
     version: str = ""
+    phase: Phase = Phase.RUNNING  # until a PhaseChanged; only a followed server has a way to go
+    phase_detail: str = ""
 
 
 class MasterCore:
@@ -168,6 +173,9 @@ class MasterCore:
             self.book,
             self._timers,
         )
+        self.lifecycle.phase = policy.phase
+        self.lifecycle.phase_detail = policy.phase_detail
+        self.phases = PhaseWatch(self.registry, self.fleet, self.lifecycle, chronicle, self._timers)
         self.view = View(
             self.registry,
             self.log,
@@ -251,6 +259,8 @@ class MasterCore:
                 self._tick(turn)
             case Space():
                 self._room(turn, event)
+            case PhaseChanged():
+                self.phases.changed(turn, event)
             case Interrupted(reason):
                 turn.goodbye = reason
                 turn.halt(0, reason)
@@ -508,6 +518,9 @@ class MasterCore:
     def _shutdown_due(self, turn: Turn, _subject: Any) -> None:
         self.shutdown.finish(turn)
 
+    def _phase_due(self, turn: Turn, _subject: Any) -> None:
+        self.phases.go_on(turn)
+
     _due: Final[dict[str, Callable[["MasterCore", Turn, Any], None]]] = {
         "silence": _silence_due,
         "link": _link_due,
@@ -516,6 +529,7 @@ class MasterCore:
         "start": _start_due,
         "host": _host_due,
         "shutdown": _shutdown_due,
+        "phase": _phase_due,
     }
 
     # --- the beginning ---

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from posthouse.states import Phase
 from posthouse_master.store.base import Op
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Peer",
     "PeerGone",
     "Persist",
+    "PhaseChanged",
     "Received",
     "Room",
     "Send",
@@ -95,7 +97,15 @@ class Space:
     free_bytes: int = 0
 
 
-Input = Received | Malformed | PeerGone | Tick | Interrupted | Space
+@dataclass(frozen=True, slots=True)
+class PhaseChanged:
+    """The server that the cluster's phase follows is in another one; `detail` says so in words."""
+
+    phase: Phase
+    detail: str
+
+
+Input = Received | Malformed | PeerGone | Tick | Interrupted | Space | PhaseChanged
 
 
 # --- effects ---

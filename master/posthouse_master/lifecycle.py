@@ -24,7 +24,7 @@ from posthouse_master.chronicle import Chronicle, pack_facts
 from posthouse_master.effects import Room
 from posthouse_master.pace import Pace
 from posthouse_master.phases import may_start
-from posthouse_master.placement import Fleet, Host, StartQueue, wants_of
+from posthouse_master.placement import Fleet, Host, StartQueue, Wants, wants_of
 from posthouse_master.registry import Key, Registration, Registry, Step
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.store.base import (
@@ -93,7 +93,9 @@ class Lifecycle:
         pace: Pace,
         draw: Callable[[], float],
     ) -> None:
+        # Written by PhaseWatch, and by ShutdownWatch for good.
         self.phase = Phase.RUNNING
+        self.phase_detail = ""
         self.room = Room.AMPLE  # written by the core alone
         self.queue = StartQueue()
         self._registry = registry
@@ -161,15 +163,28 @@ class Lifecycle:
             return
         if self.room is not Room.AMPLE:
             return  # what runs already may end: the room that is left is for that
-        for key in self.queue.for_host(host, self._fleet.fits):
+        for key in self.queue.for_host(host, self._fits):
             registration = self._registry.get(*key)
             assert registration is not None
             if not host.open:
                 return
             if not registration.pinned and self._fleet.free(host) <= 0:
                 continue  # one that names the host may still follow: its slot is its own
-            if may_start(self.phase, registration.spec.start_time):
-                self._start(turn, registration, host)
+            self._start(turn, registration, host)
+
+    def place(self, turn: Turn, key: Key) -> None:
+        """Start it on the host that suits it best, if there is one. For a caller that goes through
+        the queue from its oldest: nobody is passed over, and no host is filled up first."""
+        registration = self._registry.get(*key)
+        if registration is None or key not in self.queue or self.room is not Room.AMPLE:
+            return
+        wants = wants_of(registration.spec, registration.barred)
+        host = self._fleet.choose(wants) if may_start(self.phase, wants.start_time) else None
+        if host is not None:
+            self._start(turn, registration, host)
+
+    def _fits(self, wants: Wants, host: Host) -> bool:
+        return may_start(self.phase, wants.start_time) and self._fleet.fits(wants, host)
 
     def _start(self, turn: Turn, registration: Registration, host: Host) -> None:
         session = self._door.get(host.session)

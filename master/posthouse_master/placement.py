@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from posthouse.messages import Running
 from posthouse.spec import BackgroundWorker
+from posthouse.states import StartTime
 
 __all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "wants_of"]
 
@@ -70,7 +71,8 @@ class Host:
 
 
 class Wants(NamedTuple):
-    """What placement looks at; registrations with equal wants wait in one line."""
+    """What placement looks at, and the phase that is waited for; registrations with equal wants
+    wait in one line."""
 
     host: str
     labels: tuple[str, ...]
@@ -78,6 +80,7 @@ class Wants(NamedTuple):
     fence: str
     run_as: str
     module: str
+    start_time: StartTime = StartTime.POSTMASTER_START
     barred: frozenset[str] = frozenset()
 
 
@@ -90,6 +93,7 @@ def wants_of(spec: BackgroundWorker, barred: frozenset[str] = frozenset()) -> Wa
         fence=spec.fence or "",
         run_as=spec.run_as or "",
         module=EXEC if entry_point == EXEC else entry_point.partition(":")[0],
+        start_time=spec.start_time,
         barred=barred,
     )
 
@@ -202,7 +206,7 @@ class Fleet:
         if wants.host:
             host = self.hosts.get(wants.host)
             return [host] if host is not None and not _misfit(wants, host) else []
-        wants = wants._replace(barred=frozenset())
+        wants = wants._replace(start_time=StartTime.POSTMASTER_START, barred=frozenset())
         found = self._fitting.get(wants)
         if found is None:
             found = [host for host in self.hosts.values() if not _misfit(wants, host)]
@@ -232,6 +236,10 @@ class StartQueue:
 
     def __contains__(self, key: Key) -> bool:
         return key in self._where
+
+    def __iter__(self) -> Iterator[Key]:
+        """Who has waited longest first."""
+        return iter(self._where)
 
     def __repr__(self) -> str:
         return f"StartQueue({len(self._where)} waiting)"

@@ -13,6 +13,7 @@ import msgspec
 
 from posthouse.ids import HandleId, Instant
 from posthouse.records import ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
+from posthouse.spec import BackgroundWorker
 from posthouse.states import Phase, StopReason, WorkerState
 from posthouse_master.chronicle import unpack_facts
 from posthouse_master.effects import Room
@@ -120,6 +121,13 @@ class View:
             failures=registration.failures,
         )
 
+    @property
+    def phase(self) -> tuple[Phase, str]:
+        """Where the cluster is, and why."""
+        phase = self._lifecycle.phase
+        stopping = "the cluster is shutting down"
+        return phase, stopping if phase is Phase.STOPPING else self._lifecycle.phase_detail
+
     def host(self, host: Host, now: Instant) -> HostInfo:
         return HostInfo(
             name=host.name,
@@ -147,19 +155,31 @@ class View:
             return "the master's disk is full: nothing is started before there is room"
         spec = registration.spec
         if not may_start(phase, spec.start_time):
-            return f"starts at {spec.start_time}, the cluster is {phase}"
+            return self._gate(spec)
         return self._fleet.why_waiting(wants_of(spec, registration.barred))
+
+    def _gate(self, spec: BackgroundWorker) -> str:
+        """What its start_time waits for; "" if the phase lets it start (or a shutdown decides)."""
+        phase = self._lifecycle.phase
+        if phase is Phase.STOPPING or may_start(phase, spec.start_time):
+            return ""
+        return f"waits for {spec.start_time}: {self._lifecycle.phase_detail or f'it is {phase}'}"
 
     def _reason(self, registration: Registration, in_s: float | None) -> str:
         life = registration.life
+        gate = "" if registration.placed else self._gate(registration.spec)
+        if life is Life.SUBMITTED and gate and not registration.strays:
+            return gate
         if life is Life.SUBMITTED:
             return f"waiting: {self.why_not_running(registration) or 'about to be started'}"
         if life is Life.WAITING:
             if in_s is not None:
                 verb = "restarts" if registration.starts else "tried again"
-                return f"{registration.reason}; {verb} in {in_s:.1f} s"
-            waits = self.why_not_running(registration)
-            return f"{registration.reason}; waiting: {waits}" if waits else registration.reason
+                then = f", then {gate}" if gate else ""
+                return f"{registration.reason}; {verb} in {in_s:.1f} s{then}"
+            waits = gate or self.why_not_running(registration)
+            shown = waits if gate else f"waiting: {waits}"
+            return f"{registration.reason}; {shown}" if waits else registration.reason
         if registration.stopping is not None:
             verb = _VERBS.get(registration.stopping, str(registration.stopping))
             by = f" by {registration.stop_by}" if registration.stop_by else ""

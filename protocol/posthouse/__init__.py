@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from posthouse.handle import EventStream, Explanation, Handle, Output
     from posthouse.ids import Cursor, HandleId
     from posthouse.messages import HostVerdict
-    from posthouse.records import Event, ExitFacts, HostInfo, Status, WorkerInfo
+    from posthouse.records import ClusterPhase, Event, ExitFacts, HostInfo, Status, WorkerInfo
     from posthouse.settings import ClientSettings
     from posthouse.spec import BackgroundWorker
     from posthouse.states import (
@@ -67,6 +67,7 @@ __all__ = [
     "BadFrame",
     "ClientSettings",
     "Cluster",
+    "ClusterPhase",
     "ConfigError",
     "Cursor",
     "CursorTooOld",
@@ -115,7 +116,7 @@ _NAMES: Final = {
     "handle": "EventStream Explanation Handle Output",
     "ids": "Cursor HandleId",
     "messages": "HostVerdict",
-    "records": "Event ExitFacts HostInfo Status WorkerInfo",
+    "records": "ClusterPhase Event ExitFacts HostInfo Status WorkerInfo",
     "settings": "ClientSettings",
     "spec": "BackgroundWorker",
     "states": "DATABASE_CONNECTION NEVER_RESTART SHMEM_ACCESS EventKind Flags Phase ShutdownMode "

@@ -25,7 +25,7 @@ from posthouse.messages import (
     Shutdown,
     WorkersPage,
 )
-from posthouse.records import HostInfo, Status, WorkerInfo
+from posthouse.records import ClusterPhase, HostInfo, Status, WorkerInfo
 from posthouse.settings import ClientSettings
 from posthouse.spec import BackgroundWorker
 from posthouse.states import ShutdownMode
@@ -179,6 +179,15 @@ class Cluster:
             more = page.more and bool(page.hosts)
             after = page.hosts[-1].name if page.hosts else after
         return found
+
+    def phase(self, *, timeout: float | None = None) -> ClusterPhase:
+        """Where the cluster is: which start times are reached, and why."""
+        page = self._connection.ask(
+            ListHosts(request=new_request_id(), limit=1),
+            HostsPage,
+            self._connection.deadline(timeout),
+        )
+        return ClusterPhase(phase=page.phase, reason=page.phase_detail)
 
     def explain(
         self, ref: "str | HandleId | Handle", *, timeout: float | None = None

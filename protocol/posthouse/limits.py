@@ -91,6 +91,12 @@ disk_look_s: Final = 0.2  # between two looks at the free space: one can be fill
 disk_probe_s_max: Final = 10.0  # between two attempts to make the reserve again
 start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
 
+starts_per_round: Final = 128  # that a change of the phase leads to between two looks at events
+phase_look_s: Final = 1.0  # between two questions to the followed server: promotion is seen in 1 s
+phase_answer_s: Final = 5.0  # for one of its answers; a server that takes longer is not reachable
+phase_words_max: Final = 16  # of it that wait for the loop; older ones are out of date
+phase_detail_chars_max: Final = 512  # of what it says; it is part of each reason of who waits
+
 # --- host ---
 link_room_kept: Final = 64  # of a link's outbox that an agent's reports never use: goodbye, answers
 log_reads_in_flight_max: Final = 32  # of 64 KiB each; a master that asks for more is told to wait

@@ -25,7 +25,7 @@ from posthouse.records import (
     Word,
     WorkerInfo,
 )
-from posthouse.states import Every, ShutdownMode, StopReason
+from posthouse.states import Every, Phase, ShutdownMode, StopReason
 
 PROTOCOL_MIN = 0
 PROTOCOL_MAX = 0
@@ -578,10 +578,12 @@ class WorkersPage(Reply, frozen=True, kw_only=True):
 
 
 class HostsPage(Reply, frozen=True, kw_only=True):
-    """`more`: ask again with the last entry's name."""
+    """`more`: ask again with the last entry's name. `phase` is that of the whole cluster."""
 
     hosts: Annotated[list[HostInfo], Items]
     more: bool = False
+    phase: Phase = Phase.RUNNING
+    phase_detail: Text = ""
 
 
 class HostVerdict(Record, frozen=True, kw_only=True):

@@ -11,9 +11,17 @@ from msgspec import Meta
 
 from posthouse.ids import Cursor, HandleId
 from posthouse.signals import signal_name
-from posthouse.states import EventKind, StopReason, WorkerState
+from posthouse.states import EventKind, Phase, StopReason, WorkerState
 
-__all__ = ["Event", "ExitFacts", "HandleRef", "HostInfo", "Status", "WorkerInfo"]
+__all__ = [
+    "ClusterPhase",
+    "Event",
+    "ExitFacts",
+    "HandleRef",
+    "HostInfo",
+    "Status",
+    "WorkerInfo",
+]
 
 Int = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Pid = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -108,6 +116,7 @@ class Event(Record, frozen=True, kw_only=True):
     reason: Text = ""
     rule: Word = ""
     by: Word = ""
+    phase: Phase | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -160,6 +169,14 @@ class Status(Record, frozen=True, kw_only=True):
     @property
     def cursor(self) -> Cursor:
         return Cursor(self.timeline, self.sequence)
+
+
+class ClusterPhase(Record, frozen=True, kw_only=True):
+    """Where the cluster is, and so which start times are reached. `reason` says why, where the
+    phase is another server's or the cluster is being shut down."""
+
+    phase: Phase
+    reason: Text = ""
 
 
 class WorkerInfo(Record, frozen=True, kw_only=True):

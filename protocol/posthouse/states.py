@@ -107,3 +107,4 @@ class EventKind(StrEnum):
     HOST_DRAINING = "host_draining"  # it is given no more starts
     HOST_UNDRAINED = "host_undrained"
     SHUTDOWN = "shutdown"
+    PHASE = "phase"  # the followed server is in another one

@@ -68,7 +68,12 @@ def test_health_and_metrics_of_a_running_master() -> None:
     port = _port()
     with _master(port) as folder:
         assert _get(port, "/livez") == (200, '{"live": true, "epoch": 1}\n')
-        assert json.loads(_get(port, "/readyz")[1]) == {"ready": True, "reasons": []}
+        assert json.loads(_get(port, "/readyz")[1]) == {
+            "ready": True,
+            "reasons": [],
+            "phase": "running",
+            "phase_detail": "",
+        }
         with connect(f"ipc://{folder}/c", timeout=20) as cluster:
             for index in range(3):
                 cluster.register(BackgroundWorker(name=f"w{index}", main="m:f", labels=("none",)))

@@ -20,6 +20,7 @@ def test_spellings_do_not_change() -> None:
                 "host_draining",
                 "host_undrained",
                 "shutdown",
+                "phase",
             ),
         ],
         "Every": ["each-host"],

@@ -89,7 +89,15 @@ from posthouse.messages import (
 )
 from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
 from posthouse.spec import BackgroundWorker
-from posthouse.states import EventKind, Every, ShutdownMode, StartTime, StopReason, WorkerState
+from posthouse.states import (
+    EventKind,
+    Every,
+    Phase,
+    ShutdownMode,
+    StartTime,
+    StopReason,
+    WorkerState,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 REWRITE = os.environ.get("POSTHOUSE_REWRITE") == "1"
@@ -411,6 +419,19 @@ MESSAGES: dict[str, Message] = {
         hint="terminate it first", detail={"handle": f"{REGISTRY}:3.1"},
     ),
     "events": Events(subscription=1, events=[REGISTERED, EVENT], timeline=1, sequence=43),
+    "hosts_page.phase": HostsPage(
+        request=REQUEST, hosts=[], phase=Phase.HOT_STANDBY, phase_detail="it is in recovery"
+    ),
+    "events.phase": Events(
+        subscription=1,
+        events=[
+            Event(
+                timeline=1, sequence=44, kind=EventKind.PHASE, at_unix_s=AT, registry=REGISTRY,
+                reason="it is in recovery", phase=Phase.HOT_STANDBY,
+            )
+        ],
+        timeline=1, sequence=44,
+    ),
     "cursor_too_old": CursorTooOld(
         subscription=1, timeline=1, sequence=43, reason="rows up to 41 were trimmed"
     ),

@@ -9,7 +9,7 @@ import click
 from posthouse import Handle, limits
 from posthouse.errors import NotRunning, RefusedError, TimedOut
 from posthouse.records import Status
-from posthouse.states import WorkerState
+from posthouse.states import Phase, WorkerState
 from posthouse_cli import shapes
 from posthouse_cli.context import (
     Session,
@@ -46,6 +46,7 @@ def ps(session: Session, retired: bool, quiet: bool, as_json: bool, timeout: flo
             session.out.line(shapes.handle_text(info.status.handle))
     else:
         session.out.table(shapes.WORKER_HEADER, [shapes.worker_cells(info) for info in workers])
+        _tell_phase(session, timeout)
 
 
 @click.command(epilog=shapes.keys_text(shapes.HOST_KEYS))
@@ -63,6 +64,15 @@ def hosts(session: Session, as_json: bool, timeout: float | None) -> None:
             session.out.json(shapes.host_json(host))
     else:
         session.out.table(shapes.HOST_HEADER, [shapes.host_cells(host) for host in found])
+        _tell_phase(session, timeout)
+
+
+def _tell_phase(session: Session, timeout: float | None) -> None:
+    """Where not everything may be started, people who look at a list are told."""
+    now = session.cluster.phase(timeout=timeout)
+    if now.phase is not Phase.RUNNING:
+        why = f": {now.reason}" if now.reason else ""
+        click.echo(f"posthouse: the phase of the cluster is {now.phase}{why}", err=True)
 
 
 @click.command(epilog=shapes.keys_text((*shapes.STATUS_KEYS, "output_tail")))

@@ -49,6 +49,7 @@ class Picture:
     epoch: int
     version: str
     phase: str
+    phase_detail: str
     slots: Mapping[str, int]
     workers: tuple[WorkerPoint, ...]
     hosts: tuple[HostPoint, ...]
@@ -110,7 +111,8 @@ def _picture(
         at_unix_s=now.unix_s,
         epoch=core.term.epoch,
         version=version,
-        phase=str(core.lifecycle.phase),
+        phase=str(core.view.phase[0]),
+        phase_detail=core.view.phase[1],
         slots=slots,
         workers=workers,
         hosts=hosts,

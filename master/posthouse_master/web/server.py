@@ -163,6 +163,9 @@ class _Pages:
         picture = await self._picture()
         reasons = picture.not_ready if picture else ("the master's loop does not answer",)
         body = {"ready": not reasons, "reasons": list(reasons)}
+        if picture:
+            # Not a reason: a phase holds up starts on purpose, and registrations are taken.
+            body |= {"phase": picture.phase, "phase_detail": picture.phase_detail}
         return _json(503 if reasons else 200, body)
 
     async def metrics(self, request: Request) -> Response:
