@@ -6,7 +6,7 @@ that needs no master makes no connection.
 
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -16,7 +16,16 @@ import posthouse
 from posthouse.errors import NoSuchWorker, Unreachable
 from posthouse_cli import durations, render
 
-__all__ = ["Session", "json_option", "timeout_option", "verb", "worker_argument", "worker_handle"]
+__all__ = [
+    "Session",
+    "json_option",
+    "timeout_option",
+    "verb",
+    "worker_argument",
+    "worker_handle",
+    "worker_handles",
+    "workers_argument",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,6 +98,25 @@ json_option = click.option(
     "--json", "as_json", is_flag=True, help="JSON: one object, or one a line for lists."
 )
 worker_argument = click.argument("worker", metavar="NAME")
+workers_argument = click.argument("workers", metavar="NAME|GROUP:*...", nargs=-1, required=True)
+
+
+def worker_handles(
+    session: Session, workers: Sequence[str], timeout: float | None = None
+) -> list[posthouse.Handle]:
+    """The handles of names; GROUP:* stands for the members of a group. Raises NoSuchWorker."""
+    found: list[posthouse.Handle] = []
+    for worker in workers:
+        if not worker.endswith(":*"):
+            found.append(worker_handle(session, worker, timeout))
+            continue
+        members = session.cluster.group(worker[:-2], timeout=timeout).handles
+        if not members:
+            raise NoSuchWorker(
+                f"no group {worker[:-2]!r} has members", hint="`posthouse ps` lists the workers"
+            )
+        found += members
+    return found
 
 
 def worker_handle(session: Session, worker: str, timeout: float | None = None) -> posthouse.Handle:

@@ -40,6 +40,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "up": ("up", "Try it"),
     "run": ("run", "Workers"),
     "register": ("run", "Workers"),
+    "apply": ("apply", "Workers"),
     "ps": ("read", "Workers"),
     "status": ("read", "Workers"),
     "logs": ("follow", "Workers"),

@@ -5,10 +5,12 @@ JSON keys are only ever added, and every key is present in every object (null wh
 """
 
 import time
+from dataclasses import fields
 from typing import Any
 
 import msgspec
 
+from posthouse.bulk import Plan, PlannedChange
 from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
 from posthouse.states import EventKind, WorkerState
 from posthouse_cli.durations import shown
@@ -19,9 +21,12 @@ __all__ = [
     "EVENT_WIDTHS",
     "HOST_HEADER",
     "HOST_KEYS",
+    "PLAN_HEADER",
+    "PLAN_KEYS",
     "STATUS_KEYS",
     "WORKER_HEADER",
     "WORKER_KEYS",
+    "change_cells",
     "event_cells",
     "event_json",
     "exit_words",
@@ -30,6 +35,7 @@ __all__ = [
     "host_cells",
     "host_json",
     "keys_text",
+    "plan_json",
     "state_word",
     "status_json",
     "up_for",
@@ -41,6 +47,7 @@ __all__ = [
 _CAUSE_SHOWN = 120  # characters of an error in a line of events
 _ASKED = (
     EventKind.REGISTERED,
+    EventKind.REVISED,
     EventKind.STOP_REQUESTED,
     EventKind.RESTART_REQUESTED,
     EventKind.HELD,
@@ -85,6 +92,20 @@ def host_json(host: HostInfo) -> dict[str, Any]:
     """A host."""
     values: dict[str, Any] = _plain(host)
     return values
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What an apply did or would do."""
+    changes = [
+        {
+            "name": change.name,
+            "action": change.action,
+            "handle": None if change.handle is None else str(change.handle),
+            "fields": list(change.fields),
+        }
+        for change in plan.changes
+    ]
+    return {name: getattr(plan, name) for name in PLAN_KEYS} | {"changes": changes}
 
 
 def handle_text(handle: HandleRef | None) -> str:
@@ -147,6 +168,14 @@ def host_cells(host: HostInfo) -> tuple[str, ...]:
     return (host.name, state, str(host.workers), str(host.slots), labels, host.version)
 
 
+PLAN_HEADER = ("ACTION", "NAME", "WHAT DIFFERS")
+
+
+def change_cells(change: PlannedChange) -> tuple[str, ...]:
+    """A line of `posthouse apply`."""
+    return (change.action, change.name, ", ".join(change.fields))
+
+
 EVENT_HEADER = ("TIME", "NAME", "EVENT", "HOST", "PID", "WHAT")
 EVENT_WIDTHS = (8, 6, 14, 2, 7)
 
@@ -192,6 +221,7 @@ EVENT_KEYS = (
 STATUS_KEYS = ("cursor", *Status.__struct_fields__)
 WORKER_KEYS = (*STATUS_KEYS, *(n for n in WorkerInfo.__struct_fields__ if n != "status"))
 HOST_KEYS = HostInfo.__struct_fields__
+PLAN_KEYS = tuple(field.name for field in fields(Plan))
 
 
 def keys_text(keys: tuple[str, ...]) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from posthouse import limits
-from posthouse.errors import NotPermitted, RefusedError, ShuttingDown
+from posthouse.errors import NotPermitted, RefusedError, ShuttingDown, UploadLost
 from posthouse.messages import (
     Applied,
     Apply,
@@ -189,9 +189,8 @@ class Applies:
         )
 
 
-def _lost() -> RefusedError:
-    return RefusedError(
+def _lost() -> UploadLost:
+    return UploadLost(
         "the parts of this declaration are not all here: they belong to one session, in order",
         hint="send it again from part 0",
-        reason="upload_lost",
     )

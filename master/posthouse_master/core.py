@@ -14,7 +14,14 @@ from typing import Any, Final
 
 from posthouse import codec, limits
 from posthouse.codec import NO_SESSION, Envelope
-from posthouse.errors import BadFrame, InternalError, NotPermitted, PosthouseError, RequestConflict
+from posthouse.errors import (
+    BadFrame,
+    InternalError,
+    NotPermitted,
+    PosthouseError,
+    RequestConflict,
+    UploadLost,
+)
 from posthouse.ids import Instant
 from posthouse.messages import (
     AGENT_TO_MASTER,
@@ -403,8 +410,8 @@ class MasterCore:
         afford(self._space, message)  # not remembered: asked again when there is room, it is done
         try:
             answer = handler(turn, session, message)
-        except (InternalError, RequestConflict):
-            raise
+        except (InternalError, RequestConflict, UploadLost):
+            raise  # not an answer to be kept: nothing was decided
         except PosthouseError as error:
             answer = failed(message.request, error)
         if answer is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from posthouse import worker
+    from posthouse.bulk import Group, Plan, PlannedChange, WorkerGroup
     from posthouse.client import Cluster, connect
     from posthouse.errors import (
         AlreadyRegistered,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         TimedOut,
         UnknownHost,
         Unreachable,
+        UploadLost,
         UsageError,
     )
     from posthouse.handle import EventStream, Explanation, Handle, Output
@@ -77,6 +79,7 @@ __all__ = [
     "ExitFacts",
     "Explanation",
     "Flags",
+    "Group",
     "Handle",
     "HandleId",
     "HostInfo",
@@ -89,6 +92,8 @@ __all__ = [
     "NotRunning",
     "Output",
     "Phase",
+    "Plan",
+    "PlannedChange",
     "PosthouseError",
     "RefusedError",
     "RemoteError",
@@ -103,7 +108,9 @@ __all__ = [
     "TimedOut",
     "UnknownHost",
     "Unreachable",
+    "UploadLost",
     "UsageError",
+    "WorkerGroup",
     "WorkerInfo",
     "WorkerState",
     "__version__",
@@ -112,6 +119,7 @@ __all__ = [
 ]
 
 _NAMES: Final = {
+    "bulk": "Group Plan PlannedChange WorkerGroup",
     "client": "Cluster connect",
     "handle": "EventStream Explanation Handle Output",
     "ids": "Cursor HandleId",

@@ -5,10 +5,13 @@ sockets, sessions (engine). Invariant: a call returns what a master said, raises
 or says that it does not know.
 """
 
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
 import posthouse
+from posthouse import limits
+from posthouse.bulk import Group, Plan, WorkerGroup, declare
 from posthouse.engine import Engine
 from posthouse.errors import InternalError, NoSuchWorker, UsageError
 from posthouse.handle import Connection, EventStream, Explanation, Handle, new_request_id
@@ -17,18 +20,21 @@ from posthouse.messages import (
     Done,
     Drain,
     Drained,
+    GroupRegistered,
     HostsPage,
     ListHosts,
     ListWorkers,
     Register,
     Registered,
+    RegisterGroup,
     Shutdown,
     WorkersPage,
 )
 from posthouse.records import ClusterPhase, HostInfo, Status, WorkerInfo
 from posthouse.settings import ClientSettings
 from posthouse.spec import BackgroundWorker
-from posthouse.states import ShutdownMode
+from posthouse.states import Every, ShutdownMode
+from posthouse.worker_tables import read_replicas
 
 __all__ = ["Cluster", "connect"]
 
@@ -133,6 +139,85 @@ class Cluster:
         answer = self._connection.ask(request, Registered, timeout)
         return Handle(self._connection, answer.handle.id, answer.name)
 
+    def register_group(
+        self,
+        worker: BackgroundWorker,
+        replicas: int | str,
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> Group:
+        """Register several workers from one record, all or none: NAME:0, NAME:1, ..., or with
+        "each-host" NAME:HOST on every host that fits, and later on those that join.
+
+        Raises what register() does.
+        """
+        given = read_replicas(replicas)
+        if given is None:
+            raise UsageError('replicas is None: must be a number or "each-host"')
+        request = RegisterGroup(
+            request=new_request_id(request_id),
+            spec=worker.check().to_wire(),
+            replicas=Every(given) if isinstance(given, str) else given,
+        )
+        answer = self._connection.ask(request, GroupRegistered, timeout)
+        return self.group(answer.name, timeout=timeout)
+
+    def group(self, name: str, *, timeout: float | None = None) -> Group:
+        """The live members of a group; none if there is no such group."""
+        found = self.workers(group=name, timeout=timeout)
+        handles = [
+            Handle(self._connection, info.status.handle.id, info.status.name)
+            for info in found
+            if info.status.handle is not None
+        ]
+        return Group(name, handles)
+
+    def apply(
+        self,
+        workers: Iterable[BackgroundWorker | WorkerGroup],
+        *,
+        source: str,
+        prune: bool = True,
+        max_unavailable: int = 1,
+        dry_run: bool = False,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> Plan:
+        """Make the registrations of `source` what `workers` says, in one step that is durable when
+        it returns, or refused as a whole.
+
+        New names are registered. Other content of a known name is the next revision in the same
+        slot, and its process is replaced: at most `max_unavailable` of the source are missing at a
+        time because of that, each until the new process has said ready() (or, where the old one
+        never did, has run for 10 s). What the source registered and no longer names is terminated,
+        unless `prune` is False. The same content is nothing. With `dry_run` only the plan is made.
+
+            cluster.apply([BackgroundWorker(name="ingest", main="acme.ingest:main")], source="shop")
+
+        Raises InvalidField (`detail["worker"]`), AlreadyRegistered for a name of another source,
+        NoFreeSlot, UnknownHost, NotPermitted, ShuttingDown, TimedOut, Unreachable.
+        """
+        if not isinstance(source, str) or not 0 < len(source) <= limits.name_bytes_max:
+            raise UsageError(
+                f"source is {source!r}: must be a text of 1 to {limits.name_bytes_max} characters"
+            )
+        if not 0 < max_unavailable <= limits.workers_per_cluster_max:
+            raise UsageError(
+                f"max_unavailable is {max_unavailable!r}: must be a number from 1 to "
+                f"{limits.workers_per_cluster_max}"
+            )
+        return declare(
+            self._connection,
+            workers,
+            source=source,
+            prune=prune,
+            max_unavailable=max_unavailable,
+            dry_run=dry_run,
+            timeout=timeout,
+            request_id=request_id,
+        )
+
     def handle(self, ref: "str | HandleId", *, timeout: float | None = None) -> "Handle":
         """The handle of a worker by name, or by a handle's text, also of one that ended.
 
@@ -147,14 +232,21 @@ class Cluster:
         """What a handle of it sees now. Raises NoSuchWorker for an unknown name."""
         return self._connection.status(_ref(ref), timeout)
 
-    def workers(self, *, retired: bool = False, timeout: float | None = None) -> list[WorkerInfo]:
-        """All registrations in the order of their slots; with `retired`, ended ones as well."""
+    def workers(
+        self, *, retired: bool = False, group: str = "", timeout: float | None = None
+    ) -> list[WorkerInfo]:
+        """All registrations in the order of their slots; with `retired`, ended ones as well; with
+        `group`, the live members of one."""
         deadline = self._connection.deadline(timeout)
         found: list[WorkerInfo] = []
         slot, generation, more = -1, 0, True
         while more:
             request = ListWorkers(
-                request=new_request_id(), slot=slot, generation=generation, retired=retired
+                request=new_request_id(),
+                slot=slot,
+                generation=generation,
+                retired=retired,
+                group=group,
             )
             page = self._connection.ask(request, WorkersPage, deadline)
             found += page.workers

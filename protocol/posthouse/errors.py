@@ -122,6 +122,13 @@ class RequestConflict(RefusedError):
     code = "request_conflict"
 
 
+class UploadLost(RefusedError):
+    """Parts of a declaration are gone, with the session that they came in. Nothing has happened;
+    the client sends all of it again."""
+
+    code = "upload_lost"
+
+
 class CursorTooOld(RefusedError):
     """Events after the asked cursor are gone. `detail["cursor"]`: where following may begin again,
     None if only from now on; a snapshot tells the state there."""

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import posthouse
+from posthouse.toml_file import read_toml
+from posthouse.worker_tables import read_worker_tables
 from posthouse_cli.demo import Demo
 from posthouse_testing.cluster import LocalCluster
 
@@ -72,6 +74,17 @@ def test_the_python_shown_does_the_same():
             assert client.workers() == []
     for word in ("started", "exited", "killed by SIGKILL", "unregistered"):
         assert word in ran.stdout
+
+
+def test_the_declaration_shown_is_one(tmp_path):
+    (text,) = blocks("toml")
+    file = tmp_path / "workers.toml"
+    file.write_text(text)
+    found = read_worker_tables(read_toml(str(file)))
+    assert [(entry.worker.name, entry.replicas) for entry in found] == [
+        ("ingest", None),
+        ("web", 3),
+    ]
 
 
 def test_the_names_in_the_table_exist():

@@ -275,20 +275,20 @@ def test_a_long_declaration_comes_in_parts(town):
     told = apply(client, entry("c"), upload=UPLOAD, dry_run=True)
     assert told.created == 3
     assert apply(client, entry("c"), upload=UPLOAD).created == 3
-    assert refused(client, upload=UPLOAD).detail["reason"] == "upload_lost"  # it has been used
+    assert refused(client, upload=UPLOAD).code == "upload_lost"  # it has been used
 
 
 def test_parts_are_lost_with_their_session_and_in_disorder(town):
     client = town.client()
-    assert part(client, 1, entry("b")).detail["reason"] == "upload_lost"
+    assert part(client, 1, entry("b")).code == "upload_lost"
     part(client, 0, entry("a"))
-    assert part(client, 2, entry("c")).detail["reason"] == "upload_lost"
+    assert part(client, 2, entry("c")).code == "upload_lost"
     other = town.client()
-    assert refused(other, upload=UPLOAD).detail["reason"] == "upload_lost"
+    assert refused(other, upload=UPLOAD).code == "upload_lost"
     assert isinstance(part(client, 0, entry("z"), upload=b"v" * 16), Done)  # drops the former
-    assert refused(client, upload=UPLOAD).detail["reason"] == "upload_lost"
+    assert refused(client, upload=UPLOAD).code == "upload_lost"
     client.open()
-    assert refused(client, upload=b"v" * 16).detail["reason"] == "upload_lost"
+    assert refused(client, upload=b"v" * 16).code == "upload_lost"
     assert not town.core._applies._uploads
 
 
@@ -297,7 +297,7 @@ def test_what_is_held_before_an_apply_is_bounded(town, monkeypatch):
     monkeypatch.setattr(limits, "declaration_workers_max", 2)
     part(client, 0, entry("a"), entry("b"))
     assert "more than 2 workers" in part(client, 1, entry("c")).message
-    assert refused(client, upload=UPLOAD).detail["reason"] == "upload_lost"
+    assert refused(client, upload=UPLOAD).code == "upload_lost"
     monkeypatch.setattr(limits, "declarations_held_max", 1)
     part(client, 0, entry("a"))
     assert "try again" in part(other, 0, entry("a")).hint

@@ -19,6 +19,8 @@ from posthouse_cli.context import (
     verb,
     worker_argument,
     worker_handle,
+    worker_handles,
+    workers_argument,
 )
 
 __all__ = ["hold", "release", "restart", "shutdown", "signal", "terminate", "wait"]
@@ -70,7 +72,7 @@ def _sentence(status: Status) -> str:
 
 
 @click.command()
-@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@workers_argument
 @click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
 @timeout_option("60s", "the end of all of them")
 @verb
@@ -82,7 +84,7 @@ def terminate(
     Each gets its stop signal (TERM), and KILL after its stop grace; it is never restarted. Exit
     status 3 if one of them is unknown or unregistered already.
     """
-    handles = [worker_handle(session, worker) for worker in workers]
+    handles = worker_handles(session, workers)
     gone = [handle for handle in handles if not handle.terminate()]
     for handle in gone:
         click.echo(f"posthouse: {handle.name} is unregistered already", err=True)
@@ -102,7 +104,7 @@ def terminate(
 
 
 @click.command()
-@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@workers_argument
 @click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
 @timeout_option("60s", "the end of their processes")
 @verb
@@ -112,7 +114,7 @@ def hold(session: Session, workers: tuple[str, ...], no_wait: bool, timeout: flo
     They stay registered, also over a restart of the master.
     """
     deadline_s = None if timeout is None else time.monotonic() + timeout
-    begun = [_begin(worker_handle(session, worker), Handle.hold, timeout) for worker in workers]
+    begun = [_begin(each, Handle.hold, timeout) for each in worker_handles(session, workers)]
     for handle, changed, before in begun:
         if not changed:
             session.out.line(f"{handle.name} is held already")
@@ -124,18 +126,18 @@ def hold(session: Session, workers: tuple[str, ...], no_wait: bool, timeout: flo
 
 
 @click.command()
-@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@workers_argument
 @timeout_option("10s", "the master's answer")
 @verb
 def release(session: Session, workers: tuple[str, ...], timeout: float | None) -> None:
     """End a hold: the workers are started as soon as they can be placed."""
-    for handle in [worker_handle(session, worker) for worker in workers]:
+    for handle in worker_handles(session, workers):
         released = handle.release(timeout=timeout)
         session.out.line(f"{handle.name} is released" if released else f"{handle.name} is not held")
 
 
 @click.command()
-@click.argument("workers", metavar="NAME...", nargs=-1, required=True)
+@workers_argument
 @click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
 @timeout_option("60s", "their new processes")
 @verb
@@ -147,7 +149,7 @@ def restart(
     One that waits for its restart delay is started now. A held worker is refused.
     """
     deadline_s = None if timeout is None else time.monotonic() + timeout
-    begun = [_begin(worker_handle(session, worker), Handle.restart, timeout) for worker in workers]
+    begun = [_begin(each, Handle.restart, timeout) for each in worker_handles(session, workers)]
     for handle, changed, before in begun:
         if not changed:
             session.out.line(f"{handle.name} is being started or restarted already")

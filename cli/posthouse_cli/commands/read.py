@@ -29,15 +29,23 @@ _TAIL_LINES = 10
 @click.command(epilog=shapes.keys_text(shapes.WORKER_KEYS))
 @click.option("--all", "-a", "retired", is_flag=True, help="Also those that are unregistered.")
 @click.option("--quiet", "-q", is_flag=True, help="Only handles.")
+@click.option("--group", default="", metavar="NAME", help="Only the live members of a group.")
 @json_option
 @timeout_option("10s", "the master's answer")
 @verb
-def ps(session: Session, retired: bool, quiet: bool, as_json: bool, timeout: float | None) -> None:
+def ps(
+    session: Session,
+    retired: bool,
+    quiet: bool,
+    group: str,
+    as_json: bool,
+    timeout: float | None,
+) -> None:
     """List the registrations and what became of each.
 
     In a pipe: tab-separated, without the header.
     """
-    workers = session.cluster.workers(retired=retired, timeout=timeout)
+    workers = session.cluster.workers(retired=retired, group=group, timeout=timeout)
     if as_json:
         for info in workers:
             session.out.json(shapes.worker_json(info))
@@ -113,11 +121,22 @@ def _facts(now: Status) -> list[tuple[str, str]]:
         ("pid", str(now.pid or "")),
         ("up", shapes.up_for(now)),
         ("starts", str(now.incarnation)),
+        ("revision", _revision(now)),
         ("restart", f"in {shown(now.restart_in_s)}" if now.restart_in_s is not None else ""),
         ("last exit", shapes.exit_words(last)),
         ("traceback", last.traceback.rstrip() if last else ""),
         ("handle", shapes.handle_text(now.handle)),
     ]
+
+
+def _revision(now: Status) -> str:
+    """Only where there has been more than one."""
+    if now.revision == 1:
+        return ""
+    old = now.pid is not None and now.running_revision != now.revision
+    return (
+        f"{now.revision} (the process is of {now.running_revision})" if old else f"{now.revision}"
+    )
 
 
 def _tail(handle: Handle, timeout: float | None) -> str:
