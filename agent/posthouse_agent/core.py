@@ -81,6 +81,7 @@ from posthouse_agent.orders import (
     SnapshotEnd,
     StopUnknown,
     StopWorker,
+    Stuck,
 )
 from posthouse_agent.reads import LogReads
 from posthouse_agent.telling import Telling
@@ -418,6 +419,8 @@ class AgentCore:
                 self._ended(kind, report)
             case StopUnknown():
                 self._stop_unknown(kind, report)
+            case Stuck():
+                self._stuck(report)
             case SnapshotEnd():
                 seat.complete = True
                 self._note("warden.ready", kind=kind, running=report.running, exits=report.exits)
@@ -460,6 +463,16 @@ class AgentCore:
             signal=worker.facts.signal,
         )
         self._tell(Exited(worker=worker), [ended.token])
+
+    def _stuck(self, stuck: Stuck) -> None:
+        """It keeps its slot, here and in the master, whom its state is told as a fact of it."""
+        worker = self._workers.get(stuck.token)
+        if worker is None:
+            return
+        state = stuck.state[: limits.stuck_text_max]
+        self._workers[stuck.token] = worker = msgspec.structs.replace(worker, stuck=state)
+        self._note("worker.unkillable", **_named(worker), pid=worker.pid, state=state)
+        self._tell(Started(worker=worker))
 
     def _stop_unknown(self, kind: str, unknown: StopUnknown) -> None:
         stop, unanswered = self._stopping.get(unknown.token, (None, {kind}))

@@ -29,6 +29,7 @@ __all__ = [
     "StartWorker",
     "StopUnknown",
     "StopWorker",
+    "Stuck",
     "pack",
     "unpack",
 ]
@@ -128,6 +129,7 @@ class Forked:
     ready: bool = False
     stopping: str = ""
     known: bool = False  # part of a snapshot
+    stuck: str = ""  # as in Stuck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,15 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stuck:
+    """KILL was sent and something of this worker lives on: it keeps its slot. `state` says where
+    the kernel holds it. Its Ended follows if it ever ends."""
+
+    token: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopUnknown:
     token: int
     slot: int
@@ -175,13 +186,13 @@ class Forget:
 
 
 Order = Attach | StartWorker | StopWorker | SignalWorker | NoteReady | Confirm
-Report = Attached | Forked | ForkFailed | Ended | StopUnknown | SnapshotEnd | Forget
+Report = Attached | Forked | ForkFailed | Ended | Stuck | StopUnknown | SnapshotEnd | Forget
 
 _CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
         *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, Confirm),
-        *(Attached, Forked, ForkFailed, Ended, StopUnknown, SnapshotEnd, Forget),
+        *(Attached, Forked, ForkFailed, Ended, Stuck, StopUnknown, SnapshotEnd, Forget),
     )
 }
 

@@ -8,7 +8,6 @@ only, and a worker's pid stays taken (a zombie) until `reap`, so it names nothin
 import os
 import pwd
 import resource
-import select
 import signal
 import socket
 import stat
@@ -30,8 +29,6 @@ _WAIT: Final = os.WEXITED | os.WNOHANG
 _SPARE_FDS: Final = 32  # kept free for the agent's connection, the journal and reading /proc
 _NEAR_PIDS: Final = 2_000  # up to this many pids are asked one by one; beyond, /proc is listed
 _NEAR_S: Final = 60.0  # in this time the pids of a machine do not come round
-_SWEEP_ROUNDS: Final = 64  # a tree of this depth is killed from its root down
-_SWEEP_WAIT_MS: Final = 200  # for killed processes to end; the warden does nothing else meanwhile
 
 
 class CannotFork(Exception):
@@ -236,25 +233,51 @@ class Processes:
         """Whether the worker is a zombie."""
         return native.wait_facts(self._workers[token].pidfd) is not None
 
-    def reap_strangers(self) -> None:
+    def reap_strangers(self, *, behind: bool = False) -> None:
         """Reap what workers left behind and is dead, up to the first dead worker, whose turn comes
-        when its end has been recorded."""
+        when its end has been recorded. `behind`: that may take long; look behind it as well."""
         while True:
             try:
                 info = os.waitid(os.P_ALL, 0, _WAIT | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if info is None or info.si_pid in self._tokens:
+            if info is None:
                 return
+            if info.si_pid in self._tokens:
+                break
             os.waitid(os.P_PID, info.si_pid, _WAIT)
+        if behind:
+            for pid in procfs.pids():
+                process = procfs.read(pid)
+                if process is None or process.state != "Z" or process.parent != self._pid:
+                    continue
+                if pid not in self._tokens:
+                    os.waitid(os.P_PID, pid, _WAIT)
 
-    def leaves_any(self, token: int, now: Instant) -> bool:
-        """Whether processes that the dead worker started go on."""
+    def left_by(self, token: int, now: Instant) -> list[int]:
+        """The topmost processes that go on though the worker which started them is dead.
+
+        They are our own children, because we are the subreaper, so only those are looked at: the
+        children of each become ours when it dies.
+        """
         worker = self._workers[token]
-        return any(
-            pid not in self._tokens and self._is_left_by(pid, worker) and procfs.is_process(pid)
+        return [
+            pid
             for pid in self._suspects(worker, now)
-        )
+            if pid not in self._tokens and self._is_left_by(pid, worker) and procfs.is_process(pid)
+        ]
+
+    def kill_left(self, token: int, pids: Iterable[int]) -> None:
+        """Those of `pids` that still are what left_by says they are."""
+        worker = self._workers[token]
+        for pid in pids:
+            pidfd = procfs.kill_if(pid, lambda p: self._is_left_by(p, worker))
+            if pidfd is not None:
+                os.close(pidfd)
+
+    def predicament(self, token: int) -> str:
+        """Where the kernel holds the worker; empty if it is dead."""
+        return procfs.predicament(self._workers[token].pid)
 
     def examine(self, token: int, now: Instant, *, daemonised: bool) -> dict[str, Any]:
         """The facts of its end, complete. `daemonised`: it left processes behind."""
@@ -284,30 +307,6 @@ class Processes:
         os.waitid(os.P_PIDFD, worker.pidfd, _WAIT)
         for fd in (worker.pidfd, worker.channel_fd, worker.latch_fd, worker.last_words_fd):
             os.close(fd)
-
-    # --- what a worker started and left ---
-
-    def sweep(self, token: int, now: Instant) -> None:
-        """Kill the living descendants of a dead worker.
-
-        Their topmost ones are our own children now (we are the subreaper), so only those are
-        looked at, round by round: each one's children become ours when it dies.
-        """
-        worker = self._workers[token]
-        for _ in range(_SWEEP_ROUNDS):
-            killed = [
-                pidfd
-                for pid in self._suspects(worker, now)
-                if pid not in self._tokens
-                and (pidfd := procfs.kill_if(pid, lambda p: self._is_left_by(p, worker)))
-                is not None
-            ]
-            if not killed:
-                return
-            _await_end(killed)
-            for pidfd in killed:
-                os.waitid(os.P_PIDFD, pidfd, _WAIT)
-                os.close(pidfd)
 
     def _suspects(self, worker: WorkerProcess, now: Instant) -> Iterable[int]:
         """Pids that a descendant of this worker may have: later ones than its own."""
@@ -344,21 +343,6 @@ def _exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _await_end(pidfds: list[int]) -> None:
-    """Until all have ended, but not for ever: one may be in uninterruptible sleep."""
-    poll = select.poll()
-    left = set(pidfds)
-    for pidfd in pidfds:
-        poll.register(pidfd, select.POLLIN)
-    while left:
-        ready = poll.poll(_SWEEP_WAIT_MS)
-        if not ready:
-            return
-        for pidfd, _ in ready:
-            left.discard(pidfd)
-            poll.unregister(pidfd)
 
 
 def _socketpair() -> tuple[int, int]:

@@ -23,12 +23,14 @@ __all__ = [
     "marked_by",
     "newest_pid",
     "pids",
+    "predicament",
     "read",
     "slurp",
     "threads",
 ]
 
 
+_STATES: Final = {"D": "in uninterruptible sleep", "R": "running", "T": "stopped", "t": "traced"}
 _LAST_WORDS: Final = re.compile(r"/memfd:posthouse-([0-9a-f]+)-(\d+) \(deleted\)")
 
 
@@ -86,6 +88,18 @@ def is_process(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def predicament(pid: int) -> str:
+    """In words, where the kernel holds a process; empty if it is gone, or a zombie."""
+    process = read(pid)
+    if process is None or process.dead:
+        return ""
+    name = _STATES.get(process.state, "in state")
+    where = ""
+    with suppress(OSError):
+        where = slurp(f"/proc/{pid}/wchan").decode(errors="replace").strip("\0\n0")
+    return f"{name} ({process.state})" + (f" in {where}" if where else "")
 
 
 def threads() -> int:

@@ -116,15 +116,34 @@ def take_host_lock(
             if p != os.getpid() and procfs.holds_lock(p, found.st_dev, found.st_ino)
         ]
         os.close(fd)
-        raise CannotStart(
-            f"processes of an earlier warden do not die: {holders or 'unknown'} hold {path}"
-        )
+        raise CannotStart(f"{_undead(holders)} and hold {path}")
     if instance is not None:
-        # Programs that workers started have closed the lock, but carry the cookie.
-        for pid in procfs.pids():
-            if pid != os.getpid():
-                _kill(pid, lambda p: procfs.marked_by(p, instance) is not None)
+        _kill_marked(instance, timeout_s)
     return fd
+
+
+def _kill_marked(instance: str, timeout_s: float) -> None:
+    """Programs that workers started have closed the lock, but carry the cookie."""
+    deadline_s = time.monotonic() + timeout_s
+
+    def is_marked(pid: int) -> bool:
+        process = procfs.read(pid)
+        return (
+            process is not None and not process.dead and procfs.marked_by(pid, instance) is not None
+        )
+
+    while marked := [p for p in procfs.pids() if p != os.getpid() and is_marked(p)]:
+        if time.monotonic() >= deadline_s:
+            raise CannotStart(_undead(marked))
+        for pid in marked:
+            _kill(pid, is_marked)
+        time.sleep(_STEP_S)
+
+
+def _undead(pids: list[int]) -> str:
+    """For whoever has to free the host: which they are, and where the kernel holds them."""
+    shown = ", ".join(f"pid {pid} {procfs.predicament(pid)}".rstrip() for pid in pids)
+    return f"processes of an earlier warden do not die: {shown or 'unknown ones'}"
 
 
 def _open(path: str) -> int:

@@ -34,6 +34,7 @@ _WARNINGS: Final = frozenset(
         "users.unusable",
         "warden.gone",
         "warden.unusable",
+        "worker.unkillable",
     )
 )
 

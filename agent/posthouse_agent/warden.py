@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -29,14 +30,17 @@ from posthouse_agent.warden_effects import (
     AgentGone,
     Effect,
     End,
+    Entry,
     Event,
     Fork,
     ForkDone,
     ForkRefused,
     Intent,
     Kill,
+    Look,
     Ordered,
     ProcessEnded,
+    ProcessStuck,
     Reap,
     Tell,
     Terminating,
@@ -55,6 +59,7 @@ _KINDS: Final = ("fenced", "kept", "tree")
 _LOCK_S: Final = 1.0  # a warden that was just killed takes its lock along in less
 _LEFTOVERS_S: Final = 10.0  # for processes that were sent KILL
 _LOOK_S: Final = 0.005  # pause between looks at what a dead worker has left, at first
+_NAMED: Final = 5  # processes in a sentence
 _RETRY_S: Final = 1.0  # after the disk refused something
 _FAREWELL_S: Final = 1.0  # for the agent to read the last reports
 # Quotes, backslashes and newlines take two bytes in JSON, and everything else what it took before.
@@ -83,6 +88,8 @@ class _Dead:
 
     since_s: float
     look_again_s: float
+    killing_s: float | None = None  # since when what it left is being killed
+    told: bool = False  # that something of it does not die
 
 
 class Warden:
@@ -140,7 +147,7 @@ class Warden:
             if pending & {signal.SIGTERM, signal.SIGINT}:
                 systemd.stopping("ending the workers")
                 self._handle(Terminating())
-            self._processes.reap_strangers()
+            self._reap_strangers()
             return
         if (token := self._pidfds.get(fd)) is not None:
             # One poll's events are handled one by one: what was `fd` when it woke us may have been
@@ -191,55 +198,87 @@ class Warden:
                 _log("no room on the disk for an exit record; the worker is not reaped yet")
                 dead.look_again_s = now.boot_s + _RETRY_S
                 continue
-            age_s = now.boot_s - dead.since_s
-            left = self._processes.leaves_any(token, now)
-            if left and age_s < limits.leftovers_grace_s:
-                dead.look_again_s = now.boot_s + max(_LOOK_S, age_s / 2)
+            if self._leaves_some(token, dead, now):
                 continue
             del self._dead[token]
-            if left:
-                self._processes.sweep(token, now)
-            facts = self._processes.examine(token, now, daemonised=left)
+            daemonised = dead.killing_s is not None
+            facts = self._processes.examine(token, now, daemonised=daemonised)
             self._handle(ProcessEnded(token=token, facts=facts))
-            self._processes.reap_strangers()
+            self._reap_strangers()
+
+    def _leaves_some(self, token: int, dead: _Dead, now: Instant) -> bool:
+        """Whether processes that the dead worker started live on: they are given a moment, then
+        killed, and looked at again and again until the last one is gone; no round waits."""
+        left = self._processes.left_by(token, now)
+        if not left:
+            if dead.killing_s is not None:
+                self._processes.reap_strangers(behind=True)
+            return False
+        waited_s = now.boot_s - (dead.since_s if dead.killing_s is None else dead.killing_s)
+        if dead.killing_s is None and waited_s >= limits.leftovers_grace_s:
+            dead.killing_s, waited_s = now.boot_s, 0.0
+        if dead.killing_s is not None:
+            self._processes.kill_left(token, left)
+            if waited_s >= limits.unkillable_s and not dead.told:
+                dead.told = True
+                where = ", ".join(f"pid {p} {procfs.predicament(p)}" for p in left[:_NAMED])
+                text = f"{len(left)} processes that it left do not die: {where}"
+                self._handle(ProcessStuck(token=token, state=text))
+        dead.look_again_s = now.boot_s + min(max(_LOOK_S, waited_s / 2), _RETRY_S)
+        return True
+
+    def _reap_strangers(self) -> None:
+        behind = any(dead.told for dead in self._dead.values())
+        self._processes.reap_strangers(behind=behind)
 
     # --- effects ---
 
     def _handle(self, event: Event) -> None:
-        answer: Event | None = event
-        while answer is not None:
-            answer = self._carry_out(self._core.handle(answer, _now()))
+        events = deque([event])
+        while events:
+            events += self._carry_out(self._core.handle(events.popleft(), _now()))
 
-    def _carry_out(self, effects: list[Effect]) -> Event | None:
-        """In order. A Fork's answer is returned, for the core to hear before anything else."""
-        answer: Event | None = None
+    def _carry_out(self, effects: list[Effect]) -> list[Event]:
+        """In order. The answers are returned, for the core to hear before anything else."""
+        answers: list[Event] = []
         for effect in effects:
             match effect:
                 case WriteJournal(entry=entry):
-                    try:
-                        self._journal.append(entry)
-                    except OSError as error:
-                        self._retry_s = _now().boot_s + _RETRY_S
-                        _log(f"journal: {error.strerror}")
-                        if isinstance(entry, Intent):
-                            return ForkRefused(
-                                token=entry.token,
-                                code="fork_failed",
-                                reason=f"the warden's journal cannot be written: {error.strerror}",
-                                retry=True,
-                            )
+                    if (refused := self._write(entry)) is not None:
+                        return [*answers, refused]
                 case Fork(order=order):
-                    answer = self._fork(order)
+                    answers.append(self._fork(order))
                 case Kill(token=token, signal=number):
                     self._processes.kill(token, number)
+                case Look(token=token):
+                    if state := self._processes.predicament(token):
+                        text = f"KILL has not ended it: {state}"
+                        answers.append(ProcessStuck(token=token, state=text))
                 case Reap(token=token):
                     self._processes.reap(token)
                 case Tell(report=report, fds_of=token):
                     if not self._tell(report, token):
-                        answer = AgentGone()
+                        answers.append(AgentGone())
                 case End(status=status):
                     self._status = status
-        return answer
+        return answers
+
+    def _write(self, entry: Entry) -> ForkRefused | None:
+        """Append to the journal. An intent that cannot be written must not be carried out; what
+        else is missing is caught up with by a rewrite."""
+        try:
+            self._journal.append(entry)
+        except OSError as error:
+            self._retry_s = _now().boot_s + _RETRY_S
+            _log(f"journal: {error.strerror}")
+            if isinstance(entry, Intent):
+                return ForkRefused(
+                    token=entry.token,
+                    code="fork_failed",
+                    reason=f"the warden's journal cannot be written: {error.strerror}",
+                    retry=True,
+                )
+        return None
 
     def _fork(self, order: StartWorker) -> Event:
         if not self._journal.make_room(_EXIT_LINE_BYTES):

@@ -29,11 +29,13 @@ from posthouse_agent.warden_effects import (
     ForkRefused,
     Intent,
     Kill,
+    Look,
     Mark,
     NotForked,
     Ordered,
     Orphan,
     ProcessEnded,
+    ProcessStuck,
     ReadyNoted,
     Reap,
     Recovered,
@@ -64,6 +66,8 @@ class _Worker:
     stop: str = ""
     signal: int = 0  # the last stop signal sent
     kill_at_s: float | None = None
+    look_at_s: float | None = None  # it was sent KILL, and should be gone by then
+    stuck: str = ""
 
 
 class WardenCore:
@@ -99,9 +103,8 @@ class WardenCore:
 
     def deadline(self) -> float | None:
         """`boot_s` at which a Tick is due, if any."""
-        return min(
-            (w.kill_at_s for w in self._live.values() if w.kill_at_s is not None), default=None
-        )
+        times = (at_s for w in self._live.values() for at_s in (w.kill_at_s, w.look_at_s))
+        return min((at_s for at_s in times if at_s is not None), default=None)
 
     def entries(self) -> list[Entry]:
         """A short journal with the same meaning as the whole one so far."""
@@ -131,6 +134,9 @@ class WardenCore:
                 effects = self._order(order, now)
             case ProcessEnded(token=token, facts=facts):
                 effects = self._on_end(token, facts)
+            case ProcessStuck(token=token, state=state):
+                self._live[token].stuck = state
+                effects = self._tell(orders.Stuck(token=token, state=state))
             case ForkDone():
                 effects = self._on_forked(event, now)
             case ForkRefused():
@@ -158,8 +164,10 @@ class WardenCore:
             case StopWorker():
                 return self._stop(order, now)
             case SignalWorker(token=token, signal=signal):
-                known = token in self._live and self._live[token].pid and 0 < signal <= 64
-                return [Kill(token, signal)] if known else []
+                worker = self._live.get(token)
+                if worker is None or not worker.pid or not 0 < signal <= 64:
+                    return []
+                return self._kill(worker, signal, now)
             case NoteReady(token=token):
                 worker = self._live.get(token)
                 if worker is None or worker.ready:
@@ -237,7 +245,7 @@ class WardenCore:
         effects: list[Effect] = [WriteJournal(_started(worker))]
         effects += self._tell(_forked(worker), fds_of=done.token)
         if worker.signal:  # a stop came while the fork was under way
-            effects.append(Kill(done.token, worker.signal))
+            effects += self._kill(worker, worker.signal, now)
         return effects
 
     def _on_refused(self, refused: ForkRefused) -> list[Effect]:
@@ -276,19 +284,27 @@ class WardenCore:
         if worker.signal != _KILL and worker.signal != signal:
             worker.signal = int(signal)
             if worker.pid:
-                effects.append(Kill(token, worker.signal))
+                effects += self._kill(worker, worker.signal, now)
         if worker.signal == _KILL:
             worker.kill_at_s = None
         elif worker.kill_at_s is None or at_s < worker.kill_at_s:
             worker.kill_at_s = at_s
         return effects
 
+    def _kill(self, worker: _Worker, signal: int, now: Instant) -> list[Effect]:
+        if signal == _KILL and worker.look_at_s is None and not worker.stuck:
+            worker.look_at_s = now.boot_s + limits.unkillable_s
+        return [Kill(worker.intent.token, signal)]
+
     def _on_tick(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
         for token, worker in self._live.items():
             if worker.pid and worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
                 worker.kill_at_s, worker.signal = None, _KILL
-                effects.append(Kill(token, worker.signal))
+                effects += self._kill(worker, _KILL, now)
+            if worker.look_at_s is not None and worker.look_at_s <= now.boot_s:
+                worker.look_at_s = None
+                effects.append(Look(token))
         return effects
 
     def _on_term(self, now: Instant) -> list[Effect]:
@@ -430,6 +446,7 @@ def _forked(w: _Worker, *, known: bool = False) -> orders.Forked:
         ready=w.ready,
         stopping=w.stop,
         known=known,
+        stuck=w.stuck,
     )
 
 

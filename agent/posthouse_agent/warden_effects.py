@@ -26,11 +26,13 @@ __all__ = [
     "ForkRefused",
     "Intent",
     "Kill",
+    "Look",
     "Mark",
     "NotForked",
     "Ordered",
     "Orphan",
     "ProcessEnded",
+    "ProcessStuck",
     "ReadyNoted",
     "Reap",
     "Recovered",
@@ -188,6 +190,15 @@ class ProcessEnded:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessStuck:
+    """The process, or one that it left behind, was sent KILL and is not gone after
+    limits.unkillable_s. `state`: in what it is, in words."""
+
+    token: int
+    state: str
+
+
 @dataclass(frozen=True, slots=True)
 class Terminating:
     """TERM to the warden: end every worker, then end."""
@@ -206,6 +217,7 @@ Event = (
     | ForkDone
     | ForkRefused
     | ProcessEnded
+    | ProcessStuck
     | Terminating
     | Tick
 )
@@ -237,6 +249,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """It should be dead by now: answered by ProcessStuck if it is not."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reap:
     token: int
 
@@ -256,4 +275,4 @@ class End:
     status: int
 
 
-Effect = WriteJournal | Fork | Kill | Reap | Tell | End
+Effect = WriteJournal | Fork | Kill | Look | Reap | Tell | End

@@ -164,6 +164,8 @@ def host_cells(host: HostInfo) -> tuple[str, ...]:
         state += f", heard {shown(host.last_heard_s)} ago"
     if host.draining:
         state += ", draining"
+    if host.stuck:
+        state += f", {host.stuck} that do not die"
     labels = ",".join(host.labels)
     return (host.name, state, str(host.workers), str(host.slots), labels, host.version)
 

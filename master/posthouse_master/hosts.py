@@ -391,6 +391,7 @@ class Hosts:
             self._lifecycle.started(turn, registration, running)
         elif running.ready:
             self._lifecycle.ready(turn, registration)
+        self._lifecycle.stuck(turn, registration, running.stuck)
         if settling and registration.stopping is not None and running.stopping is None:
             # Its STOP was void, or never sent. In the session that carried it, it is on its way.
             self._lifecycle.send_stop(turn, registration)

@@ -276,6 +276,12 @@ class Lifecycle:
             self._registry.move(registration, Step.READY, ready=True, proven_revision=proven)
             self._chronicle.record(turn, EventKind.READY, registration, pid=registration.pid)
 
+    def stuck(self, turn: Turn, registration: Registration, state: str) -> None:
+        """KILL does not end its process, its host says, so it keeps its slot; or "": it obeys."""
+        if state and not registration.stuck:
+            turn.note("worker.unkillable", **self._fields(registration), state=state)
+        registration.stuck = state
+
     def exited(self, turn: Turn, registration: Registration, ended: Exit) -> None:
         """The process is gone and reaped; the word of the host is judged by restart.decide."""
         facts = ended.facts
@@ -386,6 +392,7 @@ class Lifecycle:
             pid=None,
             pid_start=None,
             ready=False,
+            stuck="",
             stopping=None,
             stop_by=by if final and stop is StopReason.TERMINATE else "",  # whose word ended it
             reason=decision.reason,

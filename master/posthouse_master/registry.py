@@ -139,6 +139,8 @@ class Registration:
     last_exit: bytes = b""
     # In memory only: processes of it that should not be; no START before all are known to be gone.
     strays: int = 0
+    # In memory only: what its host says of a process that KILL does not end.
+    stuck: str = ""
     # In memory only: hosts that said trying again is of no use, until their next session.
     barred: frozenset[str] = frozenset()
 

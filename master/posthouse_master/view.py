@@ -129,6 +129,7 @@ class View:
         return phase, stopping if phase is Phase.STOPPING else self._lifecycle.phase_detail
 
     def host(self, host: Host, now: Instant) -> HostInfo:
+        placed = self._registry.placed_on(host.name)
         return HostInfo(
             name=host.name,
             reachable=host.reachable,
@@ -139,7 +140,8 @@ class View:
             runtimes=list(host.offer.runtimes),
             fences=list(host.offer.fences),
             slots=self._fleet.slots(host),
-            workers=len(self._registry.placed_on(host.name)),
+            workers=len(placed),
+            stuck=sum(bool(registration.stuck) for registration in placed.values()),
             draining=host.draining,
             version=host.offer.version,
         )
@@ -183,8 +185,9 @@ class View:
         if registration.stopping is not None:
             verb = _VERBS.get(registration.stopping, str(registration.stopping))
             by = f" by {registration.stop_by}" if registration.stop_by else ""
-            return f"{registration.reason}; {verb}{by}, its end is awaited"
-        waits = self._rollout.why(registration)
+            reason = f"{registration.reason}; {verb}{by}, its end is awaited"
+            return f"{reason}; {registration.stuck}" if registration.stuck else reason
+        waits = registration.stuck or self._rollout.why(registration)
         if waits:
             return f"{registration.reason}; {waits}"
         return registration.reason

@@ -175,6 +175,7 @@ class Running(Record, frozen=True, kw_only=True):
     ready: bool = False
     stopping: StopReason | None = None
     warden: Word = "fenced"
+    stuck: Annotated[str, Meta(max_length=limits.stuck_text_max)] = ""
 
 
 class Exit(Record, frozen=True, kw_only=True):
@@ -202,7 +203,8 @@ class Inventory(Message, frozen=True, kw_only=True):
 
 
 class Started(Message, frozen=True, kw_only=True):
-    """The process of a START exists."""
+    """The process of a START exists. Sent again when it turns out that KILL does not end it:
+    `worker.stuck` then says where its kernel holds it."""
 
     worker: Running
 

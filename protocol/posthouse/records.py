@@ -194,7 +194,7 @@ class WorkerInfo(Record, frozen=True, kw_only=True):
 
 
 class HostInfo(Record, frozen=True, kw_only=True):
-    """A line of `posthouse hosts`."""
+    """A line of `posthouse hosts`. `stuck` counts the workers that KILL does not end."""
 
     name: Name
     reachable: bool
@@ -206,5 +206,6 @@ class HostInfo(Record, frozen=True, kw_only=True):
     fences: Annotated[list[Word], Meta(max_length=4)] = []
     slots: Int = 0
     workers: Int = 0
+    stuck: Int = 0
     draining: bool = False
     version: Word = ""

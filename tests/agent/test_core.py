@@ -351,6 +351,20 @@ def test_started_ready_exited_come_in_this_order(bench: Bench, make_ended: Make)
     assert bench.master.said[-1].worker.facts.code == 0
 
 
+def test_a_process_that_kill_does_not_end_is_told_as_a_fact_of_it(bench: Bench) -> None:
+    bench.attach()
+    bench.open()
+    bench.started(3)
+    bench.report(orders.Stuck(token=3, state="in uninterruptible sleep (D)" + "x" * 9999))
+    bench.report(orders.Stuck(token=99, state="nobody here"))
+    bench.deliver()
+    first, second = bench.said(Started)
+    assert not first.worker.stuck
+    assert second.worker.stuck.startswith("in uninterruptible sleep (D)xx")
+    assert bench.core.running[3] == second.worker  # and stays, for the next inventory
+    assert [note.name for note in bench.notes].count("worker.unkillable") == 1
+
+
 def test_ready_is_noted_at_the_warden_before_it_leaves_the_channel(bench: Bench) -> None:
     bench.attach()
     bench.open()

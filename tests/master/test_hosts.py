@@ -5,6 +5,7 @@ import pytest
 from posthouse.messages import (
     Explain,
     Inventory,
+    ListHosts,
     LogChunk,
     Output,
     ReadLog,
@@ -14,7 +15,7 @@ from posthouse.messages import (
     Stop,
     StopDone,
 )
-from posthouse.states import NEVER_RESTART, StopReason
+from posthouse.states import NEVER_RESTART, StopReason, WorkerState
 
 OTHER = "cd" * 16
 
@@ -216,6 +217,28 @@ def test_a_stray_that_is_not_listed_any_more_is_gone(town, client):
     assert not host.take(Start)
     renewed(host).settle()
     assert host.run().token > first.token
+
+
+def test_a_process_that_kill_does_not_end_keeps_its_slot_and_says_where_it_is(town, client):
+    host = town.host("b")
+    client.register("w", restart_time=0)
+    start = host.run()
+    stuck = host.running(start, stuck="KILL has not ended it: in uninterruptible sleep (D)")
+    host.say(Started(worker=stuck))
+    host.say(Started(worker=stuck))
+    status = client.status("w")
+    assert status.reason.endswith("KILL has not ended it: in uninterruptible sleep (D)")
+    assert (status.state, status.pid) == (WorkerState.STARTED, stuck.pid)
+    assert not host.take(Start)
+    assert town.kinds("0.1").count("started") == 1
+    # also to a master that hears it in an inventory only
+    host = renewed(host)
+    host.settle(running=[stuck])
+    assert "uninterruptible" in client.status("w").reason
+    assert client.ask(ListHosts).hosts[0].stuck == 1
+    host.end(start, signal=9, cause="signaled")
+    assert "uninterruptible" not in client.status("w").reason
+    assert client.ask(ListHosts).hosts[0].stuck == 0
 
 
 def test_a_stray_that_had_ended_already_is_settled_by_stop_done(town, client):

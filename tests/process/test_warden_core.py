@@ -38,9 +38,11 @@ from posthouse_agent.warden_effects import (
     ForkRefused,
     Intent,
     Kill,
+    Look,
     NotForked,
     Ordered,
     ProcessEnded,
+    ProcessStuck,
     Reap,
     Recovered,
     Started,
@@ -109,6 +111,9 @@ class World(RuleBasedStateMachine):
                 case Kill(token=token, signal=number):
                     assert token in self.processes
                     assert 0 < number <= 64
+                case Look(token=token):
+                    assert token in self.processes
+                    told += self.give(ProcessStuck(token=token, state="(D)"))
                 case Reap(token=token):
                     assert (Exited, token) in recorded
                     del self.processes[token]
@@ -350,8 +355,29 @@ def test_ladder(core):
     assert core.deadline() == 15
     assert core.handle(Tick(), Instant(14.9, 0)) == []
     assert core.handle(Tick(), Instant(15, 0)) == [Kill(1, 9)]
-    assert core.deadline() is None
     assert core.handle(Ordered(order), Instant(16, 16)) == []
+
+
+def test_a_process_that_does_not_die_is_looked_at_and_told(core):
+    """KILL takes a millisecond: what lives on is held by the kernel, and keeps its slot."""
+    fork(core, 1)
+    order = StopWorker(token=1, slot=0, reason="hold", signal=0, grace_s=5)
+    assert core.handle(Ordered(order), Instant(10, 10))[-1] == Kill(1, 9)
+    due_s = 10 + limits.unkillable_s
+    assert core.deadline() == due_s
+    assert core.handle(Tick(), Instant(due_s, due_s)) == [Look(1)]
+    assert core.deadline() is None
+    stuck = ProcessStuck(token=1, state="in a hanging disk")
+    assert core.handle(stuck, Instant(due_s, due_s)) == [
+        Tell(orders.Stuck(token=1, state="in a hanging disk"), None)
+    ]
+    again = SignalWorker(token=1, signal=9)
+    assert core.handle(Ordered(again), Instant(20, 20)) == [Kill(1, 9)]
+    assert core.deadline() is None  # told once
+    (refused,) = core.handle(Ordered(start(2, 0)), Instant(20, 20))[-1:]
+    assert refused.report.code == "bad_order"
+    forked = core.handle(AgentAttached(Attach()), Instant(21, 21))[1].report
+    assert (forked.token, forked.stuck) == (1, "in a hanging disk")
 
 
 def test_escalation(core):
@@ -364,7 +390,7 @@ def test_escalation(core):
     assert core.deadline() == 6
     kill = replace(quit_, signal=0)
     assert core.handle(Ordered(kill), Instant(2, 2)) == [Kill(1, 9)]
-    assert core.deadline() is None
+    assert core.deadline() == 2 + limits.unkillable_s  # to see whether it was of use
 
 
 def test_unconfirmed_exits_are_bounded(core, monkeypatch):
@@ -407,8 +433,7 @@ def test_odd_stop_rules_do_not_stop_the_end(core, spec):
     fork(core, 1, **spec)
     effects = core.handle(Terminating(), Instant(0, 0))
     assert Kill(1, 15) in effects
-    core.handle(Tick(), Instant(5, 5))
-    assert core.deadline() is None
+    assert core.handle(Tick(), Instant(5, 5)) == [Kill(1, 9)]
 
 
 def test_term_with_nothing_running_ends_at_once(core):

@@ -290,6 +290,12 @@ MESSAGES: dict[str, Message] = {
         highest_token=78,
     ),
     "started": Started(worker=RUNNING),
+    "started.stuck": Started(
+        worker=msgspec.structs.replace(
+            RUNNING, stopping=StopReason.HOLD,
+            stuck="KILL has not ended it: in uninterruptible sleep (D)",
+        )
+    ),
     "start_failed": StartFailed(
         slot=3, generation=1, incarnation=2, token=77, reason="module acme is not on the list",
         code="not_allowed", retry=False,
@@ -396,8 +402,8 @@ MESSAGES: dict[str, Message] = {
             HostInfo(name="a", reachable=False),
             HostInfo(
                 name="b", reachable=True, boot_id=BOOT, machine_id="4c4c4544", last_heard_s=0.5,
-                labels=["gpu"], runtimes=["default"], fences=["process"], slots=1000, workers=1,
-                version="0.1.0", draining=True,
+                labels=["gpu"], runtimes=["default"], fences=["process"], slots=1000, workers=2,
+                version="0.1.0", draining=True, stuck=1,
             ),
         ],
         more=True,

@@ -150,6 +150,10 @@ class WardenNode(Node):
             case warden.Kill(token, signal):
                 self.world.log(self.name, f"signal {signal} to token {token}")
                 machine.processes[token].kill(signal)
+            case warden.Look(token):
+                if machine.processes[token].live:
+                    self.world.figures["processes that KILL did not end in time"] += 1
+                    self._answers.append(warden.ProcessStuck(token=token, state="in state (D)"))
             case warden.Reap(token):
                 machine.processes[token].reaped = True
             case warden.Tell(report):
