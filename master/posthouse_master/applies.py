@@ -29,9 +29,9 @@ from posthouse.spec import BackgroundWorker
 from posthouse.states import Phase
 from posthouse_master.declare import Declaration, Declarations, Plan
 from posthouse_master.groups import Groups
-from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import Session
+from posthouse_master.starter import Starter
 from posthouse_master.turn import Turn
 
 __all__ = ["RESERVED_SOURCES", "Applies"]
@@ -56,12 +56,12 @@ class Applies:
     def __init__(
         self,
         registry: Registry,
-        lifecycle: Lifecycle,
+        starter: Starter,
         groups: Groups,
         declarations: Declarations,
     ) -> None:
         self._registry = registry
-        self._lifecycle = lifecycle
+        self._starter = starter
         self._groups = groups
         self._declarations = declarations
         self._uploads: dict[bytes, _Upload] = {}  # by session
@@ -144,7 +144,7 @@ class Applies:
         return GroupRegistered(request=message.request, name=group.name, members=members)
 
     def _open(self) -> None:
-        if self._lifecycle.phase is Phase.STOPPING:
+        if self._starter.phase is Phase.STOPPING:
             raise ShuttingDown("the cluster is shutting down", hint="ask again when it is up")
 
     def _declared(self, session: Session, message: Apply) -> Sequence[Declared]:

@@ -41,6 +41,7 @@ from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import Life
 from posthouse_master.turn import Turn
 
@@ -58,6 +59,7 @@ class Commands:
         registry: Registry,
         fleet: Fleet,
         lifecycle: Lifecycle,
+        starter: Starter,
         hosts: Hosts,
         door: FrontDoor,
         admit: Admit,
@@ -65,13 +67,14 @@ class Commands:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._starter = starter
         self._hosts = hosts
         self._door = door
         self._admit = admit
 
     def register(self, turn: Turn, session: Session, message: Register) -> Registered:
         spec = BackgroundWorker.from_wire(message.spec)
-        if self._lifecycle.phase is Phase.STOPPING:
+        if self._starter.phase is Phase.STOPPING:
             raise ShuttingDown("the cluster is shutting down", hint="register again when it is up")
         self._admit.offered(spec)
         self._admit.unique(spec)

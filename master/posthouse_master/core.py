@@ -97,6 +97,7 @@ from posthouse_master.requests import RequestBook
 from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.shutdown import ShutdownWatch
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import Counters, Life, PutCounters, PutState, Snapshot
 from posthouse_master.strays import Strays
 from posthouse_master.thrift import afford
@@ -145,25 +146,29 @@ class MasterCore:
         self.door = FrontDoor(snapshot.term, policy.version, self._timers, entropy)
         self.watchers = Watchers(self.log, self.door)
         chronicle = Chronicle(self.registry, self.log, self.watchers)
+        self.starter = Starter(
+            self.registry, self.fleet, self.door, chronicle, self._timers, Pace(policy.pace)
+        )
         self.lifecycle = Lifecycle(
             self.registry,
             self.fleet,
             self.door,
+            self.starter,
             chronicle,
             self._timers,
-            Pace(policy.pace),
             lambda: int.from_bytes(entropy(2)) / 65536,
         )
         admit = Admit(self.registry, self.fleet)
-        self.groups = Groups(self.registry, self.lifecycle, self.fleet, admit)
-        self.rollout = Rollout(self.registry, self.lifecycle, self._timers)
+        self.groups = Groups(self.registry, self.lifecycle, self.starter, self.fleet, admit)
+        self.rollout = Rollout(self.registry, self.lifecycle, self.starter, self._timers)
         self.declarations = Declarations(self.registry, self.lifecycle, self.groups, admit)
-        self._applies = Applies(self.registry, self.lifecycle, self.groups, self.declarations)
-        strays = Strays(self.registry, self.lifecycle, self.door, self._timers)
+        self._applies = Applies(self.registry, self.starter, self.groups, self.declarations)
+        strays = Strays(self.registry, self.starter, self.door, self._timers)
         self.hosts = Hosts(
             self.registry,
             self.fleet,
             self.lifecycle,
+            self.starter,
             self.groups,
             strays,
             chronicle,
@@ -175,19 +180,20 @@ class MasterCore:
             self.registry,
             self.fleet,
             self.lifecycle,
+            self.starter,
             chronicle,
             self.door,
             self.book,
             self._timers,
         )
-        self.lifecycle.phase = policy.phase
-        self.lifecycle.phase_detail = policy.phase_detail
-        self.phases = PhaseWatch(self.registry, self.fleet, self.lifecycle, chronicle, self._timers)
+        self.starter.phase = policy.phase
+        self.starter.phase_detail = policy.phase_detail
+        self.phases = PhaseWatch(self.registry, self.fleet, self.starter, chronicle, self._timers)
         self.view = View(
             self.registry,
             self.log,
             self.fleet,
-            self.lifecycle,
+            self.starter,
             self.rollout,
             self.door,
             self._timers,
@@ -195,7 +201,15 @@ class MasterCore:
         self._answers = Answers(
             self.registry, self.log, self.fleet, self.door, self.watchers, self.view
         )
-        commands = Commands(self.registry, self.fleet, self.lifecycle, self.hosts, self.door, admit)
+        commands = Commands(
+            self.registry,
+            self.fleet,
+            self.lifecycle,
+            self.starter,
+            self.hosts,
+            self.door,
+            admit,
+        )
         self._agent_handlers: dict[type[Message], Callable[[Turn, Session, Any], None]] = {
             Inventory: self.hosts.inventory,
             Started: self.hosts.started,
@@ -338,7 +352,7 @@ class MasterCore:
                 self._end(turn, session, "foreign_registry", str(error))
 
     def _in_session(self, turn: Turn, session: Session, envelope: Envelope) -> None:
-        if self.lifecycle.room is Room.NONE and session.role == "agent" and envelope.sequence:
+        if self.starter.room is Room.NONE and session.role == "agent" and envelope.sequence:
             # What a host reports has to be kept, and cannot be. It is as if it had not arrived:
             # its link says it again until it is acknowledged.
             envelope = Envelope(envelope.session, envelope.epoch, 0, envelope.acknowledged, None)
@@ -378,7 +392,7 @@ class MasterCore:
     def _unchoke(self, turn: Turn, session: Session) -> None:
         host = self.fleet.hosts[session.host]
         if host.choked and host.session == session.identity:
-            self.lifecycle.unchoke(turn, host, session)
+            self.starter.unchoke(turn, host, session)
 
     # --- clients ---
 
@@ -422,14 +436,14 @@ class MasterCore:
 
     def _room(self, turn: Turn, space: Space) -> None:
         """The disk is fuller or emptier. What waited for room is started, oldest first."""
-        before, self._space = self.lifecycle.room, space
-        self.lifecycle.room = space.room
+        before, self._space = self.starter.room, space
+        self.starter.room = space.room
         if space.room is before:
             return
         turn.note(f"disk.{space.room}", path=space.path, free_bytes=space.free_bytes)
         if space.room is Room.AMPLE:
             for host in self.fleet.hosts.values():
-                self.lifecycle.serve(turn, host)
+                self.starter.serve(turn, host)
                 if host.settled:
                     self.groups.host_settled(turn, host)
 
@@ -505,7 +519,7 @@ class MasterCore:
         self.door.link_due(turn, identity)
 
     def _restart_due(self, turn: Turn, key: Any) -> None:
-        self.lifecycle.restart_due(turn, key)
+        self.starter.restart_due(turn, key)
 
     def _proof_due(self, _turn: Turn, key: Any) -> None:
         self.rollout.due(key)

@@ -23,6 +23,7 @@ from posthouse_master.effects import Room
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host, wants_of
 from posthouse_master.registry import Registry
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import DropGroup, GroupRow, PutGroup
 from posthouse_master.turn import Turn
 
@@ -67,10 +68,11 @@ class Groups:
     """All groups that have members, or may get some."""
 
     def __init__(
-        self, registry: Registry, lifecycle: Lifecycle, fleet: Fleet, admit: Admit
+        self, registry: Registry, lifecycle: Lifecycle, starter: Starter, fleet: Fleet, admit: Admit
     ) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
+        self._starter = starter
         self._fleet = fleet
         self._admit = admit
         self._groups: dict[str, Group] = {}
@@ -185,7 +187,7 @@ class Groups:
 
     def host_settled(self, turn: Turn, host: Host) -> None:
         """The host is there: it is given its member of each group that has none there yet."""
-        if self._lifecycle.phase is Phase.STOPPING or self._lifecycle.room is not Room.AMPLE:
+        if self._starter.phase is Phase.STOPPING or self._starter.room is not Room.AMPLE:
             return  # at its next session
         for group in list(self._groups.values()):
             if not group.each_host or host.name in group.hosts:

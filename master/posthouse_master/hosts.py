@@ -35,6 +35,7 @@ from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host, Offer
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import HostRow, Life, PutHost
 from posthouse_master.strays import Strays
 from posthouse_master.timers import Timers
@@ -60,6 +61,7 @@ class Hosts:
         registry: Registry,
         fleet: Fleet,
         lifecycle: Lifecycle,
+        starter: Starter,
         groups: Groups,
         strays: Strays,
         chronicle: Chronicle,
@@ -69,6 +71,7 @@ class Hosts:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._starter = starter
         self._groups = groups
         self._strays = strays
         self._chronicle = chronicle
@@ -95,7 +98,7 @@ class Hosts:
 
     def admit(self, turn: Turn, hello: Hello, name: str) -> Session | Refused | None:
         """Whether this agent may speak for the host. The session that it replaces, if any."""
-        if self._lifecycle.room is Room.NONE:
+        if self._starter.room is Room.NONE:
             return Refused(
                 code="resource_exhausted",
                 message="the master's disk is full: it cannot take in what a host reports",
@@ -175,7 +178,7 @@ class Hosts:
             self._record(turn, EventKind.HOST_UP, host, reason)
         if changed:
             self._persist(turn, host)
-        self._lifecycle.unbar(turn, host.name)
+        self._starter.unbar(turn, host.name)
 
     def left(self, turn: Turn, session: Session, reason: str) -> None:
         """The session is over, and no other took its place. Says nothing about the workers."""
@@ -199,7 +202,7 @@ class Hosts:
             self._down(turn, host, "not heard for too long")
 
     def _down(self, turn: Turn, host: Host, reason: str) -> None:
-        if host.up and self._lifecycle.room is Room.NONE:
+        if host.up and self._starter.room is Room.NONE:
             self._timers.set(("host", host.name), turn.now.boot_s + _TAKEN_RETRY_S)
         elif host.up:
             host.up = False
@@ -256,7 +259,7 @@ class Hosts:
         if not host.draining:
             return False
         self._draining(turn, host, EventKind.HOST_UNDRAINED, by)
-        self._lifecycle.serve(turn, host)
+        self._starter.serve(turn, host)
         if host.settled:
             self._groups.host_settled(turn, host)
         return True
@@ -320,7 +323,7 @@ class Hosts:
         turn.note("host.settled", host=host.name, running=len(seen))
         # 3. Who waits for this host.
         host.choked = False
-        self._lifecycle.serve(turn, host)
+        self._starter.serve(turn, host)
         self._groups.host_settled(turn, host)
 
     def _missing(

@@ -1,11 +1,10 @@
-"""CORE: what happens to registrations: placed, started, stopped, ended, started again, forgotten.
+"""CORE: what happens to registrations: registered, revised, stopped, ended, forgotten.
 
 Owns: the meaning of every step, its rows in the log, its commands to hosts. Must not know: frames,
 who may ask for what, how a host's word arrives.
 
-Invariant: an incarnation has one STARTING row, written with its token before its START leaves, and
-exactly one terminal row (EXITED or START_FAILED) after it; a new token is drawn only when no
-process of an older one can exist. The slot is free in the transaction that tells of the end (D15).
+Invariant: an incarnation has exactly one terminal row (EXITED or START_FAILED), after its STARTING
+row. The slot is free in the transaction that tells of the end (D15).
 """
 
 from collections import Counter
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from posthouse import limits
-from posthouse.messages import Exit, Running, Start, Stop
+from posthouse.messages import Exit, Running, Stop
 from posthouse.pacing import Budget, next_streak
 from posthouse.records import Event, ExitFacts
 from posthouse.restart import Decision, Repeat, decide, decide_failed_start
@@ -21,12 +20,10 @@ from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StopReason
 from posthouse_master.chronicle import Chronicle, pack_facts
-from posthouse_master.effects import Room
-from posthouse_master.pace import Pace
-from posthouse_master.phases import may_start
-from posthouse_master.placement import Fleet, Host, StartQueue, Wants, wants_of
-from posthouse_master.registry import Key, Registration, Registry, Step
+from posthouse_master.placement import Fleet
+from posthouse_master.registry import Registration, Registry, Step
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import (
     DropRegistration,
     Life,
@@ -81,31 +78,26 @@ _NEVER_RAN: Final = _Ways(Step.FAIL, Step.FAIL_HELD, Step.FAIL_FOR_GOOD)
 
 
 class Lifecycle:
-    """All steps of all registrations. It is the only caller of Registry.move."""
+    """All steps of all registrations but the START; with Starter the only caller of
+    Registry.move."""
 
     def __init__(
         self,
         registry: Registry,
         fleet: Fleet,
         door: FrontDoor,
+        starter: Starter,
         chronicle: Chronicle,
         timers: Timers[TimerKey],
-        pace: Pace,
         draw: Callable[[], float],
     ) -> None:
-        # Written by PhaseWatch, and by ShutdownWatch for good.
-        self.phase = Phase.RUNNING
-        self.phase_detail = ""
-        self.room = Room.AMPLE  # written by the core alone
-        self.queue = StartQueue()
         self._registry = registry
         self._fleet = fleet
         self._door = door
+        self._starter = starter
         self._chronicle = chronicle
         self._timers = timers
-        self.pace = pace
         self._draw = draw  # from 0 up to 1, for jitter
-        self._barred: dict[str, set[Key]] = {}  # by host: who cannot be started there
         # Ends of incarnations in this term, by what ended them.
         self.exits: Counter[str] = Counter()
 
@@ -144,92 +136,8 @@ class Lifecycle:
         self._registry.add(registration, spec)
         event = self._chronicle.record(turn, EventKind.REGISTERED, registration, by=by)
         turn.note("worker.registered", worker=spec.name, handle=f"{slot}.{generation}", by=by)
-        self.offer(turn, registration)
+        self._starter.offer(turn, registration)
         return registration, event
-
-    def offer(self, turn: Turn, registration: Registration) -> None:
-        """It may run as far as it is concerned: start it, or let it wait in line."""
-        if registration.strays:
-            return  # asked again when the last of them is known to be gone
-        wants = wants_of(registration.spec, registration.barred)
-        self.queue.add(registration.key, wants)
-        host = self._fleet.choose(wants)
-        if host is not None:
-            self.serve(turn, host)  # who has waited longer for this host goes first
-
-    def serve(self, turn: Turn, host: Host) -> None:
-        """The host has room: start there who has waited for it longest."""
-        if not host.open or not len(self.queue) or self.phase is Phase.STOPPING:
-            return
-        if self.room is not Room.AMPLE:
-            return  # what runs already may end: the room that is left is for that
-        for key in self.queue.for_host(host, self._fits):
-            registration = self._registry.get(*key)
-            assert registration is not None
-            if not host.open:
-                return
-            if not registration.pinned and self._fleet.free(host) <= 0:
-                continue  # one that names the host may still follow: its slot is its own
-            self._start(turn, registration, host)
-
-    def place(self, turn: Turn, key: Key) -> None:
-        """Start it on the host that suits it best, if there is one. For a caller that goes through
-        the queue from its oldest: nobody is passed over, and no host is filled up first."""
-        registration = self._registry.get(*key)
-        if registration is None or key not in self.queue or self.room is not Room.AMPLE:
-            return
-        wants = wants_of(registration.spec, registration.barred)
-        host = self._fleet.choose(wants) if may_start(self.phase, wants.start_time) else None
-        if host is not None:
-            self._start(turn, registration, host)
-
-    def _fits(self, wants: Wants, host: Host) -> bool:
-        return may_start(self.phase, wants.start_time) and self._fleet.fits(wants, host)
-
-    def _start(self, turn: Turn, registration: Registration, host: Host) -> None:
-        session = self._door.get(host.session)
-        assert session is not None
-        self.queue.discard(registration.key)
-        self._timers.cancel(("restart", registration.key))
-        self._registry.move(
-            registration,
-            Step.START,
-            host=host.name,
-            incarnation=registration.incarnation + 1,
-            token=self._registry.draw_token(),
-            pid=None,
-            pid_start=None,
-            started_unix_s=None,
-            ready=False,
-            stopping=None,
-            stop_by="",
-            reason=f"starting on {host.name}",
-            rule="M12" if registration.starts else "M5",
-            restart_delay_s=None,
-            ran_revision=registration.revision,
-        )
-        self.pace.started(registration, turn.now.boot_s)
-        self._chronicle.record(turn, EventKind.STARTING, registration)
-        start = Start(
-            registry=self._registry.identity,
-            slot=registration.slot,
-            generation=registration.generation,
-            incarnation=registration.incarnation,
-            token=registration.token,
-            revision=registration.revision,
-            spec=registration.wire,
-            warden=registration.warden,
-        )
-        self._door.command(turn, session, start)
-        host.choked = _choked(session)
-        due_s = turn.now.boot_s + limits.start_attempt_s
-        self._timers.set(("start", registration.key), due_s)
-
-    def unchoke(self, turn: Turn, host: Host, session: Session) -> None:
-        """The host has acknowledged something: there may be room for starts again."""
-        if not _choked(session):
-            host.choked = False
-            self.serve(turn, host)
 
     def resume(self, turn: Turn, registration: Registration) -> None:
         """After the master's own restart: a delay runs again in full, because nobody knows how
@@ -237,9 +145,9 @@ class Lifecycle:
         if registration.stopping is StopReason.SHUTDOWN:
             registration.stopping, registration.stop_by = None, ""
         if registration.life is Life.WAITING:
-            self._restart_in(turn, registration, registration.restart_delay_s or 0.0)
+            self._starter.restart_in(turn, registration, registration.restart_delay_s or 0.0)
         elif registration.life is Life.SUBMITTED:
-            self.offer(turn, registration)
+            self._starter.offer(turn, registration)
 
     # --- what hosts report ---
 
@@ -300,7 +208,7 @@ class Lifecycle:
             registration.stop_by if stop else "",
             Repeat(streak - 1, self._draw()),
         )
-        if stop is StopReason.SHUTDOWN and self.phase is not Phase.STOPPING:
+        if stop is StopReason.SHUTDOWN and self._starter.phase is not Phase.STOPPING:
             # The host's own end, or a shutdown that is over: nothing else would start it again.
             reason = f"stopped with its warden ({facts.describe()})"
             decision = Decision("restart", 0.0, "N6", reason)
@@ -317,7 +225,7 @@ class Lifecycle:
         turn.note("worker.start_failed", **self._fields(registration), code=code, reason=why)
         if code == "stopping":
             # Its warden is ending; the agent's next session is with another one.
-            self.never_reached(turn, registration, why, barred=self._bar(registration))
+            self.never_reached(turn, registration, why, barred=self._starter.bar(registration))
             return
         decision = decide_failed_start(
             registration.spec,
@@ -331,13 +239,8 @@ class Lifecycle:
             "streak": registration.streak + 1,
         }
         if not retry:
-            changes["barred"] = self._bar(registration)
+            changes["barred"] = self._starter.bar(registration)
         self._settle(turn, registration, decision, registration.stopping, None, changes)
-
-    def _bar(self, registration: Registration) -> frozenset[str]:
-        """Its host is not tried again before the host's next session."""
-        self._barred.setdefault(registration.host, set()).add(registration.key)
-        return registration.barred | {registration.host}
 
     def never_reached(
         self, turn: Turn, registration: Registration, why: str, **changes: Any
@@ -413,53 +316,19 @@ class Lifecycle:
                 turn, EventKind.HELD, registration, by=by, reason=decision.reason
             )
         elif again:
-            self._restart_in(turn, registration, decision.delay_s)
-        self._freed(turn, registration.host)
+            self._starter.restart_in(turn, registration, decision.delay_s)
+        self._starter.freed(turn, registration.host)
 
     def _paced(
         self, turn: Turn, registration: Registration, decision: Decision, *, healthy: bool
     ) -> Decision:
         """Its budget may put the restart off, and then people are told that it is flapping."""
         now_s = turn.now.boot_s
-        delay_s = self.pace.delay_s(registration, decision.delay_s, now_s, healthy=healthy)
+        delay_s = self._starter.pace.delay_s(registration, decision.delay_s, now_s, healthy=healthy)
         if delay_s <= decision.delay_s:
             return decision
         why = f"flapping: {Budget.of(registration.spec)}"
         return Decision("restart", delay_s, "T3", f"{decision.reason}; {why}")
-
-    def _freed(self, turn: Turn, name: str) -> None:
-        """A slot of the host may be free: a process has ended, or one that could run only there,
-        and so held a slot, is gone. It is for whoever waits for one."""
-        host = self._fleet.hosts.get(name)
-        if host is not None:
-            self.serve(turn, host)
-
-    def _restart_in(self, turn: Turn, registration: Registration, delay_s: float) -> None:
-        if delay_s > 0:
-            self._timers.set(("restart", registration.key), turn.now.boot_s + delay_s)
-        else:
-            self.restart_due(turn, registration.key)
-
-    def unbar(self, turn: Turn, host: str) -> None:
-        """The host begins anew: what it said can never run there may be tried again."""
-        for key in list(self._barred.pop(host, ())):
-            registration = self._registry.get(*key)
-            if registration is None or host not in registration.barred:
-                continue
-            registration.barred -= {host}
-            if key in self.queue:
-                self.offer(turn, registration)
-
-    def restart_due(self, turn: Turn, key: Key) -> None:
-        """T1: its delay is over."""
-        registration = self._registry.get(*key)
-        if registration is None or registration.life is not Life.WAITING:
-            return
-        due_s = self.pace.put_off_s(registration, turn.now.boot_s)
-        if due_s is not None:
-            self._timers.set(("restart", key), due_s)
-            return
-        self.offer(turn, registration)
 
     # --- other content ---
 
@@ -484,7 +353,7 @@ class Lifecycle:
         turn.note("worker.revised", **self._fields(registration), revision=registration.revision)
         if registration.life in (Life.SUBMITTED, Life.WAITING):
             self._timers.cancel(("restart", registration.key))
-            self.offer(turn, registration)
+            self._starter.offer(turn, registration)
 
     # --- stopping ---
 
@@ -497,11 +366,10 @@ class Lifecycle:
             return True
         rule = "M4" if registration.life is Life.SUBMITTED else "M13"
         reason = f"terminated by {by} while it had no process"
-        self.queue.discard(registration.key)
-        self._timers.cancel(("restart", registration.key))
+        self._starter.withdraw(registration)
         self._registry.move(registration, Step.CANCEL, reason=reason, rule=rule, stop_by=by)
         self._unregistered(turn, registration, by)
-        self._freed(turn, registration.pinned)
+        self._starter.freed(turn, registration.pinned)
         return True
 
     def hold(self, turn: Turn, registration: Registration, by: str) -> bool:
@@ -511,8 +379,7 @@ class Lifecycle:
         if registration.placed:
             self.stop(turn, registration, StopReason.HOLD, by)
             return True
-        self.queue.discard(registration.key)
-        self._timers.cancel(("restart", registration.key))
+        self._starter.withdraw(registration)
         reason = f"held by {by}"
         self._registry.move(registration, Step.HOLD, reason=reason, restart_delay_s=None)
         self._chronicle.record(
@@ -533,7 +400,7 @@ class Lifecycle:
             registration, Step.RELEASE, reason=f"released by {by}", restart_delay_s=None
         )
         self._chronicle.record(turn, EventKind.RELEASED, registration, by=by)
-        self.offer(turn, registration)
+        self._starter.offer(turn, registration)
         return True
 
     def restart(self, turn: Turn, registration: Registration, by: str) -> bool:
@@ -547,7 +414,7 @@ class Lifecycle:
             return False
         self._timers.cancel(("restart", registration.key))
         self._chronicle.record(turn, EventKind.RESTART_REQUESTED, registration, by=by)
-        self.offer(turn, registration)
+        self._starter.offer(turn, registration)
         return True
 
     def stop(
@@ -613,7 +480,7 @@ class Lifecycle:
             rule=registration.rule,
             by=by,
         )
-        self.pace.forget(registration.key)
+        self._starter.pace.forget(registration.key)
         turn.note("worker.unregistered", **self._fields(registration), reason=registration.reason)
         while (oldest := self._registry.oldest_retired(limits.retired_max)) is not None:
             self._registry.forget(oldest)

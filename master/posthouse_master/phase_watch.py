@@ -13,10 +13,10 @@ from posthouse import limits
 from posthouse.states import EventKind, Phase
 from posthouse_master.chronicle import Chronicle
 from posthouse_master.effects import PhaseChanged
-from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Key, Registry
 from posthouse_master.sessions import TimerKey
+from posthouse_master.starter import Starter
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 
@@ -32,27 +32,27 @@ class PhaseWatch:
         self,
         registry: Registry,
         fleet: Fleet,
-        lifecycle: Lifecycle,
+        starter: Starter,
         chronicle: Chronicle,
         timers: Timers[TimerKey],
     ) -> None:
         self._registry = registry
         self._fleet = fleet
-        self._lifecycle = lifecycle
+        self._starter = starter
         self._chronicle = chronicle
         self._timers = timers
         self._round: deque[Key] = deque()  # who is yet to be looked at
 
     def changed(self, turn: Turn, word: PhaseChanged) -> None:
         """The server says where it is now."""
-        before = self._lifecycle.phase
+        before = self._starter.phase
         if before is Phase.STOPPING:
             return
         detail = word.detail[: limits.phase_detail_chars_max]
-        self._lifecycle.phase_detail = detail
+        self._starter.phase_detail = detail
         if word.phase is before:
             return
-        self._lifecycle.phase = word.phase
+        self._starter.phase = word.phase
         self._chronicle.record(
             turn,
             EventKind.PHASE,
@@ -61,13 +61,13 @@ class PhaseWatch:
             reason=detail,
         )
         turn.note("phase.changed", phase=str(word.phase), before=str(before), reason=detail)
-        self._round = deque(self._lifecycle.queue)
+        self._round = deque(self._starter.queue)
         self.go_on(turn)
 
     def go_on(self, turn: Turn) -> None:
         """Some more of the round; what is left waits until events have been handled."""
         for _ in range(min(len(self._round), limits.starts_per_round)):
-            self._lifecycle.place(turn, self._round.popleft())
+            self._starter.place(turn, self._round.popleft())
         if not any(host.open for host in self._fleet.hosts.values()):
             self._round.clear()  # a host that is open again serves the queue itself
         if self._round:

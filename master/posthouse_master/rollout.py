@@ -16,6 +16,7 @@ from posthouse_master.effects import Room
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.registry import Key, Registration, Registry
 from posthouse_master.sessions import TimerKey
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
@@ -28,9 +29,12 @@ _SHOWN = 3  # names of those that a rollout waits for
 class Rollout:
     """All sources at once."""
 
-    def __init__(self, registry: Registry, lifecycle: Lifecycle, timers: Timers[TimerKey]) -> None:
+    def __init__(
+        self, registry: Registry, lifecycle: Lifecycle, starter: Starter, timers: Timers[TimerKey]
+    ) -> None:
         self._registry = registry
         self._lifecycle = lifecycle
+        self._starter = starter
         self._timers = timers
         self._outdated: dict[str, dict[Key, None]] = {}  # by source, in the order they were seen
         self._busy: dict[str, dict[Key, None]] = {}  # by source: on the way to the new revision
@@ -50,8 +54,8 @@ class Rollout:
 
     def _may_replace(self) -> bool:
         """Who is stopped must be able to start again."""
-        lifecycle = self._lifecycle
-        return lifecycle.phase is not Phase.STOPPING and lifecycle.room is Room.AMPLE
+        starter = self._starter
+        return starter.phase is not Phase.STOPPING and starter.room is Room.AMPLE
 
     def note(self, registration: Registration, now_s: float) -> None:
         """Where a registration stands. Also for each one at the beginning of a term."""

@@ -18,6 +18,7 @@ from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.starter import Starter
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 
@@ -35,6 +36,7 @@ class ShutdownWatch:
         registry: Registry,
         fleet: Fleet,
         lifecycle: Lifecycle,
+        starter: Starter,
         chronicle: Chronicle,
         door: FrontDoor,
         book: RequestBook,
@@ -44,6 +46,7 @@ class ShutdownWatch:
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
+        self._starter = starter
         self._chronicle = chronicle
         self._door = door
         self._book = book
@@ -58,7 +61,7 @@ class ShutdownWatch:
         if self.mode is not None and _SEVERITY.index(message.mode) <= _SEVERITY.index(self.mode):
             return
         self.mode = message.mode
-        self._lifecycle.phase = Phase.STOPPING
+        self._starter.phase = Phase.STOPPING
         turn.note("shutdown.begun", mode=str(message.mode), by=session.principal)
         if message.mode is ShutdownMode.SMART:
             return

@@ -13,10 +13,10 @@ from typing import Final
 from posthouse.messages import Running, Stop
 from posthouse.signals import SIGNALS
 from posthouse.states import StopReason
-from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Host
 from posthouse_master.registry import Key, Registry
 from posthouse_master.sessions import FrontDoor, TimerKey
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
@@ -32,12 +32,12 @@ class Strays:
     def __init__(
         self,
         registry: Registry,
-        lifecycle: Lifecycle,
+        starter: Starter,
         door: FrontDoor,
         timers: Timers[TimerKey],
     ) -> None:
         self._registry = registry
-        self._lifecycle = lifecycle
+        self._starter = starter
         self._door = door
         self._timers = timers
         self._held_up: dict[str, dict[int, Key]] = {}  # by host and token: whose START waits
@@ -50,7 +50,7 @@ class Strays:
         if registration is not None and registration.live:
             self._held_up.setdefault(host.name, {})[running.token] = registration.key
             registration.strays += 1
-            self._lifecycle.queue.discard(registration.key)
+            self._starter.queue.discard(registration.key)
         session = self._door.get(host.session)
         assert session is not None
         turn.note(
@@ -88,7 +88,7 @@ class Strays:
             waits = registration.life in (Life.SUBMITTED, Life.WAITING)
             delayed = self._timers.due_of(("restart", key)) is not None
             if waits and not delayed and not registration.strays:
-                self._lifecycle.offer(turn, registration)
+                self._starter.offer(turn, registration)
         return True
 
     def settled(self, turn: Turn, host: str, alive: Container[int]) -> None:

@@ -18,12 +18,12 @@ from posthouse.states import Phase, StopReason, WorkerState
 from posthouse_master.chronicle import unpack_facts
 from posthouse_master.effects import Room
 from posthouse_master.eventlog import EventLog
-from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, wants_of
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, TimerKey
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
 
@@ -41,7 +41,7 @@ class View:
         registry: Registry,
         log: EventLog,
         fleet: Fleet,
-        lifecycle: Lifecycle,
+        starter: Starter,
         rollout: Rollout,
         door: FrontDoor,
         timers: Timers[TimerKey],
@@ -49,7 +49,7 @@ class View:
         self._registry = registry
         self._log = log
         self._fleet = fleet
-        self._lifecycle = lifecycle
+        self._starter = starter
         self._rollout = rollout
         self._door = door
         self._timers = timers
@@ -78,7 +78,7 @@ class View:
             ready=registration.ready,
             reason=self._reason(registration, in_s),
             final=life is Life.RETIRED,
-            flapping=self._lifecycle.pace.flapping(registration, now.boot_s),
+            flapping=self._starter.pace.flapping(registration, now.boot_s),
             restart_in_s=in_s,
             restart_at_unix_s=None if in_s is None else now.unix_s + in_s,
             started_unix_s=registration.started_unix_s,
@@ -124,9 +124,9 @@ class View:
     @property
     def phase(self) -> tuple[Phase, str]:
         """Where the cluster is, and why."""
-        phase = self._lifecycle.phase
+        phase = self._starter.phase
         stopping = "the cluster is shutting down"
-        return phase, stopping if phase is Phase.STOPPING else self._lifecycle.phase_detail
+        return phase, stopping if phase is Phase.STOPPING else self._starter.phase_detail
 
     def host(self, host: Host, now: Instant) -> HostInfo:
         placed = self._registry.placed_on(host.name)
@@ -150,10 +150,10 @@ class View:
         """What a registration without a process waits for."""
         if registration.strays:
             return "a process of it that should not exist is being ended first"
-        phase = self._lifecycle.phase
+        phase = self._starter.phase
         if phase is Phase.STOPPING:
             return "the cluster is shutting down"
-        if self._lifecycle.room is not Room.AMPLE:
+        if self._starter.room is not Room.AMPLE:
             return "the master's disk is full: nothing is started before there is room"
         spec = registration.spec
         if not may_start(phase, spec.start_time):
@@ -162,10 +162,10 @@ class View:
 
     def _gate(self, spec: BackgroundWorker) -> str:
         """What its start_time waits for; "" if the phase lets it start (or a shutdown decides)."""
-        phase = self._lifecycle.phase
+        phase = self._starter.phase
         if phase is Phase.STOPPING or may_start(phase, spec.start_time):
             return ""
-        return f"waits for {spec.start_time}: {self._lifecycle.phase_detail or f'it is {phase}'}"
+        return f"waits for {spec.start_time}: {self._starter.phase_detail or f'it is {phase}'}"
 
     def _reason(self, registration: Registration, in_s: float | None) -> str:
         life = registration.life

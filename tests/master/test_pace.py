@@ -112,11 +112,11 @@ def test_t3_all_flapping_workers_of_a_host_share_its_budget(towns: Any) -> None:
         town.pass_time(0.5)
         starts += fail_as_started(host, client)
     assert sum(starts.values()) <= 2 * 10 + 1 < 50
-    assert len(town.core.lifecycle.pace) == 50
+    assert len(town.core.starter.pace) == 50
     for index in range(50):
         client.terminate(f"w{index}")
     fail_as_started(host, client)
-    assert len(town.core.lifecycle.pace) == 0
+    assert len(town.core.starter.pace) == 0
 
 
 def test_t4_no_restart_is_ever_forgotten(town: Any, host: Any) -> None:

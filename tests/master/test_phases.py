@@ -78,7 +78,7 @@ def test_g4_a_shutdown_starts_nothing_and_no_server_undoes_it(town, client):
     host.end(starts[0], code=1)
     town.pass_time(30)
     assert not host.take(Start)
-    assert town.core.lifecycle.phase is Phase.STOPPING
+    assert town.core.starter.phase is Phase.STOPPING
     assert not any(may_start(Phase.STOPPING, start_time) for start_time in StartTime)
 
 

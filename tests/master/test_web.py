@@ -161,7 +161,7 @@ def test_a_cluster_that_shuts_down_is_not_ready_and_says_why() -> None:
     now = Instant(1.0, 1.0)
     core = MasterCore(store.load(), MasterPolicy(), bytes, now)
     (before,) = paint(core, now, "v")
-    core.lifecycle.phase = Phase.STOPPING
+    core.starter.phase = Phase.STOPPING
     (after,) = paint(core, now, "v")
     assert before is not None
     assert after is not None

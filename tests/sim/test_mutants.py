@@ -325,7 +325,7 @@ def reports_are_acknowledged_while_nothing_can_be_kept(monkeypatch: pytest.Monke
     true = MasterCore._in_session
 
     def in_session(self: Any, turn: Any, session: Any, envelope: Any) -> None:
-        if self.lifecycle.room is Room.NONE and session.role == "agent" and envelope.sequence:
+        if self.starter.room is Room.NONE and session.role == "agent" and envelope.sequence:
             session.link.receive(envelope, turn.now.boot_s)
         else:
             true(self, turn, session, envelope)
@@ -347,7 +347,7 @@ def room_that_is_back_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 @mutant(20, within=50, only=("disk of the master full", "worker killed"))
 def starts_that_waited_for_room_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     def room(self: Any, _turn: Any, space: Any) -> None:
-        self._space, self.lifecycle.room = space, space.room
+        self._space, self.starter.room = space, space.room
 
     monkeypatch.setattr(MasterCore, "_room", room)
 

@@ -126,8 +126,8 @@ def _picture(
 
 def _not_ready(core: MasterCore) -> tuple[str, ...]:
     reasons = []
-    if core.lifecycle.phase is Phase.STOPPING:
+    if core.starter.phase is Phase.STOPPING:
         reasons.append("the cluster is shutting down")
-    if core.lifecycle.room is not Room.AMPLE:
+    if core.starter.room is not Room.AMPLE:
         reasons.append("the disk of the registry is full: nothing new is begun")
     return tuple(reasons)

@@ -1,0 +1,190 @@
+"""CORE: who is started, where and when: the line of those that wait, and the START itself.
+
+Owns: the queue, the gates that all starts pass (phase, room on the disk), delays before restarts,
+who cannot be started where. Must not know: how a process ends and what becomes of its registration
+(lifecycle), how the gates come to change.
+
+Invariant: an incarnation has one STARTING row, written with its token before its START leaves, and
+a new token is drawn only when no process of an older one can exist. Who has waited longest for a
+host goes first.
+"""
+
+from typing import Final
+
+from posthouse import limits
+from posthouse.messages import Start
+from posthouse.states import EventKind, Phase
+from posthouse_master.chronicle import Chronicle
+from posthouse_master.effects import Room
+from posthouse_master.pace import Pace
+from posthouse_master.phases import may_start
+from posthouse_master.placement import Fleet, Host, StartQueue, Wants, wants_of
+from posthouse_master.registry import Key, Registration, Registry, Step
+from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.store.base import Life
+from posthouse_master.timers import Timers
+from posthouse_master.turn import Turn
+
+__all__ = ["Starter"]
+
+_START_ROOM: Final = 128  # messages a link keeps free for stops and signals while it is given work
+
+
+def _choked(session: Session) -> bool:
+    return session.link.room <= _START_ROOM or bool(session.backlog)
+
+
+class Starter:
+    """The only one that draws tokens and sends STARTs."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        fleet: Fleet,
+        door: FrontDoor,
+        chronicle: Chronicle,
+        timers: Timers[TimerKey],
+        pace: Pace,
+    ) -> None:
+        # Written by PhaseWatch, and by ShutdownWatch for good.
+        self.phase = Phase.RUNNING
+        self.phase_detail = ""
+        self.room = Room.AMPLE  # written by the core alone
+        self.queue = StartQueue()
+        self.pace = pace
+        self._registry = registry
+        self._fleet = fleet
+        self._door = door
+        self._chronicle = chronicle
+        self._timers = timers
+        self._barred: dict[str, set[Key]] = {}  # by host: who cannot be started there
+
+    def offer(self, turn: Turn, registration: Registration) -> None:
+        """It may run as far as it is concerned: start it, or let it wait in line."""
+        if registration.strays:
+            return  # asked again when the last of them is known to be gone
+        wants = wants_of(registration.spec, registration.barred)
+        self.queue.add(registration.key, wants)
+        host = self._fleet.choose(wants)
+        if host is not None:
+            self.serve(turn, host)  # who has waited longer for this host goes first
+
+    def serve(self, turn: Turn, host: Host) -> None:
+        """The host has room: start there who has waited for it longest."""
+        if not host.open or not len(self.queue) or self.phase is Phase.STOPPING:
+            return
+        if self.room is not Room.AMPLE:
+            return  # what runs already may end: the room that is left is for that
+        for key in self.queue.for_host(host, self._fits):
+            registration = self._registry.get(*key)
+            assert registration is not None
+            if not host.open:
+                return
+            if not registration.pinned and self._fleet.free(host) <= 0:
+                continue  # one that names the host may still follow: its slot is its own
+            self._start(turn, registration, host)
+
+    def place(self, turn: Turn, key: Key) -> None:
+        """Start it on the host that suits it best, if there is one. For a caller that goes through
+        the queue from its oldest: nobody is passed over, and no host is filled up first."""
+        registration = self._registry.get(*key)
+        if registration is None or key not in self.queue or self.room is not Room.AMPLE:
+            return
+        wants = wants_of(registration.spec, registration.barred)
+        host = self._fleet.choose(wants) if may_start(self.phase, wants.start_time) else None
+        if host is not None:
+            self._start(turn, registration, host)
+
+    def _fits(self, wants: Wants, host: Host) -> bool:
+        return may_start(self.phase, wants.start_time) and self._fleet.fits(wants, host)
+
+    def _start(self, turn: Turn, registration: Registration, host: Host) -> None:
+        session = self._door.get(host.session)
+        assert session is not None
+        self.queue.discard(registration.key)
+        self._timers.cancel(("restart", registration.key))
+        self._registry.move(
+            registration,
+            Step.START,
+            host=host.name,
+            incarnation=registration.incarnation + 1,
+            token=self._registry.draw_token(),
+            pid=None,
+            pid_start=None,
+            started_unix_s=None,
+            ready=False,
+            stopping=None,
+            stop_by="",
+            reason=f"starting on {host.name}",
+            rule="M12" if registration.starts else "M5",
+            restart_delay_s=None,
+            ran_revision=registration.revision,
+        )
+        self.pace.started(registration, turn.now.boot_s)
+        self._chronicle.record(turn, EventKind.STARTING, registration)
+        start = Start(
+            registry=self._registry.identity,
+            slot=registration.slot,
+            generation=registration.generation,
+            incarnation=registration.incarnation,
+            token=registration.token,
+            revision=registration.revision,
+            spec=registration.wire,
+            warden=registration.warden,
+        )
+        self._door.command(turn, session, start)
+        host.choked = _choked(session)
+        due_s = turn.now.boot_s + limits.start_attempt_s
+        self._timers.set(("start", registration.key), due_s)
+
+    def unchoke(self, turn: Turn, host: Host, session: Session) -> None:
+        """The host has acknowledged something: there may be room for starts again."""
+        if not _choked(session):
+            host.choked = False
+            self.serve(turn, host)
+
+    def withdraw(self, registration: Registration) -> None:
+        """It is not to be started, neither from the queue nor when its delay is over."""
+        self.queue.discard(registration.key)
+        self._timers.cancel(("restart", registration.key))
+
+    # --- starts to come ---
+
+    def freed(self, turn: Turn, name: str) -> None:
+        """A slot of the host may be free: a process has ended, or one that could run only there,
+        and so held a slot, is gone. It is for whoever waits for one."""
+        host = self._fleet.hosts.get(name)
+        if host is not None:
+            self.serve(turn, host)
+
+    def restart_in(self, turn: Turn, registration: Registration, delay_s: float) -> None:
+        if delay_s > 0:
+            self._timers.set(("restart", registration.key), turn.now.boot_s + delay_s)
+        else:
+            self.restart_due(turn, registration.key)
+
+    def restart_due(self, turn: Turn, key: Key) -> None:
+        """T1: its delay is over."""
+        registration = self._registry.get(*key)
+        if registration is None or registration.life is not Life.WAITING:
+            return
+        due_s = self.pace.put_off_s(registration, turn.now.boot_s)
+        if due_s is not None:
+            self._timers.set(("restart", key), due_s)
+            return
+        self.offer(turn, registration)
+
+    def bar(self, registration: Registration) -> frozenset[str]:
+        """Its host is not tried again before the host's next session."""
+        self._barred.setdefault(registration.host, set()).add(registration.key)
+        return registration.barred | {registration.host}
+
+    def unbar(self, turn: Turn, host: str) -> None:
+        """The host begins anew: what it said can never run there may be tried again."""
+        for key in list(self._barred.pop(host, ())):
+            registration = self._registry.get(*key)
+            if registration is None or host not in registration.barred:
+                continue
+            registration.barred -= {host}
+            if key in self.queue:
+                self.offer(turn, registration)
