@@ -5,11 +5,13 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import zlib
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
 
 from posthouse.errors import StoreError
@@ -182,7 +184,14 @@ def test_tables_of_another_shape_are_refused(state_dir, path, filled):
     database = sqlite3.connect(path)
     database.execute("ALTER TABLE states RENAME COLUMN pid TO pie")
     database.close()
-    assert "not the tables of schema" in str(refused(state_dir))
+    assert "states has what no schema up to" in str(refused(state_dir))
+
+
+def test_a_table_under_another_name_is_not_taken_for_one_that_came_later(state_dir, path, filled):
+    database = sqlite3.connect(path)
+    database.execute("ALTER TABLE events RENAME TO evenus")
+    database.close()
+    assert "it has tables that no schema up to" in str(refused(state_dir))
 
 
 # --- commits that are missing ---
@@ -419,6 +428,41 @@ def test_an_older_schema_is_written_anew_and_kept_beside(state_dir, path):
     assert kept.execute("SELECT epoch FROM term").fetchone() == (7,)
     kept.close()
     SqliteStore(state_dir).close()
+
+
+def fewer_columns(path: Path, sum_of: int | None = None) -> None:
+    """A registry from before hosts could be drained, in the same schema otherwise."""
+    database = sqlite3.connect(path)
+    sql = database.execute("SELECT sql FROM sqlite_schema WHERE name = 'hosts'").fetchone()[0]
+    rows = database.execute("SELECT * FROM hosts").fetchall()
+    database.execute("DROP TABLE hosts")
+    database.execute("\n".join(line for line in sql.splitlines() if "draining" not in line))
+    for *values, _, _ in rows:
+        total = sum_of or zlib.crc32(msgspec.msgpack.encode(("hosts", *values)))
+        marks = ", ".join("?" * (len(values) + 1))
+        database.execute(f"INSERT INTO hosts VALUES ({marks})", (*values, total))
+    database.execute("DROP TABLE slots")
+    database.commit()
+    database.execute("PRAGMA journal_mode = DELETE")
+    database.close()
+
+
+def test_a_registry_without_tables_and_columns_that_came_later_is_written_anew(
+    state_dir, path, filled
+):
+    """As between two versions of one schema, none of which was released."""
+    fewer_columns(path)
+    store = SqliteStore(state_dir)
+    found = store.load()
+    assert len(found.specs) == len(found.hosts) == 12
+    assert not any(host.draining for host in found.hosts) and not found.slots
+    store.close()
+    assert (state_dir / f"registry.sqlite.schema{SCHEMA_VERSION}").exists()
+
+
+def test_older_tables_are_summed_too(state_dir, path, filled):
+    fewer_columns(path, sum_of=4711)
+    assert "a row of hosts is not what was written" in str(refused(state_dir))
 
 
 def test_an_older_schema_that_is_damaged_is_left_alone(state_dir, path):

@@ -47,8 +47,9 @@ __all__ = [
     "Damaged",
     "Head",
     "apply",
-    "check",
     "create",
+    "is_current",
+    "one_head",
     "read",
     "read_head",
     "read_older",
@@ -182,11 +183,11 @@ def create(database: sqlite3.Connection) -> None:
         database.execute(sql)
 
 
-def check(database: sqlite3.Connection) -> str:
-    """What is wrong with the tables; "" if they are those of this version."""
-    found = dict(database.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'"))
-    wrong = sorted(name for name in found.keys() | _CREATE if found.get(name) != _CREATE.get(name))
-    return f"not the tables of schema {VERSION}: {', '.join(wrong)}"[:500] if wrong else ""
+def is_current(database: sqlite3.Connection) -> bool:
+    """Whether the tables are those of this version; else they are of an older one, or damaged."""
+    return dict(database.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'table'")) == (
+        _CREATE
+    )
 
 
 # --- rows ---
@@ -207,26 +208,27 @@ def read(database: sqlite3.Connection, row: type[Any]) -> Iterator[Any]:
     """All rows of a table, in their order. Raises Damaged."""
     table = _TABLES[row]
     names = [column.name for column in _COLUMNS[row]]
-    readers = [column.kind for column in _COLUMNS[row]]
     sql = f"SELECT {_names(row)}, sum FROM {table.name} ORDER BY {table.order}"  # noqa: S608
     for *values, found in database.execute(sql):
         if found != _sum(row, values):
             raise Damaged(f"a row of {table.name} is not what was written: {_key(row, values)}")
-        yield row(
-            **{
-                name: value if value is None else kind(value)
-                for name, kind, value in zip(names, readers, values, strict=True)
-            }
-        )
+        for place, kind in _READERS[row]:
+            if values[place] is not None:
+                values[place] = kind(values[place])
+        yield row(**dict(zip(names, values, strict=True)))
 
 
 def read_head(database: sqlite3.Connection) -> Head:
     """Raises Damaged."""
-    found = list(read(database, Head))
+    return one_head(list(read(database, Head)))
+
+
+def one_head(rows: Sequence[Any]) -> Head:
+    """The head among rows, which have exactly one. Raises Damaged."""
+    found = [row for row in rows if isinstance(row, Head)]
     if len(found) != 1:
         raise Damaged("it has no term")
-    head: Head = found[0]
-    return head
+    return found[0]
 
 
 def _real(value: float) -> float:
@@ -241,6 +243,17 @@ _AS_READ: Final[dict[type[Any], Callable[[Any], Any]]] = {
 }
 _WRITERS: Final = {
     row: tuple((column.name, _AS_READ.get(column.kind, str)) for column in columns)
+    for row, columns in _COLUMNS.items()
+}
+
+
+# Columns that SQLite gives back as another type: bool and enums.
+_READERS: Final = {
+    row: tuple(
+        (place, column.kind)
+        for place, column in enumerate(columns)
+        if column.kind not in (int, float, bytes, str)
+    )
     for row, columns in _COLUMNS.items()
 }
 
@@ -288,19 +301,32 @@ def apply(database: sqlite3.Connection, head: Head, op: Op) -> Head:
 
 def read_older(database: sqlite3.Connection) -> Iterator[Any]:
     """The rows of an older schema as rows of this one, the head first. What a row of old did not
-    have is as in a row class by default; one that has no default cannot be read: TypeError."""
+    have is as in a row class by default: TypeError if it has none. What it has and no row class
+    knows is not of an older schema: Damaged."""
+    found = database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+    tables = {str(name) for (name,) in found}
+    if unknown := sorted(tables - {table.name for table in _TABLES.values()}):
+        raise Damaged(f"it has tables that no schema up to {VERSION} has: {unknown}"[:500])
     for row in _TABLES:
         table = _TABLES[row]
-        there = {found[1] for found in database.execute(f"PRAGMA table_info({table.name})")}
-        if not there:
-            continue
-        columns = [column for column in _COLUMNS[row] if column.name in there]
-        names = ", ".join(f'"{column.name}"' for column in columns)
-        sql = f"SELECT {names} FROM {table.name} ORDER BY {table.order}"  # noqa: S608
-        for values in database.execute(sql):
+        there = [column[1] for column in database.execute(f"PRAGMA table_info({table.name})")]
+        if not there and table.name not in tables:
+            continue  # a table that came later
+        own = table.first.partition(" ")[0]
+        names = [name for name in there if name not in (own, "sum")]
+        kinds = {column.name: column.kind for column in _COLUMNS[row]}
+        unknown = [name for name in names if name not in kinds]
+        if not there or unknown:
+            raise Damaged(f"{table.name} has what no schema up to {VERSION} has: {unknown}"[:500])
+        listed = ", ".join(f'"{name}"' for name in names)
+        summed = "sum" if "sum" in there else "NULL"  # not before schema 2
+        sql = f"SELECT {listed}, {summed} FROM {table.name} ORDER BY {table.order}"  # noqa: S608
+        for *values, found in database.execute(sql):
+            if found is not None and found != _sum(row, values):
+                raise Damaged(f"a row of {table.name} is not what was written: {values[:2]}"[:200])
             yield row(
                 **{
-                    column.name: value if value is None else column.kind(value)
-                    for column, value in zip(columns, values, strict=True)
+                    name: value if value is None else kinds[name](value)
+                    for name, value in zip(names, values, strict=True)
                 }
             )

@@ -246,7 +246,7 @@ def _open(folder: Folder) -> sqlite3.Connection:
     if not folder.look():
         _make(folder, [Head(registry=os.urandom(16).hex(), timeline=1, epoch=0)])
     version = folder.version(APPLICATION_ID, SCHEMA_VERSION)
-    older = _look_through(folder, version)
+    older = _look_through(folder)
     if older:
         _upgrade(folder, version, older)
     database = _connect(folder)
@@ -293,9 +293,9 @@ def _upgrade(folder: Folder, version: int, rows: Iterable[Any]) -> None:
     _make(folder, rows)
 
 
-def _look_through(folder: Folder, version: int) -> list[Any]:
-    """Whether the registry is whole and has everything that was acknowledged; the rows of one of
-    an older version. Nothing is written: a connection that may write would move what it can read
+def _look_through(folder: Folder) -> list[Any]:
+    """Whether the registry is whole and has everything that was acknowledged; the rows of one with
+    older tables. Nothing is written: a connection that may write would move what it can read
     of the -wal file into the registry and remove that file, in which the rest may be."""
     there = folder.asides()
     database = sqlite3.connect(f"{folder.file.as_uri()}?mode=ro", uri=True, isolation_level=None)
@@ -306,13 +306,14 @@ def _look_through(folder: Folder, version: int) -> list[Any]:
             folder.damaged("; ".join(found)[:500])
         if database.execute("PRAGMA foreign_key_check").fetchone() is not None:
             folder.damaged("states without registrations")
-        if version < SCHEMA_VERSION:
-            return list(schema.read_older(database))
-        wrong = schema.check(database)
-        if wrong:
-            folder.damaged(wrong)
-        head = schema.read_head(database)
+        older: list[Any] = []
+        if schema.is_current(database):
+            head = schema.read_head(database)
+        else:
+            older = list(schema.read_older(database))
+            head = schema.one_head(older)
         folder.check(head.registry, head.commits)
+        return older
     except (sqlite3.Error, Damaged, ValueError, TypeError) as error:
         if _is_full(error):
             raise
@@ -323,7 +324,6 @@ def _look_through(folder: Folder, version: int) -> list[Any]:
         database.close()
         for aside in folder.asides() - there:
             aside.unlink()
-    return []
 
 
 def _connect(folder: Folder) -> sqlite3.Connection:
