@@ -8,6 +8,7 @@ ONE transaction, and only then sent. If the commit fails nothing of the batch is
 process ends; its successor and the peers settle the rest.
 """
 
+import gc
 import os
 import signal
 import socket
@@ -198,8 +199,9 @@ def _begin(settings: MasterSettings, store: Store) -> MasterCore:
         max_worker_processes_per_host=settings.max_worker_processes_per_host,
         version=_version(),
     )
+    gc.disable()  # millions of objects are made here, and none of them is garbage
     try:
-        return MasterCore(store.load(), policy, os.urandom, _now())
+        core = MasterCore(store.load(), policy, os.urandom, _now())
     except (msgspec.MsgspecError, KeyError, PosthouseError) as error:
         if isinstance(error, StoreError):
             raise
@@ -207,6 +209,10 @@ def _begin(settings: MasterSettings, store: Store) -> MasterCore:
             f"{store!r}: a row cannot be read: {error}",
             hint="put a backup of the registry in its place; nothing was changed",
         ) from error
+    finally:
+        gc.enable()
+    gc.freeze()  # nor are they looked through again and again: that would stop the loop for seconds
+    return core
 
 
 class _Shell:

@@ -208,10 +208,14 @@ def read(database: sqlite3.Connection, row: type[Any]) -> Iterator[Any]:
     """All rows of a table, in their order. Raises Damaged."""
     table = _TABLES[row]
     names = [column.name for column in _COLUMNS[row]]
+    texts = [place for place, column in enumerate(_COLUMNS[row]) if column.kind is str]
+    same: dict[str, str] = {}  # one object for a principal or a host that stands in every row
     sql = f"SELECT {_names(row)}, sum FROM {table.name} ORDER BY {table.order}"  # noqa: S608
     for *values, found in database.execute(sql):
         if found != _sum(row, values):
             raise Damaged(f"a row of {table.name} is not what was written: {_key(row, values)}")
+        for place in texts:
+            values[place] = same.setdefault(values[place], values[place])
         for place, kind in _READERS[row]:
             if values[place] is not None:
                 values[place] = kind(values[place])
