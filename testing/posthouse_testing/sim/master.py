@@ -56,10 +56,10 @@ class MasterNode(Node):
     def __init__(self, seat: "MasterSeat") -> None:
         super().__init__(seat.world, "master", seat.clock)
         self.seat = seat
-        self.store = seat.open_store()
-        self.knows = Room.AMPLE  # what the core has been told of its disk
         if seat.room is Room.NONE:
             raise StoreFull("no room for a new term")
+        self.store = seat.open_store()
+        self.knows = Room.AMPLE  # what the core has been told of its disk
         self.epoch = self.store.begin_term().epoch
         snapshot = self.store.load()
         seat.auditor.loaded(snapshot)
