@@ -441,6 +441,7 @@ class MasterCore:
         if space.room is before:
             return
         turn.note(f"disk.{space.room}", path=space.path, free_bytes=space.free_bytes)
+        self.phases.room(turn)
         if space.room is Room.AMPLE:
             for host in self.fleet.hosts.values():
                 self.starter.serve(turn, host)

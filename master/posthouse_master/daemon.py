@@ -29,6 +29,7 @@ from posthouse.errors import ConfigError, PosthouseError, StoreError
 from posthouse.ids import Instant
 from posthouse.keys import ServerKeys, load_principals, server_keys
 from posthouse.settings import MasterSettings
+from posthouse.states import Phase
 from posthouse.transport import Context, Listener, new_context, open_router
 from posthouse.zap import Gate
 from posthouse_master.core import MasterCore, MasterPolicy
@@ -47,6 +48,7 @@ from posthouse_master.effects import (
     Send,
     Tick,
 )
+from posthouse_master.phase_source import PhaseSource, open_source
 from posthouse_master.store.base import Op, RegistryRefused, Store, StoreFull
 from posthouse_master.store.sqlite import SqliteStore
 from posthouse_master.web.meter import Meter
@@ -87,6 +89,9 @@ def run(settings: MasterSettings) -> int:
 def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     _title("posthouse: master")
     keys, principals = _keys(settings)
+    source = open_source(settings)
+    if source is not None:
+        opened.callback(source.close)
     store = _open(settings, log)
     opened.callback(store.close)
     context = new_context()
@@ -94,10 +99,10 @@ def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     if keys is not None:
         opened.enter_context(Gate(context, principals))
     listeners = _listen(settings, context, keys, opened)
-    core = _begin(settings, store)
+    core = _begin(settings, store, source)
     meter = Meter()
     window = _window(settings, meter, opened)
-    shell = _Shell(core, store, listeners, log, meter, window)
+    shell = _Shell(core, store, listeners, source, log, meter, window)
     with _signals() as interrupts:
         systemd.ready(f"epoch {core.term.epoch}")
         log.info(
@@ -192,12 +197,14 @@ def _open(settings: MasterSettings, log: Any) -> SqliteStore:
             time.sleep(_FULL_S)
 
 
-def _begin(settings: MasterSettings, store: Store) -> MasterCore:
+def _begin(settings: MasterSettings, store: Store, source: PhaseSource | None) -> MasterCore:
     """The term's core, from what is durable."""
     policy = MasterPolicy(
         max_worker_processes=settings.max_worker_processes,
         max_worker_processes_per_host=settings.max_worker_processes_per_host,
         version=_version(),
+        phase=source.first.phase if source is not None else Phase.RUNNING,
+        phase_detail=source.first.detail if source is not None else "",
     )
     gc.disable()  # millions of objects are made here, and none of them is garbage
     try:
@@ -223,6 +230,7 @@ class _Shell:
         core: MasterCore,
         store: SqliteStore,
         listeners: dict[str, Listener],
+        source: PhaseSource | None,
         log: Any,
         meter: Meter,
         window: "Window | None",
@@ -231,6 +239,7 @@ class _Shell:
         self._store = store
         self._room = Room.AMPLE
         self._listeners = listeners
+        self._source = source
         self._log = log
         self._meter = meter
         self._window = window
@@ -241,6 +250,8 @@ class _Shell:
         for listener in self._listeners.values():
             poller.register(listener.socket, zmq.POLLIN)
         poller.register(interrupts.descriptor, zmq.POLLIN)
+        if self._source is not None:
+            poller.register(self._source.descriptor, zmq.POLLIN)
         if self._window is not None:
             poller.register(self._window.descriptor, zmq.POLLIN)
         watchdog_s = systemd.watchdog_interval_s()
@@ -279,6 +290,8 @@ class _Shell:
         if space is not None:
             self._room = space.room
             yield space
+        if self._source is not None:
+            yield from self._source.taken()
         gone, self._gone = self._gone, {}
         for peer in gone:
             yield PeerGone(peer)

@@ -12,7 +12,7 @@ from collections import deque
 from posthouse import limits
 from posthouse.states import EventKind, Phase
 from posthouse_master.chronicle import Chronicle
-from posthouse_master.effects import PhaseChanged
+from posthouse_master.effects import PhaseChanged, Room
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Key, Registry
 from posthouse_master.sessions import TimerKey
@@ -42,10 +42,15 @@ class PhaseWatch:
         self._chronicle = chronicle
         self._timers = timers
         self._round: deque[Key] = deque()  # who is yet to be looked at
+        self._held: PhaseChanged | None = None  # a word that there was no room to write down
 
     def changed(self, turn: Turn, word: PhaseChanged) -> None:
         """The server says where it is now."""
         before = self._starter.phase
+        if self._starter.room is Room.NONE:
+            self._held = word  # nothing can be started meanwhile either
+            return
+        self._held = None
         if before is Phase.STOPPING:
             return
         detail = word.detail[: limits.phase_detail_chars_max]
@@ -63,6 +68,11 @@ class PhaseWatch:
         turn.note("phase.changed", phase=str(word.phase), before=str(before), reason=detail)
         self._round = deque(self._starter.queue)
         self.go_on(turn)
+
+    def room(self, turn: Turn) -> None:
+        """There may be room again."""
+        if self._held is not None:
+            self.changed(turn, self._held)
 
     def go_on(self, turn: Turn) -> None:
         """Some more of the round; what is left waits until events have been handled."""

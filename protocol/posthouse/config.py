@@ -57,7 +57,7 @@ class Loaded(Generic[Settings]):
 
 
 _RUNTIMES_MAX = 64
-_TABLES = {"master": (), "agent": ("runtime",), "client": ()}
+_TABLES = {"master": ("phase",), "agent": ("runtime",), "client": ()}
 _LATER = {
     "worker": "[[worker]] tables are not supported yet: register the workers from a client",
     "preload_libraries": "preload_libraries is not supported yet",
@@ -116,6 +116,29 @@ class _Loader:
             found.append(RuntimeSettings(name=name, **self._table(keys, ("runtime", name), table)))
         return tuple(found)
 
+    def phase(self) -> dict[str, Any]:
+        """The attributes that [phase] gives values."""
+        table = self.file.values.get("phase", {})
+        if not isinstance(table, dict):
+            raise self._wrong(("phase",), table, "a table [phase]")
+        self._refuse_unknown(("phase",), table, [key.name for key in KEYS["phase"]], ())
+        values = self._table(KEYS["phase"], ("phase",), table)
+        follows = values.get("phase_source", "embedded") == "postgresql"
+        if follows and "phase_url" not in values:
+            raise ConfigError(
+                f"{self.origins['phase.source']}: phase.source is 'postgresql', "
+                "and no phase.url says which server",
+                hint='url = "postgresql://posthouse@db.example:5432/postgres"',
+                field="phase.url",
+            )
+        if "phase_url" in values and not follows:
+            raise ConfigError(
+                f"{self.origins['phase.url']}: phase.url is of no use without "
+                "phase.source = 'postgresql'",
+                field="phase.source",
+            )
+        return values
+
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each POSTHOUSE_ variable that is no key of any file."""
         known = {key.environment for keys in KEYS.values() for key in keys} | _OTHER_VARIABLES
@@ -145,7 +168,8 @@ class _Loader:
             try:
                 values[key.target] = key.read(value, origin.kind == "environment")
             except Rule as rule:
-                raise refusal(origin.where, dotted, value, str(rule)) from None
+                shown = "(not shown)" if key.secret else value
+                raise refusal(origin.where, dotted, shown, str(rule)) from None
             self.origins[dotted] = origin
         return values
 
@@ -185,7 +209,7 @@ def load_master(
 ) -> Loaded[MasterSettings]:
     """Settings of `posthouse master`. A flag of None or () was not given. Raises ConfigError."""
     loader = _Loader("master", file, flags, environ)
-    values = loader.values()
+    values = loader.values() | loader.phase()
     values.setdefault("state_dir", str(paths.state_dir()))
     if "listen_agents" not in values:
         values["listen_agents"] = paths.agents_endpoint()

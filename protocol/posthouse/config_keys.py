@@ -150,6 +150,15 @@ def _loopback(value: Any, from_text: bool) -> str:
     return text
 
 
+def _postgresql_url(value: Any, from_text: bool) -> str:
+    text = _text(value, from_text)
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise Rule("postgresql://user@host:port/dbname")
+    if len(text.encode(errors="replace")) > limits.path_bytes_max:
+        raise Rule(f"a URL of at most {limits.path_bytes_max} bytes")
+    return text
+
+
 def _z85_key(value: Any, from_text: bool) -> str:
     text = _text(value, from_text)
     if not _Z85.fullmatch(text):
@@ -194,6 +203,7 @@ class Key:
     read: Read
     attribute: str = ""
     variable: str = ""  # of the environment, where it is not POSTHOUSE_<NAME>
+    secret: bool = False  # not shown where it is refused
 
     @property
     def target(self) -> str:
@@ -222,6 +232,10 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("max_worker_processes_per_host", _workers),
         Key("http", _loopback),
         _log_format,
+    ),
+    "phase": (
+        Key("source", _choice("embedded", "postgresql"), "phase_source"),
+        Key("url", _postgresql_url, "phase_url", secret=True),
     ),
     "agent": (
         Key("host", host_name),
@@ -253,4 +267,4 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("preload", _list_of(_module, 256)),
     ),
 }
-"""The keys of each file, and of a [runtime.NAME] table of the agent's."""
+"""The keys of each file, of the master's [phase], and of a [runtime.NAME] table of the agent's."""

@@ -25,6 +25,8 @@ class MasterSettings:
     lease_s: float = 30.0
     max_worker_processes: int = limits.workers_per_cluster_max
     max_worker_processes_per_host: int = limits.workers_per_host_max
+    phase_source: str = "embedded"  # or "postgresql": the phase is that of the server at phase_url
+    phase_url: str | None = field(default=None, repr=False)  # may hold a password
     http: str | None = None  # address:port on loopback of /livez, /readyz and /metrics
     log_format: str = "auto"  # auto | console | json
 

@@ -1,6 +1,7 @@
 """The wheel, the pins, and what lies where in the tree."""
 
 import email
+import re
 import subprocess
 import sys
 import tomllib
@@ -95,7 +96,7 @@ def test_every_direct_dependency_is_pinned(pyproject: dict[str, Any]) -> None:
         wanted += extra
     for group in pyproject["dependency-groups"].values():
         wanted += [entry for entry in group if not entry.startswith("posthouse[")]
-    assert {entry.split(">")[0].strip() for entry in wanted} <= pinned
+    assert {re.split(r"[\[>]", entry)[0].strip() for entry in wanted} <= pinned
 
 
 def test_a_root_holds_its_package_and_nothing_else(root: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 from posthouse import limits
 from posthouse.messages import HostsPage, ListHosts, Shutdown, Start, Stop
 from posthouse.states import Phase, ShutdownMode, StartTime
-from posthouse_master.effects import PhaseChanged
+from posthouse_master.effects import PhaseChanged, Room, Space
 from posthouse_master.phases import GATE, may_start
 
 STANDBY = "PostgreSQL at db:5432 is in recovery"
@@ -205,6 +205,19 @@ def test_a_long_word_of_the_server_is_cut(town, client):
     town.handle(PhaseChanged(Phase.HOT_STANDBY, "x" * 100_000))
     assert len(client.status("w").reason) < limits.phase_detail_chars_max + 100
     assert len(town.log()[-1].reason) == limits.phase_detail_chars_max
+
+
+def test_a_word_that_cannot_be_written_down_waits_for_room(town, client):
+    client.register("w", start_time=StartTime.RECOVERY_FINISHED)
+    host = town.host("b")
+    town.handle(Space(Room.NONE))
+    commits = town.commits
+    town.handle(PhaseChanged(Phase.HOT_STANDBY, STANDBY))
+    town.handle(PhaseChanged(Phase.RUNNING, OPEN))
+    assert town.commits == commits
+    town.handle(Space(Room.AMPLE))
+    assert names(host) == ["w"]
+    assert [event.phase for event in town.log() if event.kind == "phase"] == [Phase.RUNNING]
 
 
 def test_every_phase_has_its_gate():

@@ -52,7 +52,7 @@ def refused(kind: str, file: str | None, environ: Any = None, **flags: Any) -> s
 @pytest.mark.parametrize(
     ("kind", "record", "elsewhere"),
     [
-        ("master", MasterSettings, set()),
+        ("master", MasterSettings, {key.target for key in config.KEYS["phase"]}),
         ("agent", AgentSettings, {"runtimes"}),
         ("client", ClientSettings, set()),
         ("runtime", RuntimeSettings, {"name"}),
@@ -394,3 +394,44 @@ def test_any_file_is_read_or_refused(tmp_path_factory: Any, values: dict[str, An
         assert str(error).startswith(str(file))
     else:
         assert isinstance(loaded.settings, AgentSettings)
+
+
+# --- [phase] ---
+
+
+def test_the_phase_is_the_embedded_databases_unless_a_server_is_named(write: Write) -> None:
+    settings = config.load_master(write("")).settings
+    assert (settings.phase_source, settings.phase_url) == ("embedded", None)
+    url = "postgresql://u:topsecret@db/x"
+    loaded = config.load_master(write(f'[phase]\nsource = "postgresql"\nurl = "{url}"\n'))
+    assert (loaded.settings.phase_source, loaded.settings.phase_url) == ("postgresql", url)
+    assert str(loaded.origins["phase.url"]).endswith("x.toml:3")
+    assert "topsecret" not in repr(loaded.settings)
+    environ = {"POSTHOUSE_PHASE__SOURCE": "postgresql", "POSTHOUSE_PHASE__URL": url}
+    loaded = config.load_master(environ=environ)
+    assert (loaded.settings.phase_url, loaded.warnings) == (url, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('source = "oracle"', "x.toml:2: phase.source is 'oracle': must be one of embedded, post"),
+        ('source = "postgresql"', "x.toml:2: phase.source is 'postgresql', and no phase.url"),
+        ('url = "postgresql://db/x"', "x.toml:2: phase.url is of no use without phase.source"),
+        ('surce = "embedded"', "x.toml:2: unknown key 'phase.surce'; did you mean 'source'?"),
+        (
+            'source = "postgresql"\nurl = "mysql://u:topsecret@db/x"',
+            "x.toml:3: phase.url is '(not shown)': must be postgresql://user@host:port/dbname",
+        ),
+    ],
+)
+def test_wrong_phases_are_refused(write: Write, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load_master(write(f"[phase]\n{text}\n"))
+    assert says in caught.value.message
+    assert "topsecret" not in f"{caught.value} {caught.value.detail}"
+
+
+def test_phase_is_a_table(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"must be a table \[phase\]"):
+        config.load_master(write('phase = "embedded"'))
