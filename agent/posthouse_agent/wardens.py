@@ -25,7 +25,7 @@ from posthouse.settings import AgentSettings
 from posthouse_agent import homeless, orders
 from posthouse_agent.orders import Order, Report
 
-__all__ = ["WardenConnection", "WardenLost", "WardenStarter"]
+__all__ = ["WardenConnection", "WardenLost", "WardenStarter", "warden_argv"]
 
 _START_S = 10.0  # from exec to a listening socket; measured: 0.1 s idle, 1 s on a busy machine
 _YIELD_S = 0.5
@@ -34,6 +34,16 @@ _CONNECT_S = 2.0  # a warden that is stopped does not accept, and its backlog ma
 _SOCKET_BYTES = 2 * limits.warden_frame_bytes_max
 _FDS_MAX = 2  # channel and latch
 _LOG_BYTES_MAX = 1024 * 1024  # of a warden's own log; emptied when the next one starts
+
+
+def warden_argv(settings: AgentSettings, kind: str) -> list[str]:
+    """The command that is a warden of this host."""
+    argv = [sys.executable, "-P", "-m", "posthouse_agent.warden"]
+    argv += ["--runtime-dir", settings.runtime_dir, "--log-dir", settings.log_dir]
+    argv += ["--kind", kind, "--name", settings.host]
+    if settings.users:
+        argv += ["--users", ",".join(settings.users)]
+    return argv
 
 
 class WardenLost(Exception):
@@ -113,10 +123,8 @@ class WardenStarter:
     """Connects to wardens and starts those that are missing. Blocks: for the I/O thread."""
 
     def __init__(self, settings: AgentSettings, descriptors_soft: int) -> None:
+        self._settings = settings
         self._runtime_dir = settings.runtime_dir
-        self._log_dir = settings.log_dir
-        self._host = settings.host
-        self._users = settings.users
         self._may_start = settings.start_wardens
         self._descriptors_soft = descriptors_soft
         self._children: dict[int, str] = {}  # wardens that we exec'd, by pid
@@ -158,15 +166,10 @@ class WardenStarter:
                 mode |= os.O_TRUNC
         except (PosthouseError, OSError) as error:
             raise WardenLost(f"its folder: {error}") from None
-        argv = [sys.executable, "-P", "-m", "posthouse_agent.warden"]
-        argv += ["--runtime-dir", self._runtime_dir, "--log-dir", self._log_dir]
-        argv += ["--kind", kind, "--name", self._host]
-        if self._users:
-            argv += ["--users", ",".join(self._users)]
         try:
             pid = os.posix_spawn(
                 sys.executable,
-                argv,
+                warden_argv(self._settings, kind),
                 os.environ,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),

@@ -5,6 +5,7 @@
 Prints one JSON object: what became of the stranger.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -13,9 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.process.conftest import Host, eventually
+
 from posthouse_agent import procfs
 from posthouse_agent.orders import Confirm, Ended, SignalWorker, StopUnknown, StopWorker
-from tests.process.conftest import Host, eventually
 
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 
@@ -36,10 +38,8 @@ def dead_and_reaped(pid: int) -> None:
     """We are pid 1 here, so orphans of a dead warden are ours."""
 
     def gone() -> bool:
-        try:
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
         return procfs.read(pid) is None
 
     eventually(gone, f"pid {pid} stays")

@@ -1,4 +1,4 @@
-"""Never a signal to a pid that is not ours: in a pid namespace, used pids are given to strangers."""
+"""Never a signal to a pid that is not ours: here used pids are given to strangers on purpose."""
 
 import json
 import shutil
@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.process import recycled
 
 ROOT = Path(__file__).parents[2]

@@ -6,6 +6,7 @@ Invariant: a value is checked in posthouse.config, wherever it comes from.
 
 import dataclasses
 import os
+import sys
 from typing import Any
 
 import click
@@ -97,6 +98,9 @@ def agent(
 
     Flags win over POSTHOUSE_* variables, these over the file, that over the defaults. TERM and
     Ctrl-C end only this process: the warden and the workers go on, and the next agent finds them.
+
+    As pid 1, in a container, it becomes a small init: it starts the warden and the agent, starts
+    them again when they end, and TERM ends the workers, the warden and the agent, in this order.
     """
     if folder is not None:
         layout = Layout.at(folder)
@@ -108,9 +112,21 @@ def agent(
         clients = clients or layout.clients
     loaded = config.load_agent(file, flags=flags)
     _say(loaded.warnings)
+    if os.getpid() == 1:
+        return _be_init(loaded.settings)
     from posthouse_agent import daemon
 
     return daemon.run(_with_runtime(loaded.settings, import_path, clients))
+
+
+def _be_init(settings: AgentSettings) -> int:
+    """Start both as processes of their own: neither a warden nor an agent is pid 1."""
+    from posthouse_agent import init
+    from posthouse_agent.wardens import warden_argv
+
+    paths.private_dir(settings.runtime_dir)
+    command = [sys.executable, "-P", "-m", "posthouse_cli", *sys.argv[1:]]
+    return init.run(warden_argv(settings, "fenced"), command)
 
 
 def _with_runtime(
