@@ -50,7 +50,7 @@ class Host:
     heard_s: float | None = None  # on the master's clock; None: not since this master started
     session: bytes = b""  # of the agent, if there is one
     settled: bool = False  # its inventory has been taken in whole
-    choked: bool = False  # the link has little room: no START for now
+    choked: bool = False  # no START for now: it has yet to answer many, or its link is full
     joined: bool = False  # its offer has been heard, in this term or an earlier one
     inventory: dict[int, Running] | None = None  # by token, until the last page
     pages: int = 0  # of the inventory, so far

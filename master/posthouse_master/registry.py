@@ -231,6 +231,7 @@ class Registry:
         self._groups: dict[str, dict[Key, Registration]] = {}  # live ones
         self._placed: dict[str, dict[Key, Registration]] = {}
         self._load: Counter[str] = Counter()
+        self._starting: Counter[str] = Counter()
 
     def __repr__(self) -> str:
         return (
@@ -467,6 +468,10 @@ class Registry:
     def hosts_with_workers(self) -> list[str]:
         return sorted(host for host, found in self._placed.items() if found)
 
+    def starting(self, host: str) -> int:
+        """How many STARTs the host has yet to answer."""
+        return self._starting[host]
+
     def load(self, host: str) -> int:
         """Slots of the host that are taken: by what runs there, and by what can run only there."""
         return self._load[host]
@@ -518,12 +523,14 @@ class Registry:
     def _enter_host(self, registration: Registration) -> None:
         if registration.placed:
             self._placed.setdefault(registration.host, {})[registration.key] = registration
+            self._starting[registration.host] += registration.life is Life.STARTING
             if not registration.pinned:
                 self._load[registration.host] += 1
 
     def _leave_host(self, registration: Registration) -> None:
         if registration.placed:
             del self._placed[registration.host][registration.key]
+            self._starting[registration.host] -= registration.life is Life.STARTING
             if not registration.pinned:
                 self._load[registration.host] -= 1
 

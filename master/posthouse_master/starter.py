@@ -30,10 +30,6 @@ __all__ = ["Starter"]
 _START_ROOM: Final = 128  # messages a link keeps free for stops and signals while it is given work
 
 
-def _choked(session: Session) -> bool:
-    return session.link.room <= _START_ROOM or bool(session.backlog)
-
-
 class Starter:
     """The only one that draws tokens and sends STARTs."""
 
@@ -133,15 +129,21 @@ class Starter:
             warden=registration.warden,
         )
         self._door.command(turn, session, start)
-        host.choked = _choked(session)
+        host.choked = self._is_choked(host, session)
         due_s = turn.now.boot_s + limits.start_attempt_s
         self._timers.set(("start", registration.key), due_s)
 
     def unchoke(self, turn: Turn, host: Host, session: Session) -> None:
-        """The host has acknowledged something: there may be room for starts again."""
-        if not _choked(session):
+        """The host has said something: there may be room for starts again."""
+        if not self._is_choked(host, session):
             host.choked = False
             self.serve(turn, host)
+
+    def _is_choked(self, host: Host, session: Session) -> bool:
+        """A host is given so many starts at a time that it can still hear of a stop soon, and that
+        who has to wait waits here, where the line is kept."""
+        full = self._registry.starting(host.name) >= limits.starts_in_flight_max
+        return full or session.link.room <= _START_ROOM or bool(session.backlog)
 
     def withdraw(self, registration: Registration) -> None:
         """It is not to be started, neither from the queue nor when its delay is over."""

@@ -80,9 +80,9 @@ def test_t3_the_budget_is_the_workers_own_choice(town: Any, host: Any) -> None:
 
 def test_t3_100_failing_loops_leave_the_restart_of_another_on_time(town: Any, host: Any) -> None:
     client = town.client()
+    client.register("calm", restart_time=2)
     for index in range(100):
         client.register(f"storm{index}", restart_time=0, restart_budget=(5, 1.0))
-    client.register("calm", restart_time=2)
     calm = next(start for start in host.inbox if getattr(start, "spec", {}).get("name") == "calm")
     host.inbox.remove(calm)
     host.say(Started(worker=host.running(calm)))
@@ -144,3 +144,38 @@ def test_a_due_restart_and_its_growth_survive_the_master(town: Any, host: Any) -
     town.pass_time(8.0)
     host.end(host.run(), code=1, runtime_s=0.0)
     assert client.status("w").restart_in_s == pytest.approx(16.0)
+
+
+@pytest.mark.parametrize("jump_s", [-50 * 365 * 86400.0, -3600.0, 3600.0, 50 * 365 * 86400.0])
+def test_t1_a_jump_of_the_wall_clock_moves_no_restart(town: Any, host: Any, jump_s: float) -> None:
+    """PostgreSQL reckons with the wall clock. posthouse: with the time since boot, which counts
+    suspended time and does not jump."""
+    client = town.client()
+    client.register(restart_time=10)
+    host.end(host.run(), code=1)
+    town.pass_time(5.0)
+    town.unix_s += jump_s
+    town.pass_time(4.5)
+    assert not [message for message in host.inbox if isinstance(message, Start)]
+    status = client.status("w")
+    assert status.restart_in_s == pytest.approx(0.5)
+    assert status.restart_at_unix_s == pytest.approx(town.unix_s + 0.5)
+    town.pass_time(0.5)
+    assert host.run().incarnation == 2
+
+
+def test_t1_the_delay_runs_in_full_after_a_jump_and_a_new_master(town: Any, host: Any) -> None:
+    """What has passed of a delay is not known to the next master, least of all from wall clocks."""
+    client = town.client()
+    client.register(restart_time=10)
+    host.end(host.run(), code=1)
+    town.pass_time(5.0)
+    town.unix_s += 86400.0
+    town.boot_s = 3.0  # the master's machine was rebooted
+    town.crash()
+    host, client = town.host("b"), town.client()
+    assert client.status("w").restart_in_s == pytest.approx(10.0)
+    town.pass_time(9.5)
+    assert not host.take(Start)
+    town.pass_time(0.5)
+    assert len(host.take(Start)) == 1
