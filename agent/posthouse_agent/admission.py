@@ -23,7 +23,6 @@ __all__ = [
     "check_settings",
     "module_allowed",
     "offer",
-    "usable_runtimes",
 ]
 
 
@@ -57,9 +56,15 @@ def admit(start: Start, settings: AgentSettings, user: str, occupied: int) -> Ad
     refusal = _entry_refused(spec, settings) or _user_refused(spec, settings, user)
     if refusal is not None:
         return refusal
-    runtime = usable_runtimes(settings).get(spec.runtime)
+    runtimes = {runtime.name: runtime for runtime in settings.runtimes}
+    runtime = runtimes.get(spec.runtime)
     if runtime is None:
-        return Refusal("unknown_runtime", _runtime_reason(spec.runtime, settings))
+        known = ", ".join(sorted(runtimes)) or "none"
+        return Refusal(
+            "unknown_runtime",
+            f"host {settings.host} has no runtime {spec.runtime!r} (it has: {known}): "
+            f"add [runtime.{spec.runtime}] to its agent configuration",
+        )
     return Admitted(_order(start, settings, runtime))
 
 
@@ -79,18 +84,13 @@ def module_allowed(patterns: Sequence[str], module: str) -> bool:
     return False
 
 
-def usable_runtimes(settings: AgentSettings) -> dict[str, RuntimeSettings]:
-    """The runtimes that this version can start: those on posthouse's own interpreter."""
-    return {runtime.name: runtime for runtime in settings.runtimes if runtime.python is None}
-
-
 def offer(settings: AgentSettings, user: str, *, run_as: bool) -> dict[str, Any]:
     """The same as fields of HELLO, so that the master need not ask in vain. `run_as`: whether the
     wardens can run workers as other users."""
     others = settings.users if run_as else ()
     return {
         "labels": list(settings.labels),
-        "runtimes": list(usable_runtimes(settings)),
+        "runtimes": [runtime.name for runtime in settings.runtimes],
         "modules": list(settings.modules),
         "allow_exec": settings.allow_exec,
         "users": sorted({user, *others} - {""}),
@@ -119,9 +119,10 @@ def check_settings(settings: AgentSettings) -> None:
     for runtime in settings.runtimes:
         size = sum(len(part.encode()) for part in runtime.path)
         size += sum(len(name) + len(value.encode()) for name, value in runtime.env.items())
+        size += sum(len(name) for name in runtime.preload)
         if size > limits.runtime_bytes_max:
             raise ConfigError(
-                f"runtime.{runtime.name}: path and env are {size} bytes: at most "
+                f"runtime.{runtime.name}: path, env and preload are {size} bytes: at most "
                 f"{limits.runtime_bytes_max} are possible"
             )
 
@@ -156,20 +157,6 @@ def _user_refused(spec: BackgroundWorker, settings: AgentSettings, user: str) ->
     )
 
 
-def _runtime_reason(name: str, settings: AgentSettings) -> str:
-    known = {runtime.name for runtime in settings.runtimes}
-    if name in known:
-        return (
-            f"runtime {name!r} of host {settings.host} names an interpreter of its own, "
-            "which this version cannot start: take python out of [runtime." + name + "]"
-        )
-    usable = ", ".join(sorted(usable_runtimes(settings))) or "none"
-    return (
-        f"host {settings.host} has no runtime {name!r} (it has: {usable}): "
-        f"add [runtime.{name}] to its agent configuration"
-    )
-
-
 def _order(start: Start, settings: AgentSettings, runtime: RuntimeSettings) -> StartWorker:
     return StartWorker(
         token=start.token,
@@ -180,6 +167,9 @@ def _order(start: Start, settings: AgentSettings, runtime: RuntimeSettings) -> S
         revision=start.revision,
         host=settings.host,
         spec=start.spec,
+        runtime=runtime.name,
+        python=runtime.python or "",
         path=list(runtime.path),
         env=dict(runtime.env),
+        preload=list(runtime.preload),
     )

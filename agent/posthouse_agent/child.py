@@ -22,7 +22,6 @@ import traceback
 import types
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import IO, Any, Final, NoReturn
 
@@ -32,72 +31,17 @@ from posthouse.ids import HandleId
 from posthouse.spec import BackgroundWorker
 from posthouse.states import DATABASE_CONNECTION
 from posthouse_agent import identity, native, oom_score, progeny
-from posthouse_agent.orders import StartWorker
+from posthouse_agent.start_worker import Inheritance, StartWorker
+from posthouse_agent.title import set_title
 
-try:
-    import setproctitle
-except ImportError:  # not in an application's own environment
-    setproctitle = None  # type: ignore[assignment]
-
-__all__ = ["Inheritance", "prepare", "run", "set_title", "withheld_variables"]
+__all__ = ["prepare", "run"]
 
 COOKIE: Final = "POSTHOUSE_COOKIE"  # instance:token in the environment of all that a worker starts
 EXEC: Final = "posthouse.exec"
 
-# What belongs to the daemons: keys, and systemd's messages to the one service it started.
-_NOT_INHERITED: Final = frozenset(
-    (
-        "CREDENTIALS_DIRECTORY",
-        "INVOCATION_ID",
-        "JOURNAL_STREAM",
-        "LISTEN_FDNAMES",
-        "LISTEN_FDS",
-        "LISTEN_PID",
-        "MAINPID",
-        "NOTIFY_SOCKET",
-        "WATCHDOG_PID",
-        "WATCHDOG_USEC",
-    )
-)
-_NOT_INHERITED_PREFIX: Final = "POSTHOUSE_KEY"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inheritance:
-    """What the warden hands to a child: descriptors, and what it must check or restore."""
-
-    warden_pid: int
-    cookie: str
-    log_fd: int
-    channel_fd: int
-    latch_fd: int
-    last_words_fd: int
-    host_lock_fd: int
-    nofile_soft: int  # the limit before the warden raised its own
-    withheld: tuple[str, ...]  # variables that are the daemons' alone
-    user: str | None = None  # whom it becomes; None: it stays who the warden is
-    oom_score: int | None = None  # in place of the warden's own; None: it has that one anyway
-
 
 class Terminated(SystemExit):
     """What TERM's default handler raises: exit 1 from inside the handler (W2)."""
-
-
-def withheld_variables() -> tuple[str, ...]:
-    """Names in this environment that workers do not get."""
-    return tuple(
-        name
-        for name in os.environ
-        if name in _NOT_INHERITED or name.startswith(_NOT_INHERITED_PREFIX)
-    )
-
-
-def set_title(title: str) -> None:
-    """The name in process listings."""
-    if setproctitle is not None:
-        setproctitle.setproctitle(title)
-    else:
-        native.set_short_name(title)
 
 
 _STREAMS: Final = ("stdin", "stdout", "stderr")
@@ -110,7 +54,7 @@ class _Prepared:
 
 
 def prepare() -> None:
-    """In the warden, once, before the first fork: make what is the same in all workers.
+    """In the zygote, once, before the first fork: make what is the same in all workers.
 
     The streams are made over files of the kind that workers have, because a stream notes when it
     is made whether it can seek.
@@ -143,7 +87,7 @@ def run(order: StartWorker, given: Inheritance) -> NoReturn:
     """The whole life of a worker, called in the forked child, with all signals blocked."""
     status = 1
     try:
-        gc.freeze()  # a collection here must not touch, and so unshare, the warden's objects
+        gc.freeze()  # a collection here must not touch, and so unshare, the zygote's objects
         gc.enable()
         status = _run(order, given)
     except BaseException as error:  # noqa: BLE001 - the last barrier of the process
@@ -248,12 +192,14 @@ def _cwd(order: StartWorker, _given: Inheritance) -> None:
 
 
 def _environment(order: StartWorker, given: Inheritance) -> None:
-    """The warden's, without what is the daemons' alone, with the runtime's and the worker's."""
-    for name in given.withheld + (identity.session_variables() if given.user else ()):
-        os.environ.pop(name, None)
+    """The zygote's, which is the warden's without the daemons' own and with the runtime's; and the
+    worker's."""
+    if given.user is not None:
+        for name in identity.session_variables():
+            os.environ.pop(name, None)
     environment = {
         **identity.environment(given.user),
-        **order.env,
+        **(order.env if given.user is not None else {}),
         **(_asked(order, "env") or {}),
         "POSTHOUSE_NAME": _asked(order, "name"),
         "POSTHOUSE_HOST": order.host,
@@ -267,15 +213,14 @@ def _environment(order: StartWorker, given: Inheritance) -> None:
 
 
 def _interpreter(order: StartWorker, given: Inheritance) -> None:
-    """An interpreter as if it had just begun: path, arguments, streams, no inherited handlers."""
+    """An interpreter as if it had just begun: arguments, streams, no inherited handlers."""
     set_title(_asked(order, "name"))
-    sys.path[:0] = [p for p in order.path if p not in sys.path]
     sys.argv = [_entry_point(order)]
     sys.modules["__main__"] = types.ModuleType("__main__")
     for name, stream in zip(_STREAMS, _Prepared.streams or _open_streams(), strict=True):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    atexit._clear()  # noqa: SLF001 - there is no public way; the warden's handlers are not ours
+    atexit._clear()  # noqa: SLF001 - there is no public way; the zygote's handlers are not ours
     progeny.switch_on()
     worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd)
 

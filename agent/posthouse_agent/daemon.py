@@ -77,7 +77,6 @@ def run(settings: AgentSettings) -> int:
         try:
             settings = _existing_users(settings, talk)
             starter = WardenStarter(settings, _descriptors(settings, talk))
-            _runtimes(settings, talk)
             shell = _Shell(settings, client_keys, starter, lock, talk)
             try:
                 return shell.run()
@@ -408,14 +407,3 @@ def _descriptors(settings: AgentSettings, talk: Talk) -> int:
             f"{max(1, (soft - _SPARE_DESCRIPTORS) // 2)}",
         )
     return before
-
-
-def _runtimes(settings: AgentSettings, talk: Talk) -> None:
-    usable = admission.usable_runtimes(settings)
-    for runtime in settings.runtimes:
-        if runtime.name not in usable:
-            reason = "this version starts workers on posthouse's own interpreter only"
-            talk.say("runtime.unusable", runtime=runtime.name, reason=reason)
-        elif runtime.preload:
-            reason = "this version preloads no modules: each worker imports them itself"
-            talk.say("runtime.preload", runtime=runtime.name, reason=reason)

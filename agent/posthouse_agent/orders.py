@@ -5,12 +5,13 @@ Invariant: standard library and msgpack only, because the warden loads nothing e
 one SOCK_SEQPACKET message: a msgpack map with its class name under "op".
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin
 
 import msgpack
 
 from posthouse import limits
+from posthouse_agent.start_worker import StartWorker
 
 __all__ = [
     "PROTOCOL",
@@ -23,6 +24,7 @@ __all__ = [
     "Forked",
     "NoteReady",
     "Order",
+    "RenewRuntime",
     "Report",
     "SignalWorker",
     "SnapshotEnd",
@@ -51,23 +53,6 @@ class Attach:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StartWorker:
-    """Fork. Refused (ForkFailed, code "stale_token") if the token is not higher than every token
-    this warden has seen for the slot, started or stopped. `path` and `env` are the runtime's."""
-
-    token: int
-    registry: str
-    slot: int
-    generation: int
-    incarnation: int
-    revision: int
-    host: str
-    spec: dict[str, Any]
-    path: list[str] = field(default_factory=list)
-    env: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StopWorker:
     """`signal` (0: KILL at once), then KILL after `grace_s`. Answered by Ended, or by StopUnknown
     if no process has the token; a tombstone then keeps any START up to it from running."""
@@ -90,6 +75,13 @@ class NoteReady:
     """The worker said it is ready: remembered for the next agent."""
 
     token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewRuntime:
+    """The next start of this runtime ("": of all) is to have newly loaded code."""
+
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +118,8 @@ class Forked:
     pid: int
     pid_start: int  # field 22 of /proc/PID/stat
     started_unix_s: float
+    runtime: str = ""
+    code: str = ""  # revision of what its runtime has loaded
     ready: bool = False
     stopping: str = ""
     known: bool = False  # part of a snapshot
@@ -138,7 +132,8 @@ class ForkFailed:
     slot: int
     generation: int
     incarnation: int
-    code: str  # "fork_failed" | "stale_token" | "stopping" | "bad_order" | "too_many_exits"
+    code: str  # fork_failed, stale_token, stopping, recalled, bad_order, too_many_exits, runtime_*,
+    # preload_failed
     reason: str
     retry: bool
 
@@ -185,13 +180,13 @@ class Forget:
     """The warden ends on purpose (TERM): its workers have ended, no more orders are taken."""
 
 
-Order = Attach | StartWorker | StopWorker | SignalWorker | NoteReady | Confirm
+Order = Attach | StartWorker | StopWorker | SignalWorker | NoteReady | RenewRuntime | Confirm
 Report = Attached | Forked | ForkFailed | Ended | Stuck | StopUnknown | SnapshotEnd | Forget
 
 _CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, Confirm),
+        *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, RenewRuntime, Confirm),
         *(Attached, Forked, ForkFailed, Ended, Stuck, StopUnknown, SnapshotEnd, Forget),
     )
 }

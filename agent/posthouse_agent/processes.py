@@ -1,6 +1,6 @@
-"""The warden's hands: fork a worker, signal it, see its end, leave nothing of it behind.
+"""The warden's hands: make a spare a worker, signal it, see its end, leave nothing of it behind.
 
-Owns: the descriptors of every worker, and the only calls of fork, wait and kill. Must not know:
+Owns: the descriptors of every worker, and the only calls of wait and kill for it. Must not know:
 who may start or stop (warden_core), the journal, the agent. Invariant: signals go through pidfds
 only, and a worker's pid stays taken (a zombie) until `reap`, so it names nothing else before.
 """
@@ -11,8 +11,7 @@ import resource
 import signal
 import socket
 import stat
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EINVAL, EMFILE, EPERM
@@ -20,10 +19,11 @@ from typing import Any, Final, NamedTuple
 
 from posthouse import channel
 from posthouse.ids import Instant
-from posthouse_agent import child, identity, native, procfs, remains
-from posthouse_agent.orders import StartWorker
+from posthouse_agent import identity, native, procfs, remains, zygote_line
+from posthouse_agent.start_worker import StartWorker
+from posthouse_agent.zygotes import Spare
 
-__all__ = ["CannotFork", "Processes", "WorkerProcess", "user_name"]
+__all__ = ["CannotFork", "Processes", "SpareGone", "WorkerProcess", "user_name"]
 
 _WAIT: Final = os.WEXITED | os.WNOHANG
 _SPARE_FDS: Final = 32  # kept free for the agent's connection, the journal and reading /proc
@@ -38,6 +38,10 @@ class CannotFork(Exception):
         super().__init__(reason)
         self.code = code
         self.retry = retry
+
+
+class SpareGone(Exception):
+    """The spare had died; the start may have another one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +59,8 @@ class WorkerProcess:
     log_identity: tuple[int, int]
     log_start: int
     started: Instant
+    runtime: str
+    code: str
 
 
 class _Ends(NamedTuple):
@@ -78,14 +84,15 @@ class Processes:
         instance: str,
         host_lock_fd: int,
         nofile_soft: int,
+        is_zygotes: Callable[[int], bool],
         oom_score: int | None = None,
     ) -> None:
+        self._is_zygotes = is_zygotes  # a session
         self._log_dir = log_dir
         self._instance = instance
         self._host_lock_fd = host_lock_fd
         self._nofile_soft = nofile_soft  # what workers get
         self._oom_score = oom_score
-        self._withheld = child.withheld_variables()
         self._pid = os.getpid()
         self._user = user_name()
         self._lacking = identity.missing_capabilities()
@@ -100,8 +107,8 @@ class Processes:
 
     # --- starting ---
 
-    def fork(self, order: StartWorker, now: Instant) -> WorkerProcess:
-        """Start the worker. Raises CannotFork."""
+    def check(self, order: StartWorker) -> None:
+        """Whether this warden may start it at all. Raises CannotFork."""
         user = self._other_user(order)
         if user is not None and self._lacking:
             raise CannotFork(
@@ -110,48 +117,50 @@ class Processes:
                 code="bad_order",
                 retry=False,
             )
+
+    def begin(self, order: StartWorker, spare: Spare, now: Instant) -> WorkerProcess:
+        """Make the spare this worker. Raises CannotFork, and then the spare was told nothing;
+        SpareGone."""
         opened: list[int] = []
         try:
-            return self._fork(order, now, opened)
+            return self._begin(order, spare, now, opened)
         except OSError as error:
-            raise CannotFork(f"{error.filename or 'fork'}: {error.strerror or error}") from None
+            raise CannotFork(f"{error.filename or 'start'}: {error.strerror or error}") from None
         finally:
             for fd in opened:
                 os.close(fd)
 
-    def _fork(self, order: StartWorker, now: Instant, opened: list[int]) -> WorkerProcess:
-        """`opened` holds what must be closed again; on success only what is the child's."""
-        assert "zmq" not in sys.modules
-        assert procfs.threads() == 1, "a fork of a process with threads"
+    def _begin(
+        self, order: StartWorker, spare: Spare, now: Instant, opened: list[int]
+    ) -> WorkerProcess:
+        """`opened` holds what must be closed again; on success only what is the worker's."""
         path = f"{self._log_dir}/{order.slot}.{order.generation}.log"
         ends = self._open_ends(order, path, opened)
-        spare_fd = os.dup(
-            ends.latch
-        )  # its place is the pidfd's, which must not fail for want of one
-        if spare_fd >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
-            os.close(spare_fd)
+        if max(opened) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
             raise OSError(EMFILE, os.strerror(EMFILE))
+        message = {
+            "op": "begin",
+            "order": {name: getattr(order, name) for name in order.__slots__},
+            "given": {
+                "warden_pid": self._pid,
+                "cookie": f"{self._instance}:{order.token}",
+                "nofile_soft": self._nofile_soft,
+                "user": self._other_user(order),
+                "oom_score": self._oom_score,
+            },
+        }
+        descriptors = (ends.log, ends.theirs, ends.latch, ends.last_words, self._host_lock_fd)
         try:
-            pid = os.fork()
-        except OSError:
-            os.close(spare_fd)
-            raise
-        if pid == 0:
-            child.run(order, self._inheritance(order, ends))
-        os.close(spare_fd)
-        try:
-            # Nobody else can reap our child, so the pid is still its own.
-            pidfd = os.pidfd_open(pid)
-        except OSError:
-            os.kill(pid, signal.SIGKILL)  # ditto; the one case in which there is no pidfd
-            os.waitpid(pid, 0)
-            raise
-        found = procfs.read(pid)
+            zygote_line.send(spare.socket, message, descriptors, socket.MSG_DONTWAIT)
+        except (BrokenPipeError, ConnectionError):
+            raise SpareGone from None
+        # From here on it is a worker, whatever becomes of it.
+        spare.socket.close()
         worker = WorkerProcess(
             token=order.token,
-            pid=pid,
-            pid_start=found.start if found else 0,
-            pidfd=pidfd,
+            pid=spare.pid,
+            pid_start=spare.pid_start,
+            pidfd=spare.pidfd,
             channel_fd=ends.ours,
             latch_fd=ends.latch,
             last_words_fd=ends.last_words,
@@ -159,9 +168,11 @@ class Processes:
             log_identity=(ends.log_found.st_dev, ends.log_found.st_ino),
             log_start=ends.log_found.st_size,
             started=now,
+            runtime=spare.runtime,
+            code=spare.code,
         )
         self._workers[order.token] = worker
-        self._tokens[pid] = order.token
+        self._tokens[spare.pid] = order.token
         opened[:] = [ends.log, ends.theirs]
         return worker
 
@@ -204,21 +215,6 @@ class Processes:
             os.fchown(log, os.geteuid(), -1)
         if found.st_size == 0 or given_away:
             os.fchmod(log, 0o640)  # readable by the folder's group, whatever the umask
-
-    def _inheritance(self, order: StartWorker, ends: _Ends) -> child.Inheritance:
-        return child.Inheritance(
-            warden_pid=self._pid,
-            cookie=f"{self._instance}:{order.token}",
-            log_fd=ends.log,
-            channel_fd=ends.theirs,
-            latch_fd=ends.latch,
-            last_words_fd=ends.last_words,
-            host_lock_fd=self._host_lock_fd,
-            nofile_soft=self._nofile_soft,
-            withheld=self._withheld,
-            user=self._other_user(order),
-            oom_score=self._oom_score,
-        )
 
     # --- ending ---
 
@@ -326,7 +322,7 @@ class Processes:
             return False
         if process.session == worker.pid:
             return True
-        if process.session in self._tokens:
+        if process.session in self._tokens or self._is_zygotes(process.session):
             return False
         token = procfs.marked_by(pid, self._instance)
         if token is None:

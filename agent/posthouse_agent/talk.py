@@ -24,7 +24,6 @@ _WARNINGS: Final = frozenset(
         "folder.gone",
         "line.trouble",
         "log.lost",
-        "runtime.unusable",
         "session.lost",
         "session.old_master",
         "session.refused",

@@ -2,7 +2,7 @@
 
 Owns: the poll loop and the carrying out of WardenCore's effects. Must not know: ZeroMQ, the
 master, anybody's code. Invariant: one thread, standard library and msgpack only; all signals are
-blocked and read from a descriptor, so a fork needs no mask and no handler ever runs here.
+blocked and read from a descriptor, so no handler ever runs here, and what it starts begins so.
 """
 
 import gc
@@ -19,11 +19,12 @@ from typing import Final
 
 from posthouse import limits, systemd
 from posthouse.ids import Instant
-from posthouse_agent import child, identity, native, oom_score, procfs, start
+from posthouse_agent import identity, native, oom_score, procfs, start
 from posthouse_agent.agent_line import AgentLine
 from posthouse_agent.journal import Head, Journal, read_journal
 from posthouse_agent.orders import Attach, Report, StartWorker
-from posthouse_agent.processes import CannotFork, Processes, user_name
+from posthouse_agent.processes import CannotFork, Processes, SpareGone, user_name
+from posthouse_agent.title import set_title
 from posthouse_agent.warden_core import WardenCore, recover
 from posthouse_agent.warden_effects import (
     AgentAttached,
@@ -42,11 +43,14 @@ from posthouse_agent.warden_effects import (
     ProcessEnded,
     ProcessStuck,
     Reap,
+    Recall,
+    Renew,
     Tell,
     Terminating,
     Tick,
     WriteJournal,
 )
+from posthouse_agent.zygotes import Refused, Spare, Zygotes
 
 __all__ = ["main"]
 
@@ -99,12 +103,14 @@ class Warden:
         self,
         core: WardenCore,
         processes: Processes,
+        zygotes: Zygotes,
         journal: Journal,
         line: AgentLine,
         epoll: select.epoll,
     ) -> None:
         self._core = core
         self._processes = processes
+        self._zygotes = zygotes
         self._journal = journal
         self._line = line
         self._epoll = epoll
@@ -123,6 +129,7 @@ class Warden:
                 self._on_ready(fd)
                 if self._status is not None:
                     break
+            self._start_waiting()
             self._bury()
             self._on_time()
         self._say_farewell()
@@ -132,7 +139,8 @@ class Warden:
 
     def _timeout_s(self) -> float | None:
         now_s = _now().boot_s
-        due = [self._core.deadline(), *(dead.look_again_s for dead in self._dead.values())]
+        due = [self._core.deadline(), self._zygotes.deadline()]
+        due += (dead.look_again_s for dead in self._dead.values())
         if self._journal.behind:
             due.append(self._retry_s)
         if self._watchdog_s is not None:
@@ -158,6 +166,8 @@ class Warden:
             self._epoll.unregister(fd)
             now_s = _now().boot_s
             self._dead[token] = _Dead(since_s=now_s, look_again_s=now_s)
+            return
+        if self._zygotes.hear(fd, _now().boot_s):
             return
         if not self._line.flush():
             self._handle(AgentGone())
@@ -246,8 +256,8 @@ class Warden:
                 case WriteJournal(entry=entry):
                     if (refused := self._write(entry)) is not None:
                         return [*answers, refused]
-                case Fork(order=order):
-                    answers.append(self._fork(order))
+                case Fork() | Recall() | Renew():
+                    answers += self._on_runtime(effect)
                 case Kill(token=token, signal=number):
                     self._processes.kill(token, number)
                 case Look(token=token):
@@ -272,31 +282,65 @@ class Warden:
             self._retry_s = _now().boot_s + _RETRY_S
             _log(f"journal: {error.strerror}")
             if isinstance(entry, Intent):
-                return ForkRefused(
-                    token=entry.token,
-                    code="fork_failed",
-                    reason=f"the warden's journal cannot be written: {error.strerror}",
-                    retry=True,
-                )
+                reason = f"the warden's journal cannot be written: {error.strerror}"
+                return _refused(entry.token, reason)
         return None
 
-    def _fork(self, order: StartWorker) -> Event:
+    def _on_runtime(self, effect: Fork | Recall | Renew) -> list[Event]:
+        match effect:
+            case Fork(order=order):
+                return self._fork(order)
+            case Recall(token=token):
+                self._zygotes.recall(token)
+            case Renew(name=name):
+                self._zygotes.renew(name)
+        return []
+
+    def _fork(self, order: StartWorker) -> list[Event]:
+        """Have it wait for a process of its runtime, unless that is in vain."""
         if not self._journal.make_room(_EXIT_LINE_BYTES):
-            return ForkRefused(
-                token=order.token,
-                code="fork_failed",
-                reason="no room on the disk for the record of its exit",
-                retry=True,
-            )
+            return [_refused(order.token, "no room on the disk for the record of its exit")]
         try:
-            made = self._processes.fork(order, _now())
+            self._processes.check(order)
         except CannotFork as error:
-            return ForkRefused(
-                token=order.token, code=error.code, reason=str(error), retry=error.retry
-            )
+            return [_refused(order.token, str(error), error.code, retry=error.retry)]
+        self._zygotes.want(order, _now().boot_s)
+        return []
+
+    def _start_waiting(self) -> None:
+        """Give what waits its processes."""
+        self._zygotes.begin_round()
+        while (settled := self._zygotes.next_settled(_now().boot_s)) is not None:
+            if isinstance(settled, Refused):
+                token = settled.order.token
+                self._handle(_refused(token, settled.reason, settled.code, retry=settled.retry))
+            else:
+                self._begin(*settled)
+        if self._zygotes.restock(_now().boot_s):
+            self._start_waiting()
+
+    def _begin(self, order: StartWorker, spare: Spare) -> None:
+        try:
+            made = self._processes.begin(order, spare, _now())
+        except SpareGone:
+            spare.close()
+            self._zygotes.again(order, _now().boot_s)
+            return
+        except CannotFork as error:
+            self._zygotes.give_back(spare)
+            self._handle(_refused(order.token, str(error), error.code, retry=error.retry))
+            return
         self._pidfds[made.pidfd] = order.token
         self._epoll.register(made.pidfd, select.EPOLLIN)
-        return ForkDone(token=order.token, pid=made.pid, pid_start=made.pid_start)
+        self._handle(
+            ForkDone(
+                token=order.token,
+                pid=made.pid,
+                pid_start=made.pid_start,
+                runtime=made.runtime,
+                code=made.code,
+            )
+        )
 
     def _tell(self, report: Report, token: int | None) -> bool:
         made = None if token is None else self._processes.get(token)
@@ -312,6 +356,12 @@ class Warden:
 
 def _now() -> Instant:
     return Instant(time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
+
+
+def _refused(
+    token: int, reason: str, code: str = "fork_failed", *, retry: bool = True
+) -> ForkRefused:
+    return ForkRefused(token=token, code=code, reason=reason, retry=retry)
 
 
 def _log(text: str) -> None:
@@ -347,7 +397,7 @@ def _settle(options: Options) -> None:
         del sys.path[0]  # the folder that somebody happened to start us in
     os.chdir("/")
     native.become_subreaper()
-    child.set_title(f"posthouse warden {options.kind} {options.name}".rstrip())
+    set_title(f"posthouse warden {options.kind} {options.name}".rstrip())
 
 
 def _check_users(options: Options) -> None:
@@ -412,15 +462,17 @@ def _build(options: Options) -> Warden:
     journal = Journal(f"{folder}/journal", Head(boot_id=boot_id, instance=instance))
     journal.rewrite(core.entries())
     epoll = select.epoll()
+    zygotes = Zygotes(epoll, host_lock_fd, _log)
     processes = Processes(
         log_dir=options.log_dir,
         instance=instance,
         host_lock_fd=host_lock_fd,
         nofile_soft=_raise_descriptors(),
+        is_zygotes=zygotes.owns,
         oom_score=oom_score.protect(),
     )
     line = AgentLine(f"{folder}/warden.sock", epoll)
-    return Warden(core, processes, journal, line, epoll)
+    return Warden(core, processes, zygotes, journal, line, epoll)
 
 
 def main(argv: list[str]) -> int:
@@ -435,7 +487,6 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         _log(f"cannot start: {error.filename or 'system call'}: {error.strerror or error}")
         return 1
-    child.prepare()
     gc.collect()
     gc.freeze()
     systemd.ready(f"serving {options.folder}")

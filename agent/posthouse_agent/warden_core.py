@@ -14,7 +14,14 @@ from posthouse.ids import Instant
 from posthouse.signals import SIGNALS
 from posthouse.states import StopReason
 from posthouse_agent import orders
-from posthouse_agent.orders import Confirm, NoteReady, SignalWorker, StartWorker, StopWorker
+from posthouse_agent.orders import (
+    Confirm,
+    NoteReady,
+    RenewRuntime,
+    SignalWorker,
+    StartWorker,
+    StopWorker,
+)
 from posthouse_agent.warden_effects import (
     AgentAttached,
     AgentGone,
@@ -38,7 +45,9 @@ from posthouse_agent.warden_effects import (
     ProcessStuck,
     ReadyNoted,
     Reap,
+    Recall,
     Recovered,
+    Renew,
     Started,
     Stopping,
     Tell,
@@ -54,7 +63,7 @@ _KILL = SIGNALS["KILL"]
 
 @dataclass(slots=True)
 class _Worker:
-    """A token between its intent and its end. pid 0: the fork has not answered yet."""
+    """A token between its intent and its end. pid 0: it waits for a process of its runtime."""
 
     intent: Intent
     stop_signal: int
@@ -62,6 +71,8 @@ class _Worker:
     pid: int = 0
     pid_start: int = 0
     started_unix_s: float = 0.0
+    runtime: str = ""
+    code: str = ""
     ready: bool = False
     stop: str = ""
     signal: int = 0  # the last stop signal sent
@@ -145,7 +156,7 @@ class WardenCore:
                 effects = self._snapshot()
             case AgentGone():
                 self._attached = False
-                effects = []
+                effects = self._recall_all("the agent has gone")
             case Tick():
                 effects = self._on_tick(now)
             case Terminating():
@@ -168,6 +179,8 @@ class WardenCore:
                 if worker is None or not worker.pid or not 0 < signal <= 64:
                     return []
                 return self._kill(worker, signal, now)
+            case RenewRuntime(name=name):
+                return [Renew(name)]
             case NoteReady(token=token):
                 worker = self._live.get(token)
                 if worker is None or worker.ready:
@@ -242,11 +255,8 @@ class WardenCore:
         worker = self._live[done.token]
         worker.pid, worker.pid_start = done.pid, done.pid_start
         worker.started_unix_s = now.unix_s
-        effects: list[Effect] = [WriteJournal(_started(worker))]
-        effects += self._tell(_forked(worker), fds_of=done.token)
-        if worker.signal:  # a stop came while the fork was under way
-            effects += self._kill(worker, worker.signal, now)
-        return effects
+        worker.runtime, worker.code = done.runtime, done.code
+        return [WriteJournal(_started(worker)), *self._tell(_forked(worker), fds_of=done.token)]
 
     def _on_refused(self, refused: ForkRefused) -> list[Effect]:
         intent = self._live.pop(refused.token).intent
@@ -254,15 +264,27 @@ class WardenCore:
         report = _failed(intent, refused.code, refused.reason, retry=refused.retry)
         return [WriteJournal(NotForked(token=refused.token)), *self._tell(report)]
 
+    def _recall(self, token: int, why: str, code: str = "recalled") -> list[Effect]:
+        """What waits for a process of its runtime never gets one: the order was taken back."""
+        reason = f"it had no process yet when {why}"
+        refused = ForkRefused(token=token, code=code, reason=reason, retry=True)
+        return [Recall(token), *self._on_refused(refused)]
+
+    def _recall_all(self, why: str, code: str = "recalled") -> list[Effect]:
+        """An order is void without the connection that it came by, unless it has been obeyed."""
+        waiting = [token for token, worker in self._live.items() if not worker.pid]
+        return [effect for token in waiting for effect in self._recall(token, why, code)]
+
     # --- stopping ---
 
     def _stop(self, order: StopWorker, now: Instant) -> list[Effect]:
         token = order.token
-        if (worker := self._live.get(token)) is not None:
+        worker = self._live.get(token)
+        if worker is not None and worker.pid:
             return self._end_worker(worker, order.reason, order.signal, order.grace_s, now)
         if (gone := self._exits.get(token)) is not None:
             return self._tell(_ended(gone, known=True))
-        effects: list[Effect] = []
+        effects: list[Effect] = [] if worker is None else self._recall(token, "it was stopped")
         if token > self._highest.get(order.slot, -1):
             self._highest[order.slot] = token
             effects.append(WriteJournal(Mark(slot=order.slot, token=token)))
@@ -283,8 +305,7 @@ class WardenCore:
         at_s = now.boot_s + min(max(0.0, grace_s), limits.stop_grace_s_max)
         if worker.signal != _KILL and worker.signal != signal:
             worker.signal = int(signal)
-            if worker.pid:
-                effects += self._kill(worker, worker.signal, now)
+            effects += self._kill(worker, worker.signal, now)
         if worker.signal == _KILL:
             worker.kill_at_s = None
         elif worker.kill_at_s is None or at_s < worker.kill_at_s:
@@ -299,7 +320,7 @@ class WardenCore:
     def _on_tick(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
         for token, worker in self._live.items():
-            if worker.pid and worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
+            if worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
                 worker.kill_at_s, worker.signal = None, _KILL
                 effects += self._kill(worker, _KILL, now)
             if worker.look_at_s is not None and worker.look_at_s <= now.boot_s:
@@ -311,7 +332,7 @@ class WardenCore:
         if self._terminating:
             return []
         self._terminating = True
-        effects: list[Effect] = []
+        effects = self._recall_all("the warden was told to end", "stopping")
         for worker in self._live.values():
             reason = worker.stop or StopReason.SHUTDOWN.value
             effects += self._end_worker(
@@ -360,8 +381,12 @@ class WardenCore:
         return effects
 
     def _snapshot(self) -> list[Effect]:
+        self._attached = (
+            False  # what waits came from an older agent, and this one never asked for it
+        )
+        effects = self._recall_all("another agent came")
         self._attached = True
-        effects = self._tell(
+        effects += self._tell(
             orders.Attached(
                 instance=self._instance,
                 kind=self._kind,
@@ -371,7 +396,7 @@ class WardenCore:
                 run_as=self._run_as,
             )
         )
-        running = [w for w in self._live.values() if w.pid]
+        running = list(self._live.values())
         for worker in running:
             effects += self._tell(_forked(worker, known=True), fds_of=worker.intent.token)
         for gone in self._exits.values():
@@ -428,6 +453,8 @@ def _started(w: _Worker) -> Started:
         pid=w.pid,
         pid_start=w.pid_start,
         started_unix_s=w.started_unix_s,
+        runtime=w.runtime,
+        code=w.code,
     )
 
 
@@ -443,6 +470,8 @@ def _forked(w: _Worker, *, known: bool = False) -> orders.Forked:
         pid=w.pid,
         pid_start=w.pid_start,
         started_unix_s=w.started_unix_s,
+        runtime=w.runtime,
+        code=w.code,
         ready=w.ready,
         stopping=w.stop,
         known=known,

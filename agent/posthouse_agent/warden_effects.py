@@ -35,7 +35,9 @@ __all__ = [
     "ProcessStuck",
     "ReadyNoted",
     "Reap",
+    "Recall",
     "Recovered",
+    "Renew",
     "Started",
     "Stopping",
     "Tell",
@@ -73,6 +75,8 @@ class Started:
     pid: int
     pid_start: int
     started_unix_s: float
+    runtime: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +169,13 @@ class Ordered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkDone:
-    """Answer to Fork: the process exists."""
+    """Answer to Fork: the process exists. `code` is the revision of what its runtime loaded."""
 
     token: int
     pid: int
     pid_start: int
+    runtime: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,9 +241,23 @@ class WriteJournal:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Answered by ForkDone or ForkRefused before any other input."""
+    """Answered by ForkDone or ForkRefused, some time later, unless Recall comes before."""
 
     order: StartWorker
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Take back a Fork that is not answered. It always succeeds: there is no process."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """The next Fork of this runtime ("": of all) is to have newly loaded code."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,4 +295,4 @@ class End:
     status: int
 
 
-Effect = WriteJournal | Fork | Kill | Look | Reap | Tell | End
+Effect = WriteJournal | Fork | Recall | Renew | Kill | Look | Reap | Tell | End

@@ -110,7 +110,16 @@ warden_backoff_s_max: Final = 5.0  # later ones; a warden that lived this long i
 allowed_modules_max: Final = 256  # entries of a host's allow-list; they travel in HELLO
 allowed_users_max: Final = 64  # entries of a host's run_as list
 runtimes_max: Final = 64  # runtimes of one host
-runtime_bytes_max: Final = 65_536  # path and env of one: with the largest START still one order
+runtime_bytes_max: Final = (
+    65_536  # path, env and preload of one: with the largest START still one order
+)
+runtime_files_max: Final = 4_096  # loaded files that are looked at before a start: 1.5 us each
+zygote_load_s: Final = 300.0  # for what a runtime preloads; torch on a busy machine takes a minute
+zygote_wait_s: Final = 20.0  # a start waits so long for its runtime, then it is one that failed
+zygote_message_bytes_max: Final = 2 * 1024 * 1024  # the largest START, its bytes as text
+spares_min: Final = 1  # processes that wait for a start, a runtime in use; below, more are forked
+spares_max: Final = 3  # up to so many: one fork in the middle is for two spares then
+spares_at_once_max: Final = 8  # a spare is not ours before the last one of its fork is there
 exit_tail_bytes_max: Final = 4_096  # last output in an exit record: a traceback's worth
 exit_tail_lines_max: Final = 40  # and never more lines
 traceback_bytes_max: Final = 16_384  # the traceback of an uncaught error

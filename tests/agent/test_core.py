@@ -86,7 +86,8 @@ def test_hello_offers_what_the_settings_allow(new_bench: type[Any]) -> None:
     hello = bench.deliver()[0]
     assert isinstance(hello, Hello)
     assert (hello.labels, hello.modules, hello.allow_exec) == (["ssd"], ["acme.*"], True)
-    assert (hello.users, hello.slots, hello.runtimes) == (["me", "www"], 7, ["default"])
+    assert (hello.users, hello.slots) == (["me", "www"], 7)
+    assert hello.runtimes == ["default", "old"]
 
 
 def test_users_are_not_offered_by_a_warden_that_cannot_become_them(new_bench: type[Any]) -> None:
@@ -253,15 +254,25 @@ REFUSALS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "users": ({"modules": ("*",)}, {"run_as": "root"}, "user_not_allowed", "users"),
     "runtimes": ({"modules": ("*",)}, {"runtime": "ml"}, "unknown_runtime", "[runtime.ml]"),
-    "interpreters": (
-        {"modules": ("*",), "runtimes": (RuntimeSettings(name="ml", python="/py"),)},
-        {"runtime": "ml"},
-        "unknown_runtime",
-        "interpreter",
-    ),
     "a broken record": ({"modules": ("*",)}, {"umask": -1}, "invalid_field", "umask"),
     "an unknown field": ({"modules": ("*",)}, {"shell": "sh"}, "invalid_field", "shell"),
 }
+
+
+def test_an_order_carries_what_its_runtime_is_made_of(new_bench: type[Any]) -> None:
+    """The warden has no configuration: it makes a zygote from the order alone."""
+    runtime = RuntimeSettings(
+        name="ml", python="/py", path=("/srv/ml",), env={"A": "1"}, preload=("acme",)
+    )
+    bench = new_bench(replace(SETTINGS, modules=("*",), runtimes=(runtime,)))
+    bench.attach()
+    bench.open()
+    bench.start(5, runtime="ml")
+    bench.deliver()
+    order = bench.orders[-1]
+    assert isinstance(order, orders.StartWorker)
+    assert (order.runtime, order.python, order.path) == ("ml", "/py", ["/srv/ml"])
+    assert (order.env, order.preload) == ({"A": "1"}, ["acme"])
 
 
 @pytest.mark.parametrize("case", REFUSALS)

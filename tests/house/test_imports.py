@@ -127,6 +127,14 @@ def test_a_warden_loads_no_zmq_no_threads_no_client() -> None:
     assert threads == 1
 
 
+def test_a_zygote_loads_no_third_party_but_for_its_name() -> None:
+    """It runs in applications' own environments."""
+    names, threads = loaded_by("import posthouse_agent.zygote")
+    assert third_parties(names) <= {"setproctitle"}
+    assert not tops(names) & NEVER_IN_A_WARDEN
+    assert threads == 1
+
+
 def test_import_posthouse_loads_no_third_party() -> None:
     names, threads = loaded_by("import posthouse; posthouse.BackgroundWorker")
     assert third_parties(names) == set()

@@ -118,6 +118,10 @@ class Host:
         self.user: int | None = None
         self.python = [sys.executable, "-P"]
         self.code = str(Path(__file__).parent / "code")
+        self.runtime_name = "default"
+        self.interpreter = ""  # the warden's own
+        self.runtime_env: dict[str, str] = {}
+        self.preload: list[str] = []
         self._token = 0
 
     @property
@@ -197,8 +201,11 @@ class Host:
             revision=1,
             host="testhost",
             spec=fields,
+            runtime=self.runtime_name,
+            python=self.interpreter,
             path=[self.code],
-            env={"RUNTIME_SAYS": "yes"},
+            env={"RUNTIME_SAYS": "yes", **self.runtime_env},
+            preload=self.preload,
         )
 
     def run(self, agent: Agent, main: str, arg: Any = None, **spec: Any) -> Any:
@@ -224,6 +231,28 @@ class Host:
         """The JSON lines that a worker has printed."""
         lines = self.log_path(slot).read_text(errors="replace").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def zygotes(self) -> list[int]:
+        """Pids of the living zygotes and spares of this host."""
+        found = []
+        for pid in procfs.pids():
+            process = procfs.read(pid)
+            if process is not None and not process.dead and process.parent == self.pid:
+                with contextlib.suppress(OSError):
+                    title = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if title.startswith(b"posthouse zygote") or b"/boot.py" in title:
+                        found.append(pid)
+        return found
+
+    def strays(self) -> list[int]:
+        """Pids of the warden's children, dead ones included, that are no zygotes and no spares."""
+        known = self.zygotes()
+        found = [(pid, procfs.read(pid)) for pid in procfs.pids()]
+        return [
+            pid
+            for pid, process in found
+            if process is not None and process.parent == self.pid and pid not in known
+        ]
 
     def _writes_here(self, pid: int) -> bool:
         with contextlib.suppress(OSError):

@@ -116,10 +116,11 @@ def test_out_of_descriptors(host, agent):
     assert (report.code, report.retry) == ("fork_failed", True)
     assert "Too many open files" in report.reason
     assert len(running) >= 3
-    # what runs goes on, the agent may come again, and an end makes room for a start
+    # what runs goes on, the agent may come again, and ends make room for a start and its spares
     agent = host.agent()
-    agent.give(SignalWorker(token=running[0].token, signal=signal.SIGKILL))
-    assert agent.expect(Ended).token == running[0].token
+    for forked in running[:3]:
+        agent.give(SignalWorker(token=forked.token, signal=signal.SIGKILL))
+        agent.expect(Ended, forked.token)
     assert host.run(agent, "nothing").facts["code"] == 0
 
 
@@ -147,28 +148,24 @@ def _processor_s(pid):
 
 
 @pytest.mark.skipif(not ROOT, reason="needs root to become somebody else")
-def test_fork_that_fails(empty_host):
-    """RLIMIT_NPROC binds all but root, so this warden gives up being root once it is loaded."""
-    host = empty_host
+@pytest.mark.skipif(not ROOT, reason="needs root to become somebody else")
+def test_fork_that_fails(host, agent):
+    """RLIMIT_NPROC binds all but root, so this zygote gives up being root once it is loaded."""
+    user = 61_234  # nobody else's, so that only our own processes count
     jobs = host.folder / "code"
     jobs.mkdir()
     (jobs / "jobs.py").write_text(
         "import time\ndef idle(arg):\n    print('{}')\n    time.sleep(600)\n"
     )
-    host.code = str(jobs)
-    user = 61_234  # nobody else's, so that only our own processes count
-    for folder in (host.folder, jobs):
-        os.chown(folder, user, user)
-    code = (
-        "import os, resource, sys, posthouse_agent.warden as w\n"
-        "resource.setrlimit(resource.RLIMIT_NPROC, (2, 2))  # the warden and one worker\n"
+    (jobs / "poor.py").write_text(
+        "import os, resource\n"
+        "# the zygote, a fork of that, and one worker\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (3, 3))\n"
         f"os.setgroups([]); os.setgid({user}); os.setuid({user})\n"
-        "argv = sys.argv[sys.argv.index('posthouse_agent.warden') + 1:]\n"
-        "sys.exit(w.main(argv))\n"
     )
-    host.python = [sys.executable, "-P", "-c", code]
-    host.start()
-    agent = host.agent()
+    host.folder.chmod(0o755)
+    host.code = str(jobs)
+    host.preload = ["poor"]
     first = host.begin(agent, "idle")
     failed = refused(host, agent, "idle")
     assert (failed.code, failed.retry) == ("fork_failed", True)

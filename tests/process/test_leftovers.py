@@ -15,7 +15,7 @@ def test_daemonising_counts_as_1(host, agent, alive, how):
     ended = host.run(agent, "leave_child", {"code": 0, "how": how})
     assert (ended.facts["cause"], ended.facts["code"]) == ("daemonised", 1)
     assert not alive(host.said(ended.slot)[0]["child"])
-    assert not [p for p in procfs.pids() if (q := procfs.read(p)) and q.parent == host.pid]
+    assert not host.strays()
 
 
 def test_helpers_that_end_by_themselves_are_no_daemons(host, agent):

@@ -44,6 +44,7 @@ from posthouse_agent.warden_effects import (
     ProcessEnded,
     ProcessStuck,
     Reap,
+    Recall,
     Recovered,
     Started,
     Tell,
@@ -85,6 +86,7 @@ class World(RuleBasedStateMachine):
     def boot(self, recovered):
         self.core = WardenCore(instance="1" * 32, kind="fenced", boot_id="b", pid=1)
         self.processes = {}  # token -> slot; zombies too
+        self.waiting = {}  # token -> order: forks that are not answered yet
         self.attached = False
         self.ended = False
         self.snapshot = []
@@ -107,7 +109,10 @@ class World(RuleBasedStateMachine):
                     assert (Intent, order.token) in recorded
                     assert at == len(effects) - 1
                     assert order.slot not in self.processes.values(), "two processes of one slot"
-                    told += self.answer_fork(order)
+                    told += self.fork(order)
+                case Recall(token=token):
+                    assert token not in self.processes
+                    del self.waiting[token]
                 case Kill(token=token, signal=number):
                     assert token in self.processes
                     assert 0 < number <= 64
@@ -130,6 +135,12 @@ class World(RuleBasedStateMachine):
                     self.ended = True
         return told
 
+    def fork(self, order):
+        if not self.defer:
+            return self.answer_fork(order)
+        self.waiting[order.token] = order
+        return []
+
     def answer_fork(self, order):
         if self.refuse:
             return self.give(
@@ -140,20 +151,24 @@ class World(RuleBasedStateMachine):
         return self.give(ForkDone(token=order.token, pid=self.pid, pid_start=self.pid * 7))
 
     refuse = False
+    defer = False
 
     # --- what happens ---
 
     @precondition(lambda self: not self.ended)
-    @rule(slot=SLOTS, refuse=st.booleans(), skip=st.integers(1, 3))
-    def start_new(self, slot, refuse, skip):
+    @rule(slot=SLOTS, refuse=st.booleans(), defer=st.booleans(), skip=st.integers(1, 3))
+    def start_new(self, slot, refuse, defer, skip):
         token = self.next_token
         self.next_token += skip
         self.drawn[token] = slot
-        self.refuse = refuse
-        busy = slot in self.processes.values()
+        self.refuse, self.defer = refuse, defer
+        busy = slot in (*self.processes.values(), *(o.slot for o in self.waiting.values()))
         buried = token <= self.core._highest.get(slot, -1)  # by a tombstone
         told = self.give(Ordered(start(token, slot)))
         if not self.attached or self.ended:
+            return
+        if token in self.waiting:
+            assert not told
             return
         (report,) = told
         if busy or refuse or buried or self.core._terminating:
@@ -161,6 +176,15 @@ class World(RuleBasedStateMachine):
         else:
             assert isinstance(report, Forked)
             assert token in self.processes
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data(), refuse=st.booleans())
+    def runtime_answers(self, data, refuse):
+        token = data.draw(st.sampled_from(sorted(self.waiting)))
+        self.refuse = refuse
+        told = self.answer_fork(self.waiting.pop(token))
+        if self.attached and not self.ended:
+            assert [type(report) for report in told] == [ForkFailed if refuse else Forked]
 
     @precondition(lambda self: self.drawn)
     @rule(data=st.data())
@@ -175,6 +199,7 @@ class World(RuleBasedStateMachine):
     @rule(token=st.integers(0, 12), slot=SLOTS, number=SIGNALS, grace_s=GRACES)
     def stop(self, token, slot, number, grace_s):
         slot = self.drawn.get(token, slot)
+        waited = token in self.waiting
         known = token in self.processes or token in self.core.exits
         told = self.give(
             Ordered(
@@ -183,6 +208,8 @@ class World(RuleBasedStateMachine):
         )
         if self.attached and not self.ended:
             expected = () if token in self.processes else (Ended,) if known else (StopUnknown,)
+            expected = (ForkFailed, StopUnknown) if waited else expected
+            assert token not in self.waiting
             assert tuple(map(type, told)) == expected
 
     @rule(token=st.integers(0, 12))
@@ -244,7 +271,7 @@ class World(RuleBasedStateMachine):
     @rule(rebooted=st.booleans(), compacted=st.booleans())
     def warden_dies(self, rebooted, compacted):
         """All workers are dead; the next warden owes exactly these exits and the old ones."""
-        owed = list(self.core.exits) + list(self.processes)
+        owed = list(self.core.exits) + list(self.processes) + list(self.waiting)
         facts = {e.token: e.facts for e in self.journal if isinstance(e, Exited)}
         if compacted:
             self.journal = self.core.entries()
@@ -337,14 +364,37 @@ def test_order_of_effects_at_an_end(core):
     assert [type(e) for e in effects] == [WriteJournal, Reap, Tell]
 
 
-def test_stop_while_the_fork_is_under_way(core):
-    """In the shell a fork answers at once; in the simulator it takes its time."""
+def test_start_that_waits_is_taken_back_by_its_stop(core):
+    """A fork may take its time: its runtime is being loaded. Nothing runs, so nothing is killed,
+    and the token never will."""
     core.handle(Ordered(start(1, 0)), Instant(0, 0))
     order = StopWorker(token=1, slot=0, reason="hold", signal=15, grace_s=5)
-    assert not [e for e in core.handle(Ordered(order), Instant(0, 0)) if isinstance(e, Kill)]
-    effects = core.handle(ForkDone(token=1, pid=9, pid_start=2), Instant(0, 0))
-    assert effects[-1] == Kill(1, 15)
-    assert core.handle(Tick(), Instant(5, 5)) == [Kill(1, 9)]
+    effects = core.handle(Ordered(order), Instant(0, 0))
+    assert effects[:2] == [Recall(1), WriteJournal(NotForked(token=1))]
+    failed, unknown = (effect.report for effect in effects[2:])
+    assert (failed.code, failed.retry) == ("recalled", True)
+    assert unknown == StopUnknown(token=1, slot=0)
+    assert core.deadline() is None
+    (again,) = core.handle(Ordered(start(1, 0)), Instant(0, 0))
+    assert again.report.code == "stale_token"
+
+
+@pytest.mark.parametrize("event", [AgentGone(), AgentAttached(Attach())])
+def test_start_that_waits_is_void_with_its_connection(core, event):
+    """The next agent's snapshot does not name it: it never ran and never will."""
+    core.handle(Ordered(start(1, 0)), Instant(0, 0))
+    effects = core.handle(event, Instant(0, 0))
+    assert effects[:2] == [Recall(1), WriteJournal(NotForked(token=1))]
+    assert not [e for e in effects if isinstance(e, Tell) and isinstance(e.report, ForkFailed)]
+    assert core.live == ()
+
+
+def test_start_that_waits_ends_with_the_warden(core):
+    core.handle(Ordered(start(1, 0)), Instant(0, 0))
+    effects = core.handle(Terminating(), Instant(0, 0))
+    assert effects[:2] == [Recall(1), WriteJournal(NotForked(token=1))]
+    assert effects[2].report.code == "stopping", "nobody's failure: the next warden starts it"
+    assert effects[-1] == End(0)
 
 
 def test_ladder(core):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from posthouse import limits
 from posthouse_agent import procfs
 from posthouse_agent.orders import (
     Attach,
@@ -210,9 +211,9 @@ def test_one_process_a_slot(host, agent):
 def test_repeated_start_is_answered_again_and_not_done_again(host, agent):
     order = host.order("idle")
     agent.give(order)
+    first = agent.expect(Forked)
     agent.give(order)
-    first, second = agent.expect(Forked), agent.expect(Forked)
-    assert first == second
+    assert agent.expect(Forked) == first
     agent.give(stop(first, signal_=0))
     agent.expect(Ended)
     agent.give(order)
@@ -509,8 +510,9 @@ def test_many_starts_leak_nothing(host, agent):
             os.close(fd)
     agent.give(StopWorker(token=9999, slot=9, reason="x", signal=0, grace_s=0))
     agent.expect(StopUnknown)  # all before it has been read
-    assert held() == before
-    assert not [p for p in procfs.pids() if (q := procfs.read(p)) and q.parent == host.pid]
+    # more or fewer spares, with two descriptors each
+    assert len(held()) <= len(before) + 2 * limits.spares_max
+    assert not host.strays()
 
 
 def test_warden_is_lean(host, agent):

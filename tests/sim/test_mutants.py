@@ -272,7 +272,7 @@ def host_is_given_more_than_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fleet, "free", lambda *_: 1)
 
 
-@mutant(7, 17, 20, within=50, only=("host rebooted", "warden killed"))
+@mutant(7, 17, 20, within=100, only=("host rebooted", "warden killed"))
 def reboot_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Hosts._missing
 

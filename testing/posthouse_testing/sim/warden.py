@@ -7,6 +7,7 @@ anything that rests on it is done, and a worker whose end cannot be written down
 
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from posthouse_agent import orders
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["WardenNode", "refused"]
 
 RETRY_S = 1.0  # after the disk refused something
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """The runtime of a start that waits is there."""
+
+    token: int
 
 
 class WardenNode(Node):
@@ -40,6 +48,7 @@ class WardenNode(Node):
         self.accepted: list[LocalSocket] = []
         self.behind = False  # an entry is missing in the journal
         self.unrecorded: list[warden.ProcessEnded] = []  # ends that wait for room on the disk
+        self.waiting: dict[int, orders.StartWorker] = {}  # for a process of their runtime
         self._answers: deque[Any] = deque()
 
     def begin(self) -> None:
@@ -83,6 +92,11 @@ class WardenNode(Node):
             event = self._read(*event)
             if event is None:
                 return
+        if isinstance(event, _Loaded):
+            # The process and the answer are one: nothing comes in between in the shell either.
+            if event.token not in self.waiting:
+                return
+            event = self.machine.fork(self.waiting.pop(event.token))
         if isinstance(event, warden.ProcessEnded) and self._no_room():
             # It stays a zombie: its end must not be forgotten, and cannot be written down yet.
             self.unrecorded.append(event)
@@ -116,6 +130,10 @@ class WardenNode(Node):
         if isinstance(entry, warden.Intent):
             self._answers.append(refused(entry.token, "the journal cannot be written"))
 
+    def _loaded(self, token: int) -> None:
+        if self.alive and token in self.waiting:
+            self.submit(_Loaded(token))
+
     def tick(self) -> None:
         self.handle(warden.Tick())
 
@@ -143,10 +161,11 @@ class WardenNode(Node):
         match effect:
             case warden.WriteJournal(entry):
                 machine.journal.append(entry)
-            case warden.Fork(order) if self._no_room():
-                self._answers.append(refused(order.token, "no room for the record of its exit"))
             case warden.Fork(order):
-                self._answers.append(machine.fork(order))
+                self._fork(order)
+            case warden.Recall(token):
+                self.world.figures["starts that were taken back"] += 1
+                del self.waiting[token]
             case warden.Kill(token, signal):
                 self.world.log(self.name, f"signal {signal} to token {token}")
                 machine.processes[token].kill(signal)
@@ -164,6 +183,17 @@ class WardenNode(Node):
             case warden.End():
                 self.world.log(self.name, "ends")
                 self.crash()
+
+    def _fork(self, order: orders.StartWorker) -> None:
+        if self._no_room():
+            self._answers.append(refused(order.token, "no room for the record of its exit"))
+        elif self.world.chance(0.2):
+            # Its zygote was killed, or its code has changed: a new one is being loaded.
+            self.waiting[order.token] = order
+            self.world.figures["starts that waited for their runtime"] += 1
+            self.world.after(self.world.random.uniform(0.05, 3.0), self._loaded, order.token)
+        else:
+            self._answers.append(self.machine.fork(order))
 
     def crash(self) -> None:
         super().crash()

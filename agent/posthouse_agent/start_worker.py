@@ -1,0 +1,47 @@
+"""With what a worker is started: the agent's order, and what the warden adds to it.
+
+Owns: the two records. Must not know: how they travel. Invariant: standard library only, no I/O:
+agent, warden and, in an application's own environment, the worker itself use them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Inheritance", "StartWorker"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartWorker:
+    """Fork. Refused (ForkFailed, code "stale_token") if the token is not higher than every token
+    this warden has seen for the slot, started or stopped. `runtime` is the name of the host's
+    runtime; the rest of it is what its zygote is made from."""
+
+    token: int
+    registry: str
+    slot: int
+    generation: int
+    incarnation: int
+    revision: int
+    host: str
+    spec: dict[str, Any]
+    runtime: str = "default"
+    python: str = ""  # "": the warden's own interpreter
+    path: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+    preload: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inheritance:
+    """What the warden hands to a worker: descriptors, and what it must check or restore."""
+
+    warden_pid: int
+    cookie: str
+    nofile_soft: int  # the limit before the warden raised its own
+    log_fd: int
+    channel_fd: int
+    latch_fd: int
+    last_words_fd: int
+    host_lock_fd: int
+    user: str | None = None  # whom it becomes; None: it stays who the warden is
+    oom_score: int | None = None  # in place of the warden's own; None: it has that one anyway

@@ -1,0 +1,3 @@
+"""Says no."""
+
+raise ValueError("not today")

@@ -1,0 +1,5 @@
+"""Does not end loading."""
+
+import time
+
+time.sleep(600)

@@ -1,0 +1,5 @@
+"""Leaves."""
+
+import sys
+
+sys.exit(3)

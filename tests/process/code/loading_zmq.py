@@ -1,0 +1,3 @@
+"""Loads ZeroMQ."""
+
+import zmq  # noqa: F401

@@ -1,0 +1,232 @@
+"""Workers come from their runtime's zygote: whatever dies there, nothing is lost or doubled."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from posthouse import limits
+from posthouse_agent import procfs
+from posthouse_agent.orders import Confirm, Ended, Forked, ForkFailed, RenewRuntime, StopWorker
+
+
+def zygote_of(host):
+    """The zygote is its own session's leader; its spares are in that session."""
+    (pid,) = {procfs.read(pid).session for pid in host.zygotes()}
+    return pid
+
+
+def spares_of(host):
+    return [pid for pid in host.zygotes() if procfs.read(pid).session != pid]
+
+
+def test_worker_is_the_wardens_child_and_alone_in_its_session(host, agent):
+    forked = host.begin(agent, "idle")
+    worker = procfs.read(forked.pid)
+    assert (worker.parent, worker.session) == (host.pid, forked.pid)
+    assert procfs.read(zygote_of(host)).parent == host.pid
+    assert (forked.runtime, len(forked.code)) == ("default", 12)
+
+
+def test_zygote_dies_and_workers_live_on(host, agent, alive):
+    forked = host.begin(agent, "idle")
+    os.kill(zygote_of(host), signal.SIGKILL)
+    assert host.run(agent, "nothing").facts["code"] == 0
+    assert alive(forked.pid, forked.pid_start)
+
+
+def test_zygotes_and_spares_die_with_the_warden(host, agent, eventually, alive):
+    host.run(agent, "nothing")
+    ours = host.zygotes()
+    assert ours
+    os.kill(host.pid, signal.SIGKILL)
+    eventually(lambda: not any(map(alive, ours)))
+
+
+def test_zygotes_end_with_the_warden_s_own_end(host, agent, eventually, alive):
+    host.run(agent, "nothing")
+    ours = host.zygotes()
+    os.kill(host.pid, signal.SIGTERM)
+    assert host.process.wait(20) == 0
+    eventually(lambda: not any(map(alive, ours)))
+
+
+def test_zygotes_killed_again_and_again_while_starts_go_on(host, agent):
+    """Each start is answered once, with one process at the most that runs its main once."""
+    orders = {}
+    answered = {}
+    for _ in range(8):
+        for _ in range(3):
+            order = host.order("report")
+            orders[order.token] = order
+            agent.give(order)
+        for pid in host.zygotes():  # zygote, spares, and what is in the middle of a fork
+            os.kill(pid, signal.SIGKILL)
+        while set(answered) != set(orders):
+            report = agent.receive()
+            if isinstance(report, ForkFailed | Ended):
+                assert report.token not in answered
+                answered[report.token] = report
+    ended = [report for report in answered.values() if isinstance(report, Ended)]
+    for report in ended:
+        lines = host.said(report.slot) if host.log_path(report.slot).exists() else []
+        ran = sum("arg" in line for line in lines)
+        assert ran == (report.facts.get("code") == 0), "main ran once, or the worker was killed"
+    for report in answered.values():
+        if isinstance(report, ForkFailed):
+            assert not host.log_path(report.slot).exists() or not host.said(report.slot)
+    assert host.run(agent, "nothing").facts["code"] == 0
+    assert not host.strays()
+
+
+def test_dead_spare_is_passed_over(host, agent, eventually, alive):
+    host.run(agent, "nothing")
+    spares = eventually(lambda: spares_of(host))
+    for pid in spares:
+        os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not any(map(alive, spares)))
+    assert host.run(agent, "nothing").facts["code"] == 0
+
+
+def test_stopped_zygote_is_a_start_that_fails_in_time(host, agent, monkeypatch):
+    """Nobody waits for ever for a zygote that hangs: its start is taken back by a stop."""
+    host.run(agent, "nothing")
+    for pid in host.zygotes():
+        os.kill(pid, signal.SIGKILL)
+    host.runtime_name, host.preload = "slow", ["endless"]
+    order = host.order("nothing")
+    agent.give(order)
+    agent.give(StopWorker(token=order.token, slot=order.slot, reason="x", signal=0, grace_s=0))
+    failed = agent.expect(ForkFailed, order.token)
+    assert (failed.code, failed.retry) == ("recalled", True)
+    host.runtime_name, host.preload = "default", []
+    assert host.run(agent, "nothing").facts["code"] == 0
+
+
+def test_runtime_has_its_path_environment_and_preloads(host, agent):
+    host.runtime_name, host.preload = "loaded", ["preloaded"]
+    host.runtime_env = {"SETTING": "seven"}
+    forked = host.begin(agent, "preloaded:look")
+    (said,) = host.said(forked.slot)
+    assert said["setting"] == "seven"
+    assert said["loaded_by"] != forked.pid, "loaded in the worker, not in its zygote"
+    assert said["alarm"], "the handler that the preload had installed is still there"
+    assert said["gc"] == [True, True]
+    other = host.begin(agent, "preloaded:look")
+    assert host.said(other.slot)[0]["loaded_by"] == said["loaded_by"]
+    assert said["random"] != host.said(other.slot)[0]["random"]
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("absent", "preload absent: ModuleNotFoundError: No module named 'absent'"),
+        ("broken", "preload broken: ValueError: not today"),
+        ("leaving", "preload leaving: SystemExit: 3"),
+        ("threading_one", "preload threading_one starts threads (1)"),
+        ("loading_zmq", "preload loading_zmq loads ZeroMQ"),
+    ],
+)
+def test_preloads_that_do_not_bear_a_fork_are_refused(host, agent, module, reason):
+    host.runtime_name, host.preload = "bad", ["json", module]
+    order = host.order("nothing")
+    agent.give(order)
+    failed = agent.expect(ForkFailed, order.token)
+    assert failed.reason.startswith(f"runtime 'bad': {reason}")
+    assert (failed.code, failed.retry) == ("preload_failed", False)
+    host.runtime_name, host.preload = "default", []
+    assert host.run(agent, "nothing").facts["code"] == 0
+
+
+def test_interpreter_that_cannot_be_run(host, agent, tmp_path):
+    host.runtime_name, host.interpreter = "gone", str(tmp_path / "python")
+    order = host.order("nothing")
+    agent.give(order)
+    failed = agent.expect(ForkFailed, order.token)
+    assert (failed.code, failed.retry) == ("runtime_unusable", True)
+    assert f"{tmp_path}/python: No such file" in failed.reason
+
+
+def test_changed_file_renews_the_zygote_and_leaves_workers_alone(host, agent, alive):
+    code = host.folder / "code"
+    code.mkdir()
+    module = code / "versioned.py"
+    body = "import json, time\ndef look(arg):\n    print(json.dumps({'version': VERSION}))\n"
+    body += "    time.sleep(600)\n"
+    module.write_text("VERSION = 1\n" + body)
+    host.code, host.preload = str(code), ["versioned"]
+    old = host.begin(agent, "versioned:look")
+    _write_later(module, "VERSION = 2\n" + body)
+    new = host.begin(agent, "versioned:look")
+    assert [host.said(f.slot)[0]["version"] for f in (old, new)] == [1, 2]
+    assert old.code != new.code
+    assert alive(old.pid, old.pid_start)
+    same = host.begin(agent, "versioned:look")
+    assert same.code == new.code
+
+
+def _write_later(path, text):
+    """With another time than before, whatever the clock of the file system."""
+    before = path.stat().st_mtime_ns
+    path.write_text(text)
+    while path.stat().st_mtime_ns == before:
+        time.sleep(0.005)
+        path.write_text(text)
+
+
+def test_renewal_on_demand(host, agent, alive):
+    forked = host.begin(agent, "idle")
+    before = zygote_of(host)
+    agent.give(RenewRuntime(name="default"))
+    host.run(agent, "nothing")
+    assert zygote_of(host) != before
+    assert alive(forked.pid, forked.pid_start)
+
+
+def test_changed_configuration_makes_a_new_zygote(host, agent):
+    host.run(agent, "nothing")
+    before = zygote_of(host)
+    host.runtime_env = {"NEW": "1"}
+    ended = host.run(agent, "environment")
+    assert host.said(ended.slot)[0]["env"]["NEW"] == "1"
+    assert zygote_of(host) != before
+
+
+def test_no_variable_of_ours_is_left_over(host, agent):
+    """The loader's option is the zygote's own."""
+    ended = host.run(agent, "environment")
+    assert "LD_BIND_NOW" not in host.said(ended.slot)[0]["env"]
+    host.runtime_env = {"LD_BIND_NOW": "x"}
+    ended = host.run(agent, "environment")
+    assert host.said(ended.slot)[0]["env"]["LD_BIND_NOW"] == "x"
+
+
+def test_largest_registration(host, agent):
+    """It does not fit into one packet between warden and spare."""
+    arg = {"text": "\x01" * 30_000, "bytes": b"\xff" * 30_000, "odd": {"$bytes": [{"$map": 1}]}}
+    ended = host.run(agent, "report", arg, extra=b"\x00" * limits.extra_bytes_max)
+    told = host.said(ended.slot)[0]
+    assert told["main_arg"] == repr(arg)
+    assert told["extra"] == "00" * limits.extra_bytes_max
+    agent.give(Confirm(tokens=[ended.token]))
+
+
+def test_many_starts_at_once(host, agent):
+    orders = [host.order("nothing") for _ in range(40)]
+    for order in orders:
+        agent.give(order)
+    pids = {agent.expect(Forked, order.token).pid for order in orders}
+    assert len(pids) == len(orders)
+    for order in orders:
+        assert agent.expect(Ended, order.token).facts["code"] == 0
+    assert len(spares_of(host)) <= limits.spares_max + limits.spares_at_once_max
+
+
+def test_files_of_the_zygote_are_closed_in_a_worker(host, agent):
+    ended = host.run(agent, "descriptors")
+    targets = sorted(host.said(ended.slot)[0]["fds"].values())
+    sockets = [target for target in targets if target.startswith("socket:")]
+    assert len(sockets) == 1, "its channel, and nothing of the zygote's"
+    assert str(Path(host.home, "host.lock")) in targets
