@@ -123,7 +123,7 @@ def test_runtime_has_its_path_environment_and_preloads(host, agent):
     ("module", "reason"),
     [
         ("absent", "preload absent: ModuleNotFoundError: No module named 'absent'"),
-        ("broken", "preload broken: ValueError: not today"),
+        ("failing_at_import", "preload failing_at_import: ValueError: not today"),
         ("leaving", "preload leaving: SystemExit: 3"),
         ("threading_one", "preload threading_one starts threads (1)"),
         ("loading_zmq", "preload loading_zmq loads ZeroMQ"),
