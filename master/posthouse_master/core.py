@@ -537,8 +537,8 @@ class MasterCore:
     def _host_due(self, turn: Turn, name: Any) -> None:
         self.hosts.not_back(turn, name)
 
-    def _shutdown_due(self, turn: Turn, _subject: Any) -> None:
-        self.shutdown.finish(turn)
+    def _shutdown_due(self, turn: Turn, subject: Any) -> None:
+        self.shutdown.due(turn, subject)
 
     def _phase_due(self, turn: Turn, _subject: Any) -> None:
         self.phases.go_on(turn)

@@ -40,6 +40,7 @@ _OPERATORS: Final = frozenset(
     (StopReason.TERMINATE, StopReason.HOLD, StopReason.RESTART, StopReason.APPLY, StopReason.DRAIN)
 )
 _STRONGER_THAN_HOLD: Final = (StopReason.TERMINATE, StopReason.HOLD)
+_STRONGER_THAN_SHUTDOWN: Final = _STRONGER_THAN_HOLD  # what they ask for outlives the shutdown
 
 
 def _choked(session: Session) -> bool:
@@ -98,6 +99,8 @@ class Lifecycle:
         self._chronicle = chronicle
         self._timers = timers
         self._draw = draw  # from 0 up to 1, for jitter
+        # Signal and grace of a shutdown, written by ShutdownWatch; None: the worker's own.
+        self.shutdown_manner: tuple[str | None, float | None] = (None, None)
         # Ends of incarnations in this term, by what ended them.
         self.exits: Counter[str] = Counter()
 
@@ -430,13 +433,15 @@ class Lifecycle:
         """Have its process ended (M8). The word is durable before STOP leaves; a host that is
         away hears it with its next inventory."""
         first = registration.stopping is None
-        terminating = registration.stopping is StopReason.TERMINATE
-        if not terminating:
+        stronger = registration.stopping is StopReason.TERMINATE or (
+            reason is StopReason.SHUTDOWN and registration.stopping in _STRONGER_THAN_SHUTDOWN
+        )
+        if not stronger:
             self._registry.move(registration, Step.STOP, stopping=reason, stop_by=by)
             self._chronicle.record(
                 turn, EventKind.STOP_REQUESTED, registration, stop=reason, by=by, rule="M8"
             )
-        if first or signal is not None:
+        if first or signal is not None or grace_s is not None:
             self.send_stop(turn, registration, signal=signal, grace_s=grace_s)
 
     def send_stop(
@@ -454,6 +459,13 @@ class Lifecycle:
         if session is None:
             return
         spec = registration.spec
+        if self._starter.phase is Phase.STOPPING:
+            # Also who is stopped for another reason, and whose host was away when it began.
+            manner, bound_s = self.shutdown_manner
+            signal = manner or signal
+            grace_s = min(
+                (given for given in (grace_s, bound_s) if given is not None), default=None
+            )
         self._door.command(
             turn,
             session,

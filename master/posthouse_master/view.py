@@ -124,9 +124,7 @@ class View:
     @property
     def phase(self) -> tuple[Phase, str]:
         """Where the cluster is, and why."""
-        phase = self._starter.phase
-        stopping = "the cluster is shutting down"
-        return phase, stopping if phase is Phase.STOPPING else self._starter.phase_detail
+        return self._starter.phase, self._starter.phase_detail
 
     def host(self, host: Host, now: Instant) -> HostInfo:
         placed = self._registry.placed_on(host.name)

@@ -93,6 +93,7 @@ starts_in_flight_max: Final = 64  # of one host: at 2 ms a fork, 130 ms until a 
 start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
 
 starts_per_round: Final = 128  # that a change of the phase leads to between two looks at events
+shutdown_away_s: Final = 10.0  # for a host that is away to be heard: its agent may be starting anew
 phase_look_s: Final = 1.0  # between two questions to the followed server: promotion is seen in 1 s
 phase_answer_s: Final = 5.0  # for one of its answers; a server that takes longer is not reachable
 phase_words_max: Final = 16  # of it that wait for the loop; older ones are out of date

@@ -1,5 +1,8 @@
 """`posthouse shutdown`: the workers end, then the master; registrations stay."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,37 @@ def test_smart_waits_for_the_workers_and_takes_no_new_ones(running):
     # A harder mode takes over.
     assert cluster.run("shutdown").returncode == 0
     assert cluster.run("ps", "--timeout", "0.3").returncode == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_master_ends_the_master_and_nothing_else(running, number):
+    """PostgreSQL's postmaster takes its workers along; here a master is upgraded at noon."""
+    cluster, pid = running
+    cluster.master.signal(number)
+    assert cluster.master.wait() == 0
+    assert sweep.identify(pid) is not None
+    cluster.master.start()
+    cluster.wait_for_hosts()
+    assert int(cluster.run("pid", "jobs.idle").stdout) == pid
+    told = cluster.run("events", "--json", "jobs.idle").stdout
+    assert '"stop_requested"' not in told
+    assert '"exited"' not in told
+
+
+def test_a_shutdown_waits_for_a_host_that_is_away_for_a_moment(running):
+    cluster, pid = running
+    cluster.agent("a").signal(signal.SIGSTOP)
+    while "unreachable" not in cluster.run("hosts").stdout:
+        assert cluster.master.alive
+    asked = subprocess.Popen(
+        [sys.executable, "-P", "-m", "posthouse_cli", "shutdown"],
+        env=cluster.command_env(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while "stopping" not in cluster.run("hosts").stderr:
+        assert asked.poll() is None
+    cluster.agent("a").signal(signal.SIGCONT)
+    told, _ = asked.communicate(timeout=30)
+    assert (asked.returncode, told) == (0, "fast shutdown\n")
+    assert sweep.identify(pid) is None
