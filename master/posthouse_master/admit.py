@@ -10,7 +10,13 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Final
 
-from posthouse.errors import AlreadyRegistered, NoFreeSlot, RefusedError, UnknownHost
+from posthouse.errors import (
+    AlreadyRegistered,
+    NoFreeSlot,
+    NotPermitted,
+    RefusedError,
+    UnknownHost,
+)
 from posthouse.spec import BackgroundWorker
 from posthouse_master.placement import Fleet, Host
 from posthouse_master.registry import Registration, Registry
@@ -18,6 +24,7 @@ from posthouse_master.registry import Registration, Registry
 __all__ = ["Admit"]
 
 _DEFAULTS: Final = {f.name: f.default for f in fields(BackgroundWorker)}
+_RESERVED: Final = ("config", "library:")
 _HOSTS_SHOWN: Final = 32
 _HOLDERS_SHOWN: Final = 5
 
@@ -50,6 +57,16 @@ class Admit:
                     rule=told,
                 )
 
+    def source(self, name: str) -> None:
+        """Raises NotPermitted for one that only the master's own configuration has (S1)."""
+        if name.startswith(_RESERVED):
+            raise NotPermitted(
+                f"source {name!r} is the master's own configuration: static registration is "
+                "possible only in its [[worker]] tables and in posthouse_init(registry) of its "
+                "preload_libraries, as it begins",
+                hint=f"sources that begin with {' or '.join(_RESERVED)} are reserved",
+            )
+
     def unique(self, spec: BackgroundWorker) -> None:
         """Raises AlreadyRegistered."""
         holder = self._registry.named(spec.name) if spec.unique else None
@@ -77,9 +94,8 @@ class Admit:
             )
         return host
 
-    def slots(self, specs: Iterable[BackgroundWorker], *, unknown_hosts: bool = False) -> None:
-        """Raises NoFreeSlot or UnknownHost if not all of these can be registered together. With
-        `unknown_hosts` a host that has not joined yet is none of the reasons."""
+    def slots(self, specs: Iterable[BackgroundWorker]) -> None:
+        """Raises NoFreeSlot or UnknownHost if not all of these can be registered together."""
         pinned: Counter[str] = Counter()
         count = 0
         for spec in specs:
@@ -88,11 +104,29 @@ class Admit:
                 pinned[spec.host] += 1
         self._registry.want_slots(count)
         for name, wanted in pinned.items():
-            if unknown_hosts and name not in self._fleet.hosts:
-                continue
             host = self.known_host(name)
             if self._fleet.free(host) < wanted:
                 raise self._full(host, wanted)
+
+    def surplus(self, specs: Iterable[BackgroundWorker]) -> dict[int, NoFreeSlot]:
+        """Those for which no slot is left if they are registered in this order (S3), by their
+        place. A host that has not joined yet has room for any number."""
+        refused: dict[int, NoFreeSlot] = {}
+        pinned: Counter[str] = Counter()
+        count = 0
+        for at, spec in enumerate(specs):
+            host = self._fleet.hosts.get(spec.host or "")
+            try:
+                self._registry.want_slots(1, ahead=count)
+                if host is not None and self._fleet.free(host) <= pinned[host.name]:
+                    raise self._full(host, 1)
+            except NoFreeSlot as error:
+                refused[at] = error
+                continue
+            count += 1
+            if host is not None:
+                pinned[host.name] += 1
+        return refused
 
     def _full(self, host: Host, wanted: int) -> NoFreeSlot:
         placed = self._registry.placed_on(host.name).values()

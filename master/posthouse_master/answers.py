@@ -144,6 +144,7 @@ class Answers:
             more=len(found) < len(names),
             phase=phase,
             phase_detail=detail,
+            reports=[] if message.after else self._view.reports,
         )
 
     def explain(self, turn: Turn, _session: Session, message: Explain) -> Explained:

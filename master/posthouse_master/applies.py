@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from posthouse import limits
-from posthouse.errors import NotPermitted, RefusedError, ShuttingDown, UploadLost
+from posthouse.errors import RefusedError, ShuttingDown, UploadLost
 from posthouse.messages import (
     Applied,
     Apply,
@@ -27,6 +27,7 @@ from posthouse.messages import (
 from posthouse.records import HandleRef
 from posthouse.spec import BackgroundWorker
 from posthouse.states import Phase
+from posthouse_master.admit import Admit
 from posthouse_master.declare import Declaration, Declarations, Plan
 from posthouse_master.groups import Groups
 from posthouse_master.registry import Registration, Registry
@@ -34,10 +35,7 @@ from posthouse_master.sessions import Session
 from posthouse_master.starter import Starter
 from posthouse_master.turn import Turn
 
-__all__ = ["RESERVED_SOURCES", "Applies"]
-
-RESERVED_SOURCES: Final = ("config", "library:")
-"""Sources that only the master's own configuration registers under."""
+__all__ = ["Applies"]
 
 _size_of: Final = msgspec.msgpack.Encoder().encode
 
@@ -59,11 +57,13 @@ class Applies:
         starter: Starter,
         groups: Groups,
         declarations: Declarations,
+        admit: Admit,
     ) -> None:
         self._registry = registry
         self._starter = starter
         self._groups = groups
         self._declarations = declarations
+        self._admit = admit
         self._uploads: dict[bytes, _Upload] = {}  # by session
 
     def __repr__(self) -> str:
@@ -104,11 +104,7 @@ class Applies:
         return Done(request=message.request)
 
     def apply(self, turn: Turn, session: Session, message: Apply) -> Applied:
-        if message.source.startswith(RESERVED_SOURCES):
-            raise NotPermitted(
-                f"source {message.source!r} is the master's own configuration",
-                hint=f"sources that begin with {' or '.join(RESERVED_SOURCES)} are reserved",
-            )
+        self._admit.source(message.source)
         self._open()
         plan = self._declarations.plan(
             Declaration(

@@ -76,6 +76,7 @@ class Commands:
         spec = BackgroundWorker.from_wire(message.spec)
         if self._starter.phase is Phase.STOPPING:
             raise ShuttingDown("the cluster is shutting down", hint="register again when it is up")
+        self._admit.source(message.source)
         self._admit.offered(spec)
         self._admit.unique(spec)
         self._admit.slots([spec])

@@ -72,6 +72,7 @@ from posthouse_master.chronicle import Chronicle
 from posthouse_master.commands import Commands
 from posthouse_master.declare import Declarations
 from posthouse_master.effects import (
+    Configured,
     Effect,
     Input,
     Interrupted,
@@ -98,6 +99,7 @@ from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.shutdown import ShutdownWatch
 from posthouse_master.starter import Starter
+from posthouse_master.static import StaticRegistrations
 from posthouse_master.store.base import Counters, Life, PutCounters, PutState, Snapshot
 from posthouse_master.strays import Strays
 from posthouse_master.thrift import afford
@@ -162,7 +164,8 @@ class MasterCore:
         self.groups = Groups(self.registry, self.lifecycle, self.starter, self.fleet, admit)
         self.rollout = Rollout(self.registry, self.lifecycle, self.starter, self._timers)
         self.declarations = Declarations(self.registry, self.lifecycle, self.groups, admit)
-        self._applies = Applies(self.registry, self.starter, self.groups, self.declarations)
+        self._applies = Applies(self.registry, self.starter, self.groups, self.declarations, admit)
+        self.static = StaticRegistrations(self.registry, self.starter, self.declarations)
         strays = Strays(self.registry, self.starter, self.door, self._timers)
         self.hosts = Hosts(
             self.registry,
@@ -195,6 +198,7 @@ class MasterCore:
             self.fleet,
             self.starter,
             self.rollout,
+            self.static,
             self.door,
             self._timers,
         )
@@ -282,6 +286,8 @@ class MasterCore:
                 self._room(turn, event)
             case PhaseChanged():
                 self.phases.changed(turn, event)
+            case Configured():
+                self.static.begin(turn, event)
             case Interrupted(reason):
                 turn.goodbye = reason
                 turn.halt(0, reason)

@@ -34,6 +34,7 @@ from posthouse.transport import Context, Listener, new_context, open_router
 from posthouse.zap import Gate
 from posthouse_master.core import MasterCore, MasterPolicy
 from posthouse_master.effects import (
+    Configured,
     Effect,
     Halt,
     Input,
@@ -48,7 +49,9 @@ from posthouse_master.effects import (
     Send,
     Tick,
 )
+from posthouse_master.gather import gather
 from posthouse_master.phase_source import PhaseSource, open_source
+from posthouse_master.preload import preload
 from posthouse_master.store.base import Op, RegistryRefused, Store, StoreFull
 from posthouse_master.store.sqlite import SqliteStore
 from posthouse_master.web.meter import Meter
@@ -68,6 +71,7 @@ _WARNINGS: Final = frozenset(
         "disk.none",
         "host.down",
         "session.refused",
+        "static.skipped",
         "peer.bad_frame",
         "worker.stray",
         "worker.start_failed",
@@ -104,6 +108,11 @@ def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     window = _window(settings, meter, opened)
     shell = _Shell(core, store, listeners, source, log, meter, window)
     with _signals() as interrupts:
+        try:
+            shell.configure(_static(settings, interrupts, log))
+        except StoreError as error:
+            log.critical("master.failed", code=error.code, reason=error.message, hint=error.hint)
+            return 1
         systemd.ready(f"epoch {core.term.epoch}")
         log.info(
             "master.ready",
@@ -222,6 +231,26 @@ def _begin(settings: MasterSettings, store: Store, source: PhaseSource | None) -
     return core
 
 
+def _static(settings: MasterSettings, interrupts: "_Interrupts", log: Any) -> Configured | None:
+    """The static registrations, once every library has answered or failed. None if the master is
+    to end before: then none of them has failed, and none is registered."""
+    if settings.preload_libraries:
+        systemd.status("loading preload_libraries")
+    libraries = preload(settings, interrupts.descriptor)
+    if libraries is None:
+        return None
+    for library in libraries:
+        level = log.warning if library.failed else log.info
+        level(
+            "library.failed" if library.failed else "library.loaded",
+            library=library.name,
+            workers=len(library.workers),
+            output=library.output,
+            output_lost_bytes=library.output_lost,
+        )
+    return gather(settings, libraries)
+
+
 class _Shell:
     """Runs the effects of one core. One thread."""
 
@@ -244,6 +273,18 @@ class _Shell:
         self._meter = meter
         self._window = window
         self._gone: dict[Peer, None] = {}  # peers that a frame did not reach
+
+    def configure(self, configured: Configured | None) -> None:
+        """Make the static registrations durable, before anybody is heard (S5)."""
+        if configured is None:
+            return
+        now = _now()
+        space = self._store.reserve.look(now.boot_s)
+        effects: list[Effect] = []
+        if space is not None:
+            self._room = space.room
+            effects += self._core.handle(space, now)
+        self._carry_out([*effects, *self._core.handle(configured, now)])
 
     def loop(self, interrupts: "_Interrupts") -> Halt:
         poller = zmq.Poller()

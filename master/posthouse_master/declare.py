@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from posthouse import limits
-from posthouse.errors import InvalidField, RefusedError
+from posthouse.errors import InvalidField, PosthouseError, RefusedError
 from posthouse.messages import Declared
 from posthouse.rules import refusal
 from posthouse.spec import BackgroundWorker
@@ -24,7 +24,7 @@ from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.turn import Turn
 
-__all__ = ["Declaration", "Declarations", "Plan", "Step"]
+__all__ = ["Declaration", "Declarations", "Left", "Plan", "Step"]
 
 Action = Literal["create", "update", "prune", "finished"]
 
@@ -35,7 +35,9 @@ _unpack: Final = msgspec.msgpack.Decoder(dict[str, Any]).decode
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
     """What a source wants. `by`: on whose word. `at_start`: the master's own configuration, as it
-    begins: hosts may be unknown yet, and what somebody terminated is not brought back."""
+    begins: hosts may be unknown yet, what somebody terminated is not brought back, and what breaks
+    a rule is left out instead of costing the rest. `keep`: names that are not declared, and that
+    are not ended for it; with "" among them nothing is, as it could be any."""
 
     source: str
     workers: Sequence[Declared]
@@ -43,10 +45,21 @@ class Declaration:
     prune: bool = True
     max_unavailable: int = 1
     at_start: bool = False
+    keep: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What is left out: an entry of the declaration by its number, or a member of its group."""
+
+    number: int
+    name: str
+    error: PosthouseError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
+    number: int
     spec: BackgroundWorker
     packed: bytes
     group: str
@@ -71,6 +84,7 @@ class Plan:
     steps: tuple[Step, ...]
     groups: tuple[Group, ...]
     unchanged: int
+    left: tuple[Left, ...] = ()
 
     def count(self, action: Action) -> int:
         return sum(step.action == action for step in self.steps)
@@ -98,8 +112,12 @@ class Declarations:
             )
         wanted: dict[str, _Wanted] = {}
         groups: list[Group] = []
-        for entry in declaration.workers:
-            self._expand(declaration, entry, wanted, groups)
+        left: list[Left] = []
+        for number, entry in enumerate(declaration.workers):
+            try:
+                self._expand(declaration, number, entry, wanted, groups)
+            except PosthouseError as error:
+                _leave(declaration, left, number, str(entry.spec.get("name", "")), error)
         if len(wanted) > limits.declaration_workers_max:
             raise RefusedError(
                 f"the declaration comes to {len(wanted)} workers with all replicas: "
@@ -109,20 +127,25 @@ class Declarations:
         unchanged = 0
         steps: list[Step] = []
         for name, each in wanted.items():
-            step = self._step(declaration, name, each)
+            try:
+                step = self._step(declaration, name, each)
+            except PosthouseError as error:
+                _leave(declaration, left, each.number, name, error)
+                continue
             if step is None:
                 unchanged += 1
             else:
                 steps.append(step)
-        created = [step.wanted.spec for step in steps if step.action == "create" and step.wanted]
-        self._admit.slots(created, unknown_hosts=declaration.at_start)
-        prunes = self._prunes(declaration, wanted, {group.name for group in groups})
+        steps = self._with_slots(declaration, steps, left)
+        keep = declaration.keep | {each.name for each in left}
+        prunes = self._prunes(declaration, wanted, {group.name for group in groups}, keep)
         return Plan(
             declaration=declaration,
             # What goes away goes first: its slots are then free for what comes.
             steps=(*prunes, *steps),
             groups=tuple(groups),
             unchanged=unchanged,
+            left=tuple(left),
         )
 
     def carry_out(self, turn: Turn, plan: Plan) -> dict[str, Registration]:
@@ -163,6 +186,7 @@ class Declarations:
     def _expand(
         self,
         declaration: Declaration,
+        number: int,
         entry: Declared,
         wanted: dict[str, _Wanted],
         groups: list[Group],
@@ -173,7 +197,7 @@ class Declarations:
             self._admit.offered(spec)
             if not spec.unique:
                 raise refusal("unique", False, "True: a declaration knows workers by their names")
-            members = {spec.name: spec}
+            group, members = None, {spec.name: spec}
             if entry.replicas is not None:
                 group = self._groups.wanted(
                     spec,
@@ -182,20 +206,23 @@ class Declarations:
                     by=declaration.by,
                     max_unavailable=declaration.max_unavailable,
                 )
-                groups.append(group)
                 members = self._groups.members(group)
         except InvalidField as error:
             raise InvalidField(
                 f"worker {name!r}: {error.message}", hint=error.hint, **error.detail, worker=name
             ) from None
-        for member, made in members.items():
+        for member in members:
             if member in wanted:
                 raise refusal("name", member, "declared once")
+        for member, made in members.items():
             wanted[member] = _Wanted(
+                number=number,
                 spec=made,
                 packed=_pack(made.to_wire()),
-                group="" if entry.replicas is None else spec.name,
+                group="" if group is None else group.name,
             )
+        if group is not None:
+            groups.append(group)
 
     def _step(self, declaration: Declaration, name: str, wanted: _Wanted) -> Step | None:
         """What is to be done about a name that is wanted; None if nothing."""
@@ -218,32 +245,66 @@ class Declarations:
             fields=_differing(holder.packed, wanted.packed),
         )
 
+    def _with_slots(
+        self, declaration: Declaration, steps: list[Step], left: list[Left]
+    ) -> list[Step]:
+        """The steps for which there are slots: all of them, or else those that come first."""
+        creates = [(step, step.wanted) for step in steps if step.action == "create" and step.wanted]
+        if not declaration.at_start:
+            self._admit.slots([wanted.spec for _, wanted in creates])
+            return steps
+        refused = self._admit.surplus([wanted.spec for _, wanted in creates])
+        for at, error in refused.items():
+            step, wanted = creates[at]
+            _leave(declaration, left, wanted.number, step.name, error)
+        without = {creates[at][0].name for at in refused}
+        return [step for step in steps if step.name not in without]
+
     def _stays_ended(self, declaration: Declaration, ended: Registration, wanted: _Wanted) -> bool:
         """Whether it has done what is asked for. What somebody terminated comes back at somebody's
-        word, and never because a master begins."""
+        word, and never because a master begins; what a declaration has ended, as it no longer
+        named it, comes back with being named again."""
         same = ended.source == declaration.source and ended.packed == wanted.packed
-        return same and (declaration.at_start or not ended.stop_by)
+        by_somebody = ended.stop_by not in ("", declaration.by)
+        return same and (not ended.stop_by or (declaration.at_start and by_somebody))
 
     def _prunes(
-        self, declaration: Declaration, wanted: dict[str, _Wanted], groups: set[str]
+        self,
+        declaration: Declaration,
+        wanted: dict[str, _Wanted],
+        groups: set[str],
+        keep: frozenset[str],
     ) -> list[Step]:
         """Those of the source that are no longer wanted. A group always has the members that it is
         declared with; one on each host keeps those on hosts that fit no longer."""
         return [
             Step(name=registration.name, action="prune", registration=registration)
             for registration in self._registry.of_source(declaration.source).values()
-            if registration.name not in wanted
+            if "" not in keep
+            and registration.name not in wanted
+            and registration.name not in keep
+            and (registration.group or registration.name) not in keep
             and (declaration.prune or registration.group in groups)
             and not (registration.group in groups and self._groups.is_each_host(registration.group))
         ]
 
     def _ended_groups(self, plan: Plan) -> list[str]:
-        kept = {group.name for group in plan.groups}
-        if not plan.declaration.prune:
+        kept = {group.name for group in plan.groups} | plan.declaration.keep
+        kept |= {each.name for each in plan.left}
+        if not plan.declaration.prune or "" in kept:
             return []
         return [
             name for name in self._groups.of_source(plan.declaration.source) if name not in kept
         ]
+
+
+def _leave(
+    declaration: Declaration, left: list[Left], number: int, name: str, error: PosthouseError
+) -> None:
+    """A declaration is refused for it, or goes on without it."""
+    if not declaration.at_start:
+        raise error
+    left.append(Left(number=number, name=name, error=error))
 
 
 def _differing(before: bytes, after: bytes) -> tuple[str, ...]:

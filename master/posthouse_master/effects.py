@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+from posthouse.messages import Declared
 from posthouse.states import Phase
 from posthouse_master.store.base import Op
 
 __all__ = [
+    "BadEntry",
+    "Configured",
     "Effect",
     "Halt",
     "Input",
@@ -29,6 +32,8 @@ __all__ = [
     "Room",
     "Send",
     "Space",
+    "StaticEntry",
+    "StaticSource",
     "Tick",
 ]
 
@@ -105,7 +110,43 @@ class PhaseChanged:
     detail: str
 
 
-Input = Received | Malformed | PeerGone | Tick | Interrupted | Space | PhaseChanged
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticEntry:
+    """One worker, or group, that is to be there as the master begins; `where` it says so."""
+
+    worker: Declared
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BadEntry:
+    """One that could not be read. `name` is what it calls itself, "" if that is not known."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticSource:
+    """What the tables of the configuration, or one library, want. `failed`: why that is not known;
+    what it wanted before then stays as it is."""
+
+    source: str
+    entries: tuple[StaticEntry, ...] = ()
+    bad: tuple[BadEntry, ...] = ()
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """The static registrations, once, before anybody is served. `libraries_named`: there are no
+    other libraries than those of `sources`; else nobody has said which there are."""
+
+    sources: tuple[StaticSource, ...]
+    libraries_named: bool
+
+
+Input = Received | Malformed | PeerGone | Tick | Interrupted | Space | PhaseChanged | Configured
 
 
 # --- effects ---

@@ -279,16 +279,17 @@ class Registry:
 
     # --- registering ---
 
-    def want_slots(self, count: int) -> None:
-        """Raises NoFreeSlot if so many cannot be taken."""
-        if self.live_count + count <= self.slots_max:
+    def want_slots(self, count: int, ahead: int = 0) -> None:
+        """Raises NoFreeSlot if so many cannot be taken, after the `ahead` others that will be."""
+        if self.live_count + ahead + count <= self.slots_max:
             return
         names = [r.name for r in self.workers(limit=_HOLDERS_SHOWN)]
         others = " and others" if self.live_count > len(names) else ""
         told = "all" if count == 1 else f"{count} are wanted, and {self.live_count} of the"
         raise NoFreeSlot(
             f"{told} {self.slots_max} slots of max_worker_processes are taken, "
-            f"by {', '.join(names) or 'nobody'}{others}",
+            f"by {', '.join(names) or 'nobody'}{others}"
+            f"{f' and by {ahead} that are declared before it' if ahead else ''}",
             hint="terminate a worker, or raise max_worker_processes of the master",
             limit="max_worker_processes",
             value=self.slots_max,
@@ -427,6 +428,10 @@ class Registry:
     def of_source(self, source: str) -> dict[Key, Registration]:
         """Live ones that this source registered. Not to be changed."""
         return self._sources.get(source, {})
+
+    def sources(self) -> list[str]:
+        """Who has registered live ones."""
+        return list(self._sources)
 
     def of_group(self, group: str) -> dict[Key, Registration]:
         """The live members of a group. Not to be changed."""

@@ -24,6 +24,7 @@ from posthouse_master.registry import Registration, Registry
 from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, TimerKey
 from posthouse_master.starter import Starter
+from posthouse_master.static import StaticRegistrations
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
 
@@ -43,6 +44,7 @@ class View:
         fleet: Fleet,
         starter: Starter,
         rollout: Rollout,
+        static: StaticRegistrations,
         door: FrontDoor,
         timers: Timers[TimerKey],
     ) -> None:
@@ -51,6 +53,7 @@ class View:
         self._fleet = fleet
         self._starter = starter
         self._rollout = rollout
+        self._static = static
         self._door = door
         self._timers = timers
 
@@ -125,6 +128,11 @@ class View:
     def phase(self) -> tuple[Phase, str]:
         """Where the cluster is, and why."""
         return self._starter.phase, self._starter.phase_detail
+
+    @property
+    def reports(self) -> list[str]:
+        """What of the configuration was skipped."""
+        return self._static.reports
 
     def host(self, host: Host, now: Instant) -> HostInfo:
         placed = self._registry.placed_on(host.name)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from posthouse.handle import EventStream, Explanation, Handle, Output
     from posthouse.ids import Cursor, HandleId
     from posthouse.messages import HostVerdict
+    from posthouse.preload import StaticRegistry
     from posthouse.records import ClusterPhase, Event, ExitFacts, HostInfo, Status, WorkerInfo
     from posthouse.settings import ClientSettings
     from posthouse.spec import BackgroundWorker
@@ -102,6 +103,7 @@ __all__ = [
     "ShutdownMode",
     "ShuttingDown",
     "StartTime",
+    "StaticRegistry",
     "Status",
     "StopReason",
     "StoreError",
@@ -125,6 +127,7 @@ _NAMES: Final = {
     "ids": "Cursor HandleId",
     "messages": "HostVerdict",
     "records": "ClusterPhase Event ExitFacts HostInfo Status WorkerInfo",
+    "preload": "StaticRegistry",
     "settings": "ClientSettings",
     "spec": "BackgroundWorker",
     "states": "DATABASE_CONNECTION NEVER_RESTART SHMEM_ACCESS EventKind Flags Phase ShutdownMode "

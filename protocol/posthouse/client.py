@@ -281,6 +281,15 @@ class Cluster:
         )
         return ClusterPhase(phase=page.phase, reason=page.phase_detail)
 
+    def reports(self, *, timeout: float | None = None) -> list[str]:
+        """What of the master's own configuration was skipped when it began, and why."""
+        page = self._connection.ask(
+            ListHosts(request=new_request_id(), limit=1),
+            HostsPage,
+            self._connection.deadline(timeout),
+        )
+        return page.reports
+
     def explain(
         self, ref: "str | HandleId | Handle", *, timeout: float | None = None
     ) -> Explanation:

@@ -20,6 +20,7 @@ from posthouse.config_keys import KEYS, Key, Rule, host_name, parse_duration, pa
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
 from posthouse.toml_file import nearest, read_toml, refusal
+from posthouse.worker_tables import read_worker_tables
 
 __all__ = [
     "KEYS",
@@ -57,11 +58,7 @@ class Loaded(Generic[Settings]):
 
 
 _RUNTIMES_MAX = 64
-_TABLES = {"master": ("phase",), "agent": ("runtime",), "client": ()}
-_LATER = {
-    "worker": "[[worker]] tables are not supported yet: register the workers from a client",
-    "preload_libraries": "preload_libraries is not supported yet",
-}
+_TABLES = {"master": ("phase", "worker"), "agent": ("runtime",), "client": ()}
 _OTHER_VARIABLES = frozenset(("POSTHOUSE_DIR", "POSTHOUSE_CONFIG"))
 
 
@@ -184,8 +181,6 @@ class _Loader:
             if name in keys or name in tables:
                 continue
             where = self.file.where(*path, name)
-            if not path and name in _LATER:
-                raise ConfigError(f"{where}: {_LATER[name]}", file=self.file.path, field=name)
             dotted = ".".join((*path, name))
             raise ConfigError(
                 f"{where}: unknown key {dotted!r}{nearest(name, [*keys, *tables])}",
@@ -215,6 +210,10 @@ def load_master(
         values["listen_agents"] = paths.agents_endpoint()
     if "listen_clients" not in values:
         values["listen_clients"] = paths.clients_endpoint()
+    if loader.file.path:
+        # An absent file is no empty one: it does not say that there are no workers.
+        values["workers"] = tuple(read_worker_tables(loader.file))
+        values.setdefault("preload_libraries", ())
     return Loaded(MasterSettings(**values), loader.origins, loader.warnings())
 
 

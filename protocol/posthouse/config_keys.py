@@ -27,6 +27,7 @@ _NUMBER_UNIT = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?) *([A-Za-z]+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=/+-]*")
 _MODULES = re.compile(r"\*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(\.\*)?", re.ASCII)
+_LIBRARY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 _LOOPBACK = re.compile(r"(?:127(?:\.\d{1,3}){3}|\[::1\]|localhost):(\d{1,5})")
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9.*_-]+):(\d{1,5})")
@@ -182,6 +183,16 @@ def _list_of(item: Read, items_max: int) -> Read:
     return read
 
 
+def _once(read: Read) -> Read:
+    def read_once(value: Any, from_text: bool) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = read(value, from_text)
+        if len(set(found)) != len(found):
+            raise Rule("a list without repetitions")
+        return found
+
+    return read_once
+
+
 def _environment(value: Any, from_text: bool) -> dict[str, str]:
     good = not from_text and isinstance(value, dict) and len(value) <= limits.env_items_max
     if not good or not all(
@@ -215,6 +226,7 @@ class Key:
 
 
 _workers = _integer(0, limits.workers_per_cluster_max)
+_library = _matching(_LIBRARY, 'a module, as "pkg.mod"', limits.library_bytes_max)
 _module = _matching(_MODULES, '"pkg.mod", "pkg.*" or "*"', limits.library_bytes_max)
 _log_format = Key("log_format", _choice("auto", "console", "json"), variable="POSTHOUSE_LOG")
 host_name = _matching(_NAME, "a name of letters, digits and . _ -")
@@ -231,6 +243,9 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("max_worker_processes", _workers),
         Key("max_worker_processes_per_host", _workers),
         Key("http", _loopback),
+        Key("preload_libraries", _once(_list_of(_library, limits.preload_libraries_max))),
+        Key("preload_path", _list_of(_file, 64)),
+        Key("preload_timeout", _duration(0.1, limits.preload_timeout_s_max), "preload_timeout_s"),
         _log_format,
     ),
     "phase": (

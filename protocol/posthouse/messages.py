@@ -580,12 +580,14 @@ class WorkersPage(Reply, frozen=True, kw_only=True):
 
 
 class HostsPage(Reply, frozen=True, kw_only=True):
-    """`more`: ask again with the last entry's name. `phase` is that of the whole cluster."""
+    """`more`: ask again with the last entry's name. `phase` is that of the whole cluster, and
+    `reports` say what of the master's own configuration was skipped when it began."""
 
     hosts: Annotated[list[HostInfo], Items]
     more: bool = False
     phase: Phase = Phase.RUNNING
     phase_detail: Text = ""
+    reports: Annotated[list[Text], Items] = []
 
 
 class HostVerdict(Record, frozen=True, kw_only=True):

@@ -6,8 +6,12 @@ Invariant: a daemon is given exactly one of these records and reads no environme
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from posthouse import limits
+
+if TYPE_CHECKING:
+    from posthouse.worker_tables import BadWorker, DeclaredWorker
 
 __all__ = ["AgentSettings", "ClientSettings", "MasterSettings", "RuntimeSettings"]
 
@@ -29,6 +33,11 @@ class MasterSettings:
     phase_url: str | None = field(default=None, repr=False)  # may hold a password
     http: str | None = None  # address:port on loopback of /livez, /readyz and /metrics
     log_format: str = "auto"  # auto | console | json
+    # Static registrations. None: nobody has said which there are, so none that is there is ended.
+    workers: "tuple[DeclaredWorker | BadWorker, ...] | None" = None
+    preload_libraries: tuple[str, ...] | None = None
+    preload_path: tuple[str, ...] = ()  # before the master's own import path
+    preload_timeout_s: float = 10.0  # for all libraries together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

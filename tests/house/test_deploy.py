@@ -45,6 +45,8 @@ def test_the_sample_of_the_master_is_read(deploy: Path) -> None:
         state_dir="/var/lib/posthouse",
         listen_agents="ipc:///run/posthouse/agents.sock",
         listen_clients="ipc:///run/posthouse/clients.sock",
+        workers=(),
+        preload_libraries=(),
     )
 
 

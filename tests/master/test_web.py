@@ -73,6 +73,7 @@ def test_health_and_metrics_of_a_running_master() -> None:
             "reasons": [],
             "phase": "running",
             "phase_detail": "",
+            "reports": [],
         }
         with connect(f"ipc://{folder}/c", timeout=20) as cluster:
             for index in range(3):

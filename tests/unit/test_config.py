@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from posthouse import config, limits, paths
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
+from posthouse.worker_tables import BadWorker, DeclaredWorker
 
 Write = Callable[[str], str]
 LOADERS: dict[str, Callable[..., config.Loaded[Any]]] = {
@@ -52,7 +53,7 @@ def refused(kind: str, file: str | None, environ: Any = None, **flags: Any) -> s
 @pytest.mark.parametrize(
     ("kind", "record", "elsewhere"),
     [
-        ("master", MasterSettings, {key.target for key in config.KEYS["phase"]}),
+        ("master", MasterSettings, {key.target for key in config.KEYS["phase"]} | {"workers"}),
         ("agent", AgentSettings, {"runtimes"}),
         ("client", ClientSettings, set()),
         ("runtime", RuntimeSettings, {"name"}),
@@ -62,6 +63,32 @@ def test_every_setting_has_a_key(kind: str, record: type[Any], elsewhere: set[st
     targets = [key.target for key in config.KEYS[kind]]
     assert len(targets) == len(set(targets))
     assert set(targets) | elsewhere == {f.name for f in dataclasses.fields(record)}
+
+
+# --- static registrations ---
+
+
+def test_an_absent_file_does_not_say_that_there_are_no_workers(write: Write) -> None:
+    none = config.load_master(environ={}).settings
+    assert (none.workers, none.preload_libraries) == (None, None)
+    empty = config.load_master(write(""), environ={}).settings
+    assert (empty.workers, empty.preload_libraries) == ((), ())
+    named = config.load_master(environ={"POSTHOUSE_PRELOAD_LIBRARIES": "acme.jobs,beat"}).settings
+    assert (named.workers, named.preload_libraries) == (None, ("acme.jobs", "beat"))
+
+
+def test_the_tables_of_a_file_are_its_workers_and_a_bad_one_stops_nobody(write: Write) -> None:
+    file = write(
+        'preload_timeout = "2s"\n[[worker]]\nname = "a"\nmain = "m:f"\n'
+        '[[worker]]\nname = "b"\nmain = "m:f"\nnice = 99\n'
+    )
+    settings = config.load_master(file, environ={}).settings
+    good, bad = settings.workers or ()
+    assert isinstance(good, DeclaredWorker)
+    assert (good.worker.name, good.where) == ("a", f"{file}:2")
+    assert isinstance(bad, BadWorker)
+    assert (bad.name, bad.where) == ("b", f"{file}:8")
+    assert settings.preload_timeout_s == 2.0
 
 
 # --- precedence and origin ---
@@ -181,12 +208,13 @@ def test_runtimes_of_a_file(write: Write) -> None:
             "FILE:3: unknown key 'runtime.x.pyhton'; did you mean 'python'?",
         ),
         ("client", "runtime = 1", "FILE:1: unknown key 'runtime'"),
+        ("agent", "preload_libraries = []", "FILE:1: unknown key 'preload_libraries'"),
         (
             "master",
-            'lease = "30s"\n\n[[worker]]\nname = "w"',
-            "FILE:3: [[worker]] tables are not supported yet: register the workers from a client",
+            'lease = "30s"\n\n[[worker]]\nname = "w"\nmian = "m:f"',
+            "FILE:5: unknown key 'mian' of a worker; did you mean 'main'?",
         ),
-        ("master", "preload_libraries = []", "FILE:1: preload_libraries is not supported yet"),
+        ("master", "worker = 1", "FILE:1: worker must be tables [[worker]]"),
     ],
 )
 def test_unknown_keys_are_refused_with_their_place(

@@ -428,6 +428,9 @@ MESSAGES: dict[str, Message] = {
     "hosts_page.phase": HostsPage(
         request=REQUEST, hosts=[], phase=Phase.HOT_STANDBY, phase_detail="it is in recovery"
     ),
+    "hosts_page.reports": HostsPage(
+        request=REQUEST, hosts=[], reports=["skipped: library:acme.jobs: ImportError: x"]
+    ),
     "events.phase": Events(
         subscription=1,
         events=[

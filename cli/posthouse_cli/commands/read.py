@@ -55,6 +55,8 @@ def ps(
     else:
         session.out.table(shapes.WORKER_HEADER, [shapes.worker_cells(info) for info in workers])
         _tell_phase(session, timeout)
+        for report in session.cluster.reports(timeout=timeout):
+            click.echo(f"posthouse: {report}", err=True)
 
 
 @click.command(epilog=shapes.keys_text(shapes.HOST_KEYS))

@@ -50,6 +50,7 @@ class Picture:
     version: str
     phase: str
     phase_detail: str
+    reports: tuple[str, ...]
     slots: Mapping[str, int]
     workers: tuple[WorkerPoint, ...]
     hosts: tuple[HostPoint, ...]
@@ -113,6 +114,7 @@ def _picture(
         version=version,
         phase=str(core.view.phase[0]),
         phase_detail=core.view.phase[1],
+        reports=tuple(core.view.reports),
         slots=slots,
         workers=workers,
         hosts=hosts,

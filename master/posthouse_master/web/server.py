@@ -164,8 +164,10 @@ class _Pages:
         reasons = picture.not_ready if picture else ("the master's loop does not answer",)
         body = {"ready": not reasons, "reasons": list(reasons)}
         if picture:
-            # Not a reason: a phase holds up starts on purpose, and registrations are taken.
+            # No reasons: a phase holds up starts on purpose, and registrations are taken; what was
+            # skipped of the configuration costs nobody else anything.
             body |= {"phase": picture.phase, "phase_detail": picture.phase_detail}
+            body["reports"] = list(picture.reports)
         return _json(503 if reasons else 200, body)
 
     async def metrics(self, request: Request) -> Response:
