@@ -45,6 +45,7 @@ SHARED = (
     records.WorkerInfo,
     records.HostInfo,
     messages.HostVerdict,
+    messages.Missing,
     messages.Declared,
     messages.Change,
     records.Event,

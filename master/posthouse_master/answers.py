@@ -191,7 +191,8 @@ class Answers:
             void = "the cursor is of a future that this registry has not seen"
         cursor = min(cursor, self._log.sequence)
         # Who has no place yet asks for what is kept; who has one asks for all that follows it.
-        missing_to = self._log.trimmed_in(stream) if message.sequence == 0 and not void else 0
+        kept_from = self._log.trimmed_to if stream is None else self._log.trimmed_in(stream)
+        missing_to = kept_from if message.sequence == 0 and not void else 0
         self._watchers.add(
             Watch(session, message.subscription, stream, cursor, message.credit, missing_to, void)
         )

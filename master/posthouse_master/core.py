@@ -142,7 +142,10 @@ class MasterCore:
         self._timers: Timers[TimerKey] = Timers()
         self.registry = Registry(snapshot.term.registry, policy.max_worker_processes)
         self.log = EventLog(
-            snapshot.term.timeline, snapshot.counters.sequence, snapshot.counters.trimmed_to
+            snapshot.term.timeline,
+            snapshot.counters.sequence,
+            snapshot.counters.trimmed_to,
+            snapshot.counters.dropped_to,
         )
         self.fleet = Fleet(self.registry.load, policy.max_worker_processes_per_host)
         self.door = FrontDoor(snapshot.term, policy.version, self._timers, entropy)
@@ -313,6 +316,7 @@ class MasterCore:
             token=self.registry.token,
             sequence=self.log.sequence,
             trimmed_to=self.log.trimmed_to,
+            dropped_to=self.log.dropped_to,
         )
         if counters != self._counters:
             self._counters = counters

@@ -2,9 +2,10 @@
 
 Owns: which rows exist and which no longer do. Must not know: who reads, what a row leads to.
 
-Invariant: rows are in the order of their sequence without a gap but for trimmed ones; `trimmed_to`
-tells which cursors may have missed one. A stream (one registration, one host) trims only itself,
-so a storm of one worker never evicts another worker's terminal event.
+Invariant: rows are in the order of their sequence without a gap but for trimmed ones, and no reader
+passes over one without being told: a registration that is listed knows up to where its rows are
+gone, and `dropped_to` stands for all other rows. A stream (one registration, one host) trims only
+itself, so a storm of one worker never evicts another worker's terminal event.
 """
 
 from bisect import bisect_right
@@ -17,7 +18,7 @@ from posthouse import limits
 from posthouse.records import Event
 from posthouse_master.store.base import EventRow
 
-__all__ = ["EventLog", "Page", "stream_of"]
+__all__ = ["EventLog", "Page", "Trim", "stream_of"]
 
 _TRIM_SLACK = 16  # rows over the bound before a trim: one delete statement for several rows
 _BOUND_MIN = 8  # rows a stream keeps however full the whole log is: a life's worth
@@ -39,6 +40,16 @@ class Page:
     sequence: int
 
 
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Rows of a registration up to `sequence` are no longer kept. `number` counts trims of all."""
+
+    slot: int
+    generation: int
+    sequence: int
+    number: int
+
+
 @dataclass(slots=True)
 class _Stream:
     sequences: list[int] = field(default_factory=list)
@@ -48,10 +59,13 @@ class _Stream:
 class EventLog:
     """All rows, packed, in memory; the store has the same rows."""
 
-    def __init__(self, timeline: int, sequence: int, trimmed_to: int) -> None:
+    def __init__(self, timeline: int, sequence: int, trimmed_to: int, dropped_to: int = 0) -> None:
         self.timeline = timeline
         self.sequence = sequence  # of the newest row, ever
         self.trimmed_to = trimmed_to  # of the newest row that is no longer kept, in any stream
+        self.dropped_to = dropped_to  # of the newest one that no `Trim` tells of
+        self.trims = 0  # so far, in this term
+        self._trims: dict[str, Trim] = {}  # of registrations that are listed, newest last
         self._rows: dict[int, bytes] = {}
         self._streams: dict[str, _Stream] = {}
 
@@ -69,6 +83,7 @@ class EventLog:
     def restore_trim(self, stream: str, trimmed_to: int) -> None:
         if trimmed_to:
             self._streams.setdefault(stream, _Stream()).trimmed_to = trimmed_to
+            self._tell(stream, trimmed_to)
 
     def append(self, stream: str, event: Event) -> EventRow:
         """Add a row; the event carries the sequence that `next_sequence` told."""
@@ -94,15 +109,27 @@ class EventLog:
         if stream not in self._streams:
             return ()
         gone = self._trim(stream, len(self._streams[stream].sequences))
+        self.dropped_to = max(self.dropped_to, self._streams[stream].trimmed_to)
         del self._streams[stream]
+        self._trims.pop(stream, None)
         return gone
 
     def trimmed_in(self, stream: str | None) -> int:
-        """The newest row that is missing, of one stream or of all."""
+        """The newest row that a reader of one stream, or of all, cannot be told of as missing."""
         if stream is None:
-            return self.trimmed_to
+            return self.dropped_to
         found = self._streams.get(stream)
         return found.trimmed_to if found else self.sequence
+
+    def trims_since(self, number: int, after: int) -> list[Trim]:
+        """Trims after the one of that number, of rows after a place."""
+        found: list[Trim] = []
+        for trim in reversed(self._trims.values()):
+            if trim.number <= number:
+                break
+            if trim.sequence > after:
+                found.append(trim)
+        return found
 
     def last_of(self, stream: str) -> int:
         """The newest row of the stream; 0 if it has none."""
@@ -139,4 +166,16 @@ class EventLog:
         if gone:
             found.trimmed_to = gone[-1]
             self.trimmed_to = max(self.trimmed_to, gone[-1])
+            self._tell(stream, gone[-1])
         return gone
+
+    def _tell(self, stream: str, trimmed_to: int) -> None:
+        """Readers of everything are to be told. Only a registration keeps over a restart up to
+        where its rows are gone."""
+        slot, dot, generation = stream.partition(".")
+        if not (dot and slot.isdecimal() and generation.isdecimal()):
+            self.dropped_to = max(self.dropped_to, trimmed_to)
+            return
+        self.trims += 1
+        self._trims.pop(stream, None)
+        self._trims[stream] = Trim(int(slot), int(generation), trimmed_to, self.trims)

@@ -2,15 +2,15 @@
 
 Owns: subscriptions, their cursors and credits. Must not know: what an event means.
 
-Invariant: what a watcher is sent is a suffix of the log from its cursor without gap or repetition,
-or it is told that its cursor is too old; without credit nothing is sent, so a slow watcher costs
-the master a cursor and nothing else.
+Invariant: what a watcher is sent is a suffix of the log from its cursor without repetition, and of
+a gap it is told: which registration's rows are missing, or that its cursor is too old. Without
+credit nothing is sent, so a slow watcher costs the master a cursor and nothing else.
 """
 
 from dataclasses import dataclass
 
 from posthouse import limits
-from posthouse.messages import CursorTooOld, Events
+from posthouse.messages import CursorTooOld, Events, Missing
 from posthouse_master.eventlog import EventLog
 from posthouse_master.sessions import FrontDoor, Session
 from posthouse_master.turn import Turn
@@ -30,6 +30,7 @@ class Watch:
     forgiven: int = 0  # rows up to here may be missing: it asked for what is kept
     void: str = ""  # why nothing can be read after the cursor
     told: bool = False  # something was sent: at least that there is nothing yet
+    trims: int = 0  # trims that it has been told of, or that do not concern it
 
 
 class Watchers:
@@ -124,10 +125,11 @@ class Watchers:
                 return
             if watch.cursor >= self._log.sequence and watch.told:
                 return
+            missing = self._missing(watch)
             count = min(watch.credit, limits.page_items_max)
             page = self._log.read(watch.cursor, watch.stream, count, limits.page_bytes_max)
             watch.cursor = page.sequence
-            if not page.events and watch.told:
+            if not page.events and not missing and watch.told:
                 return
             watch.told = True  # an empty first page tells a reader that he has caught up
             watch.credit -= len(page.events)
@@ -136,9 +138,23 @@ class Watchers:
                 events=page.events,
                 timeline=self._log.timeline,
                 sequence=page.sequence,
+                missing=missing,
             )
             if not self._door.send(turn, watch.session, message):
                 return
+
+    def _missing(self, watch: Watch) -> list[Missing]:
+        """What a watcher of everything is now to be told of rows that are gone; more of it with the
+        next page, if there is too much for one."""
+        if watch.stream is not None:
+            return []
+        after = max(watch.cursor, watch.forgiven)
+        trims = self._log.trims_since(watch.trims, after)[::-1][: limits.page_items_max]
+        watch.trims = trims[-1].number if len(trims) == limits.page_items_max else self._log.trims
+        return [
+            Missing(slot=trim.slot, generation=trim.generation, sequence=trim.sequence)
+            for trim in trims
+        ]
 
     def _too_old(self, turn: Turn, watch: Watch, reason: str, sequence: int | None = None) -> None:
         """`sequence`: after it nothing is missing; by default the end of the log."""

@@ -635,20 +635,32 @@ class Failed(Reply, frozen=True, kw_only=True):
     detail: Annotated[dict[str, Any], Meta(max_length=16)] = {}
 
 
+class Missing(Record, frozen=True, kw_only=True):
+    """Rows of a registration up to `sequence` are no longer kept."""
+
+    slot: Int
+    generation: Int
+    sequence: Int
+
+
 class Events(Message, frozen=True, kw_only=True):
     """Rows of the log in order. Everything of the subscription up to (`timeline`, `sequence`) has
-    now been sent."""
+    now been sent, but for what `missing` says: rows of these registrations, after this
+    subscription's place so far and up to the `sequence` given there, were trimmed before they could
+    be sent. It comes to subscriptions of everything only; one of a registration ends with
+    CURSOR_TOO_OLD instead."""
 
     subscription: Int
     events: Annotated[list[Event], Items]
     timeline: Int
     sequence: Int
+    missing: Annotated[list[Missing], Items] = []
 
 
 class CursorTooOld(Message, frozen=True, kw_only=True):
-    """Rows after the asked place were trimmed, or it is of another timeline. The subscription is
-    over; the snapshot (GET_STATUS, LIST_WORKERS) tells the state, and following may begin again
-    at (`timeline`, `sequence`)."""
+    """Rows after the asked place were trimmed and cannot be told of by EVENTS, or it is of another
+    timeline. The subscription is over; the snapshot (GET_STATUS, LIST_WORKERS) tells the state, and
+    following may begin again at (`timeline`, `sequence`)."""
 
     subscription: Int
     timeline: Int

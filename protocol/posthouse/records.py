@@ -117,6 +117,7 @@ class Event(Record, frozen=True, kw_only=True):
     rule: Word = ""
     by: Word = ""
     phase: Phase | None = None
+    trimmed_to: Int | None = None
 
     @property
     def cursor(self) -> Cursor:

@@ -108,3 +108,4 @@ class EventKind(StrEnum):
     HOST_UNDRAINED = "host_undrained"
     SHUTDOWN = "shutdown"
     PHASE = "phase"  # the followed server is in another one
+    TRIMMED = "trimmed"  # no row of the log: a reader is told of rows that are no longer kept

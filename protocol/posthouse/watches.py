@@ -3,8 +3,9 @@
 Owns: cursors, credit, what is still to be said about watches in this session. Must not know: how
 a session is kept, requests, who consumes the events.
 
-Invariant: a watch gives each event at most once, in order, and leaves none out between two; where
-that cannot be kept it ends with an error. `granted` + `held` never exceed its window.
+Invariant: a watch gives each event at most once, in order, and leaves none out between two without
+an event TRIMMED that says so; where that cannot be kept it ends with an error. `granted` + `held`
+never exceed its window but by what stands for missing rows.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from posthouse import limits
 from posthouse.errors import CursorTooOld, PosthouseError, RemoteError, UsageError
 from posthouse.ids import Cursor
-from posthouse.messages import Credit, Events, Message, Subscribe, Subscribed, Unsubscribe
+from posthouse.messages import Credit, Events, Message, Missing, Subscribe, Subscribed, Unsubscribe
 from posthouse.messages import CursorTooOld as CursorTooOldMessage
 from posthouse.records import Event
+from posthouse.states import EventKind
 
 __all__ = ["FROM_START", "Arrived", "Watch", "WatchFailed", "Watches"]
 
@@ -193,7 +195,7 @@ class Watches:
         if watch is None or not watch.asked:
             return []
         cursor = watch.cursor or FROM_START
-        fresh: list[Event] = []
+        fresh = [_trimmed(cursor, watch.registry, missing) for missing in message.missing]
         for event in message.events:
             if event.cursor > cursor:
                 fresh.append(event)
@@ -222,3 +224,20 @@ class Watches:
     def _fail(self, watch: _Watch, error: PosthouseError) -> WatchFailed:
         del self._all[watch.subscription]
         return WatchFailed(watch.subscription, error)
+
+
+def _trimmed(cursor: Cursor, registry: str, missing: Missing) -> Event:
+    """What stands for rows that are missing. It has the reader's own place, so that who goes on
+    from there is told again rather than not at all."""
+    return Event(
+        timeline=cursor.timeline,
+        sequence=cursor.sequence,
+        kind=EventKind.TRIMMED,
+        at_unix_s=0.0,
+        registry=registry,
+        slot=missing.slot,
+        generation=missing.generation,
+        trimmed_to=missing.sequence,
+        reason=f"events of {missing.slot}.{missing.generation} up to "
+        f"{cursor.timeline}/{missing.sequence} are no longer kept; its status tells the rest",
+    )

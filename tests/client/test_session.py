@@ -13,13 +13,19 @@ from posthouse import errors, limits
 from posthouse.dial import Redial, Rejected, Transmit
 from posthouse.ids import Cursor
 from posthouse.messages import (
+    Credit,
+    Events,
     Failed,
     GetStatus,
+    Missing,
     Refused,
     Register,
     Registered,
     Request,
+    Subscribe,
+    Subscribed,
 )
+from posthouse.records import Event
 from posthouse.session import (
     Answered,
     Arrived,
@@ -40,6 +46,7 @@ from posthouse.session import (
     WatchFailed,
 )
 from posthouse.states import EventKind
+from posthouse.watches import Watches
 
 EXITED = EventKind.EXITED
 
@@ -381,6 +388,33 @@ def test_a_trimmed_log_is_told(net: Net) -> None:
     net.do(Watch(2, after=error.detail["cursor"]))
     net.run(1)
     assert net.arrived[2] == list(range(13, 19))
+
+
+def test_missing_rows_are_told_in_the_stream_and_take_no_place() -> None:
+    watches = Watches(lambda n: b"q" * n)
+    watches.add(Watch(1, after=Cursor(1, 5), window=4))
+    subscribe = watches.say()
+    assert isinstance(subscribe, Subscribe)
+    told = Subscribed(request=subscribe.request, subscription=1, timeline=1, sequence=5)
+    watches.subscribed(told, "ab" * 16)
+    row = Event(timeline=1, sequence=40, kind=EXITED, at_unix_s=0.0)
+    page = Events(
+        subscription=1,
+        events=[row],
+        timeline=1,
+        sequence=41,
+        missing=[Missing(slot=3, generation=1, sequence=30)],
+    )
+    (arrived,) = watches.events(page)
+    assert isinstance(arrived, Arrived)
+    mark, given = arrived.events
+    assert given == row and arrived.cursor == Cursor(1, 41)
+    assert (mark.kind, mark.slot, mark.generation, mark.trimmed_to) == ("trimmed", 3, 1, 30)
+    assert mark.cursor == Cursor(1, 5), "who goes on from there is told again"
+    assert "3.1 up to 1/30 are no longer kept" in mark.reason
+    watches.took(1, 2)
+    credit = watches.say()
+    assert credit is None or isinstance(credit, Credit)
 
 
 def test_another_timeline_is_told(net: Net) -> None:

@@ -3,7 +3,15 @@
 import pytest
 
 from posthouse import limits
-from posthouse.messages import Credit, CursorTooOld, Events, Failed, Subscribe, Unsubscribe
+from posthouse.messages import (
+    Credit,
+    CursorTooOld,
+    Events,
+    Failed,
+    Missing,
+    Subscribe,
+    Unsubscribe,
+)
 
 
 @pytest.fixture
@@ -169,13 +177,63 @@ def storm(town, host, client, name="storm"):
 def test_a_trimmed_place_is_too_old_never_nothing_new(town, client):
     host = town.host("b")
     storm(town, host, client)
-    for ref in ("", "storm"):
-        client.follow(ref, sequence=1)
-        told = client.one(CursorTooOld)
-        assert (told.subscription, told.timeline) == (1, 1)
-        assert told.sequence == town.core.log.trimmed_to  # after it every row is kept
-        assert not client.take(Events)
+    client.follow("storm", sequence=1)
+    told = client.one(CursorTooOld)
+    assert (told.subscription, told.timeline) == (1, 1)
+    assert told.sequence == town.core.log.trimmed_to  # after it every row is kept
+    assert not client.take(Events)
     assert len(town.core.watchers) == 0
+
+
+def test_a_watcher_of_everything_is_told_whose_rows_are_missing(town, client):
+    """And is given every other row: a storm of one worker costs nobody the word of another."""
+    host = town.host("b")
+    client.register("quiet", host="b")
+    host.run()
+    place = client.status("quiet").sequence
+    storm(town, host, client)
+    client.follow(sequence=place - 1, credit=1000)
+    pages = client.take(Events)
+    trimmed_to = town.core.log.trimmed_to
+    assert [page.missing for page in pages if page.missing] == [
+        [Missing(slot=1, generation=1, sequence=trimmed_to)]
+    ]
+    assert pages[0].missing, "before what comes after the gap"
+    given = [event.sequence for page in pages for event in page.events]
+    kept = [row.sequence for row in town.disk.events.values() if row.sequence >= place]
+    assert given == sorted(kept)
+    assert given[0] == place
+
+
+def test_a_gap_is_told_once_for_each_trim(town, client, monkeypatch):
+    monkeypatch.setattr(limits, "page_items_max", 2)
+    host = town.host("b")
+    place = town.core.log.sequence
+    for name in ("a", "b", "c"):
+        storm(town, host, client, name)
+        host.run()
+    follower = town.client()
+    follower.follow(sequence=place, credit=1000)
+    pages = follower.take(Events)
+    assert sorted(missing.slot for page in pages for missing in page.missing) == [0, 1, 2]
+    assert all(len(page.missing) <= 2 for page in pages)
+    storm(town, host, client, "d")
+    follower.acknowledge()
+    assert not [m for page in follower.take(Events) for m in page.missing]
+
+
+def test_what_is_forgotten_whole_makes_a_place_too_old(town, client, monkeypatch):
+    """Of a registration that is no longer listed nobody could be told."""
+    monkeypatch.setattr(limits, "retired_max", 0)
+    client.register("gone")
+    client.terminate("gone")
+    client.register("there")
+    for _ in range(2):
+        client.follow(sequence=1)
+        told = client.one(CursorTooOld)
+        assert told.sequence == town.core.log.dropped_to == 2
+        town.crash()
+        client = town.client()
 
 
 def test_a_storm_trims_only_itself(town, client):
@@ -200,9 +258,10 @@ def test_what_was_trimmed_is_known_after_a_restart(town, client):
     client.follow("storm", sequence=1)
     client.one(CursorTooOld)
     client.follow("", sequence=1)
-    client.one(CursorTooOld)
-    client.follow("quiet", sequence=0)
-    assert len(client.events()) == 3
+    (missing,) = client.take(Events)[0].missing
+    assert (missing.slot, missing.sequence) == (1, town.core.log.trimmed_to)
+    client.follow("quiet", sequence=0, number=2)
+    assert len([event for event in client.events() if event.name == "quiet"]) == 3
 
 
 def test_a_watcher_that_fell_behind_a_trim_is_told(town, client):
@@ -213,10 +272,10 @@ def test_a_watcher_that_fell_behind_a_trim_is_told(town, client):
     storm(town, host, client)
     watcher.events()
     watcher.say(Credit(subscription=1, credit=100))
-    told = watcher.one(CursorTooOld)
-    watcher.follow(sequence=told.sequence, timeline=told.timeline, number=2, credit=1000)
-    found = [event.sequence for event in watcher.events()]
-    assert found == list(range(told.sequence + 1, town.core.log.sequence + 1))
+    pages = watcher.take(Events)
+    (missing,) = pages[0].missing
+    found = [event.sequence for page in pages for event in page.events]
+    assert found == list(range(missing.sequence + 1, missing.sequence + 101))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def test_spellings_do_not_change() -> None:
                 "host_undrained",
                 "shutdown",
                 "phase",
+                "trimmed",
             ),
         ],
         "Every": ["each-host"],

@@ -180,6 +180,7 @@ class Counters:
     token: int = 0  # drawn last
     sequence: int = 0  # of the newest event
     trimmed_to: int = 0  # of the newest event of any stream that is no longer kept
+    dropped_to: int = 0  # the same, of those whose stream no longer tells that they are missing
 
 
 # --- operations ---

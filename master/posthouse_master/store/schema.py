@@ -74,6 +74,7 @@ class Head:
     token: int = 0
     sequence: int = 0
     trimmed_to: int = 0
+    dropped_to: int = 0
     commits: int = 0  # made in this registry, ever
 
     @property
@@ -82,7 +83,12 @@ class Head:
 
     @property
     def counters(self) -> Counters:
-        return Counters(token=self.token, sequence=self.sequence, trimmed_to=self.trimmed_to)
+        return Counters(
+            token=self.token,
+            sequence=self.sequence,
+            trimmed_to=self.trimmed_to,
+            dropped_to=self.dropped_to,
+        )
 
 
 class _Table(NamedTuple):
@@ -296,7 +302,13 @@ def apply(database: sqlite3.Connection, head: Head, op: Op) -> Head:
         case DropRequests(keys):
             database.executemany("DELETE FROM requests WHERE principal = ? AND request = ?", keys)
         case PutCounters(row):
-            return replace(head, token=row.token, sequence=row.sequence, trimmed_to=row.trimmed_to)
+            return replace(
+                head,
+                token=row.token,
+                sequence=row.sequence,
+                trimmed_to=row.trimmed_to,
+                dropped_to=row.dropped_to,
+            )
     return head
 
 

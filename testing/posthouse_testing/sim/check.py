@@ -37,6 +37,7 @@ from posthouse.messages import (
     Subscribed,
 )
 from posthouse.records import Event, Status
+from posthouse.states import EventKind
 from posthouse_agent import orders
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.fold import fold
@@ -72,6 +73,7 @@ class Checker:
     last: dict[Key, Process] = field(default_factory=dict)
     starts_sent: dict[int, bytes] = field(default_factory=dict)  # token -> session
     missing_to: dict[tuple[bytes, int], int] = field(default_factory=dict)  # by watch
+    excused: dict[tuple[bytes, int], dict[str, int]] = field(default_factory=dict)  # by watch
     stops_sent: dict[int, list[bytes]] = field(default_factory=dict)  # token -> sessions
 
     def fail(self, number: int, text: str) -> NoReturn:
@@ -228,7 +230,22 @@ class Checker:
         """A watcher at `cursor` is given `told`: all rows of its stream up to `up_to`. One that had
         no place yet asked for what is kept, and was told up to where rows are missing."""
         ledger = self.ledger
-        wanted = ledger.rows(watch.stream, cursor, up_to)
+        place = (watch.session, watch.subscription)
+        for gap in (event for event in told if event.kind is EventKind.TRIMMED):
+            stream = f"{gap.slot}.{gap.generation}"
+            lost = ledger.rows(stream, cursor, gap.trimmed_to or 0)
+            if watch.stream or not any(row.sequence not in ledger.bodies for row in lost):
+                self.fail(8, f"{who} after {cursor} is told of a gap in {stream}: there is none")
+            self.excused.setdefault(place, {})[stream] = gap.trimmed_to or 0
+        told = [event for event in told if event.kind is not EventKind.TRIMMED]
+        excused = self.excused.get(place, {})
+        wanted = [
+            row
+            for row in ledger.rows(watch.stream, cursor, up_to)
+            if row.sequence > excused.get(f"{row.slot}.{row.generation}", 0)
+            or row.sequence in ledger.bodies
+            or any(event.sequence == row.sequence for event in told)
+        ]
         missing_to = self.missing_to.get((watch.session, watch.subscription), 0)
         if missing_to and cursor < missing_to:
             rows = ledger.rows(watch.stream, 0, missing_to)

@@ -59,7 +59,7 @@ from posthouse.session import (
     WatchFailed,
 )
 from posthouse.spec import BackgroundWorker
-from posthouse.states import NEVER_RESTART, ShutdownMode
+from posthouse.states import NEVER_RESTART, EventKind, ShutdownMode
 from posthouse_testing.sim.check import Checker, Watching
 from posthouse_testing.sim.network import Dealer, Network
 from posthouse_testing.sim.node import Node
@@ -392,7 +392,8 @@ class Client:
             self.checker.fail(8, f"{self.name} is told of a watch that is over")
         if follower.given is None:
             # Began from now on: the first word tells where that was.
-            follower.given = events[0].sequence - 1 if events else cursor.sequence
+            rows = [event for event in events if event.kind is not EventKind.TRIMMED]
+            follower.given = rows[0].sequence - 1 if rows else cursor.sequence
         assert node.core.welcome is not None
         placed = not follower.from_start
         session = node.core.welcome.session

@@ -134,7 +134,8 @@ class Ledger:
     def on_counters(self, op: PutCounters) -> None:
         row = op.row
         old = self.counters
-        if row.token < old.token or row.sequence < old.sequence or row.trimmed_to < old.trimmed_to:
+        numbers = ("token", "sequence", "trimmed_to", "dropped_to")
+        if any(getattr(row, name) < getattr(old, name) for name in numbers):
             self.fail(3, f"counters fall from {old} to {row}")
         self.counters = row
 
