@@ -19,6 +19,7 @@ from posthouse.messages import (
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, WorkerState
 from posthouse_master.effects import Room, Space
+from posthouse_master.web.picture import paint
 
 LOW = Space(Room.LOW, "/var/lib/posthouse", 1_234_567)
 NONE = Space(Room.NONE, "/var/lib/posthouse", 4096)
@@ -169,6 +170,13 @@ def test_a_hold_needs_no_room_for_something_new(town, busy):
     host.obey_stop(host_start(host, start))
     assert client.status("w").state is WorkerState.STOPPED
     assert town.kinds("0.1")[-1] == "held"
+
+
+@pytest.mark.parametrize(("space", "ready"), [(AMPLE, True), (LOW, False), (NONE, False)])
+def test_a_master_without_room_is_not_ready(town, space, ready):
+    town.handle(space)
+    *_, picture = paint(town.core, town.now, "")
+    assert (picture.not_ready == ()) is ready
 
 
 def host_start(host, registration) -> Start:

@@ -284,15 +284,17 @@ def test_a_disk_that_is_full_is_an_error_that_ends_the_process(state_dir):
     again.close()
 
 
-@pytest.mark.parametrize("replace", [False, True])
-def test_n15_nothing_is_acknowledged_into_a_file_that_is_gone(tmp_path, replace):
-    """PostgreSQL ends when its lock file is removed; SQLite would write to the removed file."""
+@pytest.mark.parametrize("name", ["registry.sqlite", "registry.lock"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_n15_nothing_is_acknowledged_into_a_file_that_is_gone(tmp_path, name, replaced):
+    """PostgreSQL ends when its lock file is removed or another's; SQLite would write to a removed
+    file, and nobody would find it again."""
     store = SqliteStore(tmp_path / "r")
     term = store.begin_term()
-    path = next((tmp_path / "r").glob("*.sqlite*"))
+    path = tmp_path / "r" / name
     copy = path.read_bytes()
     path.unlink()
-    if replace:
+    if replaced:
         path.write_bytes(copy)
     with pytest.raises(StoreError, match="removed or replaced"):
         store.commit(term.epoch, [])

@@ -53,6 +53,7 @@ class Folder:
         self.file = self.path / _FILE
         self._lock = -1
         self._identity: tuple[int, int] | None = None
+        self._locked: tuple[int, int] | None = None
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(self.path, os.R_OK | os.W_OK | os.X_OK):
             raise RegistryRefused(
@@ -171,21 +172,19 @@ class Folder:
 
     def opened(self) -> None:
         """Remember which file it is."""
-        found = self.file.stat()
-        self._identity = (found.st_dev, found.st_ino)
+        self._identity = _identity(self.file)
+        self._locked = _identity(self._lock)
 
     def still_there(self) -> None:
         """SQLite goes on writing to a file that somebody removed, and nothing of it would be found
-        again: what is acknowledged has to be in the file that the next master opens (N15)."""
-        try:
-            found = self.file.stat()
-        except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != self._identity:
-            raise StoreError(
-                f"{self.file}: the registry was removed or replaced while it was open",
-                hint="put it back; workers go on, and the hosts tell a new master what runs",
-            )
+        again: what is acknowledged has to be in the file that the next master opens, and so has
+        the word that it was (N15)."""
+        for path, identity in ((self.file, self._identity), (self.path / _LOCK, self._locked)):
+            if _identity(path) != identity:
+                raise StoreError(
+                    f"{path}: was removed or replaced while it was open",
+                    hint="put it back; workers go on, and the hosts tell a new master what runs",
+                )
 
     def sync(self) -> None:
         """Make durable which files there are."""
@@ -194,6 +193,14 @@ class Folder:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _identity(file: Path | int) -> tuple[int, int] | None:
+    try:
+        found = os.stat(file)  # noqa: PTH116 - of a descriptor too
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _take_lock(path: Path) -> int:
