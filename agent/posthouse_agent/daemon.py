@@ -50,6 +50,7 @@ from posthouse_agent.effects import (
     WorkerSaid,
 )
 from posthouse_agent.lock import FolderLock
+from posthouse_agent.log_keeper import LogKeeper
 from posthouse_agent.orders import Ended, Forked, Order
 from posthouse_agent.talk import Talk
 from posthouse_agent.wardens import WardenConnection, WardenLost, WardenStarter
@@ -118,6 +119,7 @@ class _Shell:
         self._channels = Channels(self._epoll)
         self._chores = Chores("io", limits.chores_queued_max)
         self._epoll.register(self._chores.fileno(), select.EPOLLIN)
+        self._keeper = LogKeeper(settings, self._chores.submit)
         self._starter = starter
         self._lock = lock
         self._lock_due_s = 0.0
@@ -198,6 +200,7 @@ class _Shell:
             self._watchdog_due_s = now_s + self._watchdog_s / 4
         if now_s >= self._lock_due_s and self._chores.submit(self._renew_lock):
             self._lock_due_s = now_s + _LOCK_S
+        self._keeper.look(now_s)
 
     def _renew_lock(self) -> Note | None:
         # In the I/O thread.
@@ -241,8 +244,10 @@ class _Shell:
                 if isinstance(report, Forked):
                     if not self._channels.add(report.token, kind, incoming.descriptors):
                         self._talk.say("descriptors.lost", token=report.token)
+                    self._keeper.began(report)
                 elif isinstance(report, Ended):
                     self._last_messages(report.token)
+                    self._keeper.ended(report)
                 self._feed(Reported(kind, report))
                 if isinstance(report, Ended):
                     self._channels.drop(report.token)
@@ -267,6 +272,9 @@ class _Shell:
             self._feed(WardenUp(result.kind))
         elif isinstance(result, WardenGone | LogRead):
             self._feed(result)
+        elif isinstance(result, logs.Looked):
+            for note in self._keeper.looked(result):
+                self._note(note.name, note.fields)
         elif isinstance(result, Note):
             self._note(result.name, result.fields)
 

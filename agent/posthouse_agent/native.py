@@ -21,6 +21,7 @@ __all__ = [
     "drop_capabilities",
     "no_new_privileges",
     "open_signalfd",
+    "punch",
     "read_signalfd",
     "reserve_space",
     "set_short_name",
@@ -35,6 +36,7 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAPABILITY_VERSION: Final = 0x20080522
 _P_PIDFD: Final = 3
 _FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
 _SIGNALFD_INFO_BYTES: Final = 128
 _SIGINFO_BYTES: Final = 128
 _CLD_EXITED: Final = 1
@@ -175,3 +177,10 @@ def reserve_space(fd: int, offset: int, length: int) -> None:
     """Take `length` bytes of the disk for `fd` beyond its end, without changing its size."""
     zone = ctypes.c_longlong
     _check(_libc.fallocate64(fd, _FALLOC_FL_KEEP_SIZE, zone(offset), zone(length)))
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Give the blocks of that range back; its bytes read as NULs, and the size stays. Raises
+    OSError EOPNOTSUPP where the file system cannot."""
+    mode, zone = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, ctypes.c_longlong
+    _check(_libc.fallocate64(fd, mode, zone(offset), zone(length)))

@@ -124,6 +124,7 @@ class Forked:
     stopping: str = ""
     known: bool = False  # part of a snapshot
     stuck: str = ""  # as in Stuck
+    log_bytes: int = limits.log_bytes_max  # the bound of its output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from typing import Any, Final, NamedTuple
 
 from posthouse import channel
 from posthouse.ids import Instant
-from posthouse_agent import identity, native, procfs, remains, zygote_line
+from posthouse_agent import identity, native, output, procfs, remains, zygote_line
 from posthouse_agent.start_worker import StartWorker
+from posthouse_agent.warden_core import output_bytes
 from posthouse_agent.zygotes import Spare
 
 __all__ = ["CannotFork", "Processes", "SpareGone", "WorkerProcess", "user_name"]
@@ -134,7 +135,8 @@ class Processes:
         self, order: StartWorker, spare: Spare, now: Instant, opened: list[int]
     ) -> WorkerProcess:
         """`opened` holds what must be closed again; on success only what is the worker's."""
-        path = f"{self._log_dir}/{order.slot}.{order.generation}.log"
+        path = f"{self._log_dir}/{output.name(order.slot, order.generation)}"
+        output.begin_again(path, output_bytes(order.spec))
         ends = self._open_ends(order, path, opened)
         if max(opened) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
             raise OSError(EMFILE, os.strerror(EMFILE))

@@ -24,6 +24,8 @@ _WARNINGS: Final = frozenset(
         "folder.gone",
         "line.trouble",
         "log.lost",
+        "log.unbounded",
+        "logs.tidied",
         "session.lost",
         "session.old_master",
         "session.refused",

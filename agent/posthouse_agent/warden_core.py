@@ -56,7 +56,7 @@ from posthouse_agent.warden_effects import (
     WriteJournal,
 )
 
-__all__ = ["WardenCore", "recover"]
+__all__ = ["WardenCore", "output_bytes", "recover"]
 
 _KILL = SIGNALS["KILL"]
 
@@ -68,6 +68,7 @@ class _Worker:
     intent: Intent
     stop_signal: int
     stop_grace_s: float
+    log_bytes: int
     pid: int = 0
     pid_start: int = 0
     started_unix_s: float = 0.0
@@ -219,7 +220,7 @@ class WardenCore:
             revision=order.revision,
         )
         signal, grace_s = _stop_rule(order.spec)
-        self._live[token] = _Worker(intent, signal, grace_s)
+        self._live[token] = _Worker(intent, signal, grace_s, output_bytes(order.spec))
         self._holders[order.slot] = token
         return [WriteJournal(intent), Fork(order)]
 
@@ -476,6 +477,7 @@ def _forked(w: _Worker, *, known: bool = False) -> orders.Forked:
         stopping=w.stop,
         known=known,
         stuck=w.stuck,
+        log_bytes=w.log_bytes,
     )
 
 
@@ -514,3 +516,9 @@ def _stop_rule(spec: dict[str, Any]) -> tuple[int, float]:
     number = SIGNALS.get(str(spec.get("stop_signal", "TERM")), SIGNALS["TERM"])
     grace_s = spec.get("stop_grace_s", 5.0)
     return number, float(grace_s) if isinstance(grace_s, int | float) else 5.0
+
+
+def output_bytes(spec: dict[str, Any]) -> int:
+    """How much of this worker's output is kept."""
+    value = spec.get("log_bytes")
+    return max(value, limits.log_bytes_min) if isinstance(value, int) else limits.log_bytes_max

@@ -43,7 +43,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "apply": ("apply", "Workers"),
     "ps": ("read", "Workers"),
     "status": ("read", "Workers"),
-    "logs": ("follow", "Workers"),
+    "logs": ("logs", "Workers"),
     "events": ("follow", "Workers"),
     "wait": ("act", "Workers"),
     "pid": ("read", "Workers"),

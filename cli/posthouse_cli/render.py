@@ -78,6 +78,17 @@ class Output:
         except BrokenPipeError:
             raise ReaderLeft from None
 
+    def raw(self, data: bytes) -> None:
+        """Bytes as they are, flushed: for a pipe or a file."""
+        try:
+            if hasattr(sys.stdout, "buffer"):
+                sys.stdout.buffer.write(data)
+            else:  # a program has put something else in the place of standard output
+                sys.stdout.write(data.decode(errors="replace"))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise ReaderLeft from None
+
     def styled(self, text: str) -> str:
         """The text with its colour, if it is one of our state words and colours are wanted."""
         style = _STYLES.get(text.strip())

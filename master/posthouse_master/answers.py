@@ -219,11 +219,14 @@ class Answers:
             raise NotRunning(f"{found.short}: {self._view.stale(found).reason}")
         if not found.host:
             raise NotRunning(f"{found.name!r} has not run yet, so it has no output")
-        host = self._fleet.hosts[found.host]
+        host = self._fleet.hosts.get(message.host or found.host)
+        if host is None:
+            raise RefusedError(f"no host {message.host!r} has joined", hint="see `posthouse hosts`")
         agent = self._door.get(host.session) if host.settled else None
         if agent is None:
+            what = "where it ran last" if host.name == found.host else "with output of it"
             raise RefusedError(
-                f"host {host.name}, where {found.name!r} ran last, is not reachable now",
+                f"{found.name!r}: host {host.name}, {what}, is not reachable now",
                 hint="its output stays there; ask again when `posthouse hosts` shows the host",
             )
         reads = self._reads.setdefault(agent.identity, {})

@@ -103,6 +103,19 @@ def _duration(low_s: float, high_s: float) -> Read:
     return read
 
 
+def _size(low: int, high: int) -> Read:
+    def read(value: Any, _from_text: bool) -> int:
+        try:
+            size = parse_size(value)
+        except ValueError as error:
+            raise Rule(str(error).removeprefix("must be ")) from None
+        if not low <= size <= high:
+            raise Rule(f"from {low}B to {high}B")
+        return size
+
+    return read
+
+
 def _choice(*choices: str) -> Read:
     def read(value: Any, _from_text: bool) -> str:
         if value not in choices:
@@ -257,6 +270,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("master", _endpoint),
         Key("runtime_dir", _file),
         Key("log_dir", _file),
+        Key("log_total", _size(1024 * 1024, 2**50), "log_total_bytes"),
         Key("key_file", _file),
         Key("master_key", _z85_key),
         Key("insecure", _boolean),

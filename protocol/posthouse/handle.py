@@ -229,14 +229,17 @@ class Handle:
         *,
         offset: int = -1,
         limit: int = limits.log_read_bytes_max,
+        host: str = "",
         timeout: float | None = None,
     ) -> Output:
-        """A page of what it wrote, from its host. `offset` -1: the last `limit` bytes."""
+        """A page of what it wrote. `offset` -1: the last `limit` bytes. `host`: an earlier one,
+        which keeps what was written there; by default the one that it runs on or ran on last."""
         request = ReadOutput(
             request=new_request_id(),
             ref=str(self.id),
             offset=max(offset, -1),
             limit=min(max(limit, 0), limits.log_read_bytes_max),
+            host=host,
         )
         answer = self._connection.ask(request, OutputReply, timeout)
         return Output(answer.host, answer.offset, answer.data, answer.size, answer.lost)

@@ -466,11 +466,13 @@ class Explain(Request, frozen=True, kw_only=True):
 
 
 class ReadOutput(Request, frozen=True, kw_only=True):
-    """Read a page of a worker's output from its host. Answered by OUTPUT."""
+    """Read a page of a worker's output. Answered by OUTPUT. `host`: one that it ran on earlier,
+    whose file has positions of its own; "" is the one that it runs on or ran on last."""
 
     ref: Ref
     offset: Annotated[int, Meta(ge=-1, le=2**63 - 1)] = -1
     limit: Annotated[int, Meta(ge=0, le=limits.log_read_bytes_max)] = limits.log_read_bytes_max
+    host: Word = ""
 
 
 class Subscribe(Request, frozen=True, kw_only=True):

@@ -59,6 +59,7 @@ class AgentSettings:
     master: str  # endpoint for agents
     runtime_dir: str  # sockets, locks, journals: one per host name, mode 0700
     log_dir: str
+    log_total_bytes: int = limits.log_total_bytes_max  # of all workers' output together
     key_file: str | None = None
     master_key: str | None = None  # the master's public CURVE key (Z85)
     insecure: bool = False

@@ -373,6 +373,7 @@ MESSAGES: dict[str, Message] = {
     "list_hosts": ListHosts(request=REQUEST, after="a", limit=100),
     "explain": Explain(request=REQUEST, ref="ingest"),
     "read_output": ReadOutput(request=REQUEST, ref="ingest", offset=4096, limit=1024),
+    "read_output.host": ReadOutput(request=REQUEST, ref="ingest", offset=0, host="b"),
     "subscribe": Subscribe(request=REQUEST, subscription=1),
     "subscribe.one": Subscribe(
         request=REQUEST, subscription=2, ref="ingest", timeline=1, sequence=39, credit=16

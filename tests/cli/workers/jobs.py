@@ -83,3 +83,14 @@ def tell_entry(arg: Any) -> None:
         "incarnation": entry.incarnation,
     }
     print(json.dumps(told), flush=True)
+
+
+def write(arg: dict[str, Any]) -> None:
+    """Writes numbered lines to both streams, as fast as it can or so many, then idles."""
+    worker.unblock_signals()
+    for number in range(arg.get("count", 10**9)):
+        stream = sys.stderr if number % 3 == 0 else sys.stdout
+        stream.write(f"{worker.entry().host} {worker.entry().incarnation} {number} äöü\n")
+        if arg.get("pause"):
+            worker.latch.wait(worker.POSTMASTER_DEATH, timeout=arg["pause"])
+    idle(None)
