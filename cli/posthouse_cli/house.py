@@ -31,7 +31,7 @@ from posthouse_testing import sweep
 from posthouse_testing.cluster import command
 from posthouse_testing.sweep import ProcessId
 
-__all__ = ["House"]
+__all__ = ["Declared", "House"]
 
 _COLOURS: Final = (36, 33, 35, 32, 34, 96, 93, 95)
 _TAIL_S: Final = 0.1  # the logs are looked at this often: a person reads them
@@ -54,6 +54,15 @@ class _Part:
     again_s: float = field(default=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """The file that says which workers are to be there; the master's own."""
+
+    file: str
+    preload_path: tuple[str, ...] = ()
+    preload_s: float = 0.0
+
+
 class _Stop(Exception):
     """A signal asked for the end."""
 
@@ -67,6 +76,7 @@ class House:
         hosts: Iterable[str],
         *,
         path: Iterable[str],
+        declared: "Declared | None" = None,
         say: Callable[[str], None],
         colors: bool = False,
     ) -> None:
@@ -80,9 +90,14 @@ class House:
         self._config = layout.run / "up.toml"  # ours, so that none of the machine's is read
         base = command()
         common = [f"--config={self._config}", "--log-format=console"]
+        folders = [os.path.abspath(folder) for folder in path]  # noqa: PTH100
+        declared = declared or Declared(str(self._config))
+        self._ready_s = _READY_S + declared.preload_s
         # Not --dir: with two folders (sockets here, registry there) each place is named.
-        self._add("master", [*base, "master", *self._master_flags(), *common])
-        import_path = [f"--path={os.path.abspath(folder)}" for folder in path]  # noqa: PTH100
+        flags = [*self._master_flags(), "--log-format=console", f"--config={declared.file}"]
+        flags += [f"--preload-path={folder}" for folder in (*folders, *declared.preload_path)]
+        self._add("master", [*base, "master", *flags])
+        import_path = [f"--path={folder}" for folder in folders]
         for host in self.hosts:
             flags = [*self._agent_flags(host), "--module=*", "--allow-exec", *import_path, *common]
             self._add(host, [*base, "agent", *flags])
@@ -192,11 +207,11 @@ class House:
         for part in self._parts:
             self._start(part)
         waiting = set(self.hosts)
-        deadline_s = time.monotonic() + _READY_S
+        deadline_s = time.monotonic() + self._ready_s
         while waiting:
             if time.monotonic() > deadline_s:
                 raise RefusedError(
-                    f"not up after {_READY_S:g} s: {', '.join(sorted(waiting))}",
+                    f"not up after {self._ready_s:g} s: {', '.join(sorted(waiting))}",
                     hint=f"the logs are in {self.layout.state}",
                 )
             self._turn(0.02, first=True)

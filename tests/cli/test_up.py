@@ -196,3 +196,41 @@ def test_impossible_options(place):
     assert place.up("--hosts", "../x").wait(PATIENCE_S) == 2
     assert not (place.folder / "hosts").exists()
     assert place.up("--dir", "/" + "x" * 120).wait(PATIENCE_S) == 2
+
+
+def test_posthouse_toml_says_which_workers_are_there(place):
+    """Tables and a library of the current folder; a bad table is told of and stops nobody."""
+    here = place.folder / "project"
+    here.mkdir()
+    (here / "lib.py").write_text(
+        "import time\n"
+        "from posthouse import BackgroundWorker\n"
+        "def main(arg):\n    time.sleep(1000)\n"
+        "def posthouse_init(registry):\n"
+        "    registry.register(BackgroundWorker(name='of-lib', main=main, host='a'))\n"
+    )
+    file = here / "posthouse.toml"
+    file.write_text(
+        'preload_libraries = ["lib"]\n'
+        '[[worker]]\nname = "table"\nmain = "lib:main"\nhost = "a"\n'
+        '[[worker]]\nname = "bad"\nmain = "lib:main"\nnice = 99\n'
+    )
+    screen = Screen(["up", "--hosts", "a"], here, place.env)
+    place.screens.append(screen)
+    screen.wait_for("ready:", PATIENCE_S)
+    for name in ("of-lib", "table"):
+        place.run("wait", name, "--for", "started", "--timeout", "30s")
+    told = subprocess.run(
+        [*command(), "ps"], env=place.env, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert {line.split("\t")[0] for line in told.stdout.splitlines()} == {"of-lib", "table"}
+    assert f"skipped: config: {file}:9: worker 'bad': nice is 99" in told.stderr
+    screen.signal(signal.SIGINT)
+    assert screen.wait(PATIENCE_S) == 0
+
+
+def test_what_up_says_itself_is_refused_in_its_file(place):
+    (place.folder / "x.toml").write_text('\nstate_dir = "/srv"\n')
+    screen = place.up("--config", str(place.folder / "x.toml"))
+    assert "x.toml:2: state_dir is not for `posthouse up`" in screen.rest(PATIENCE_S)
+    assert screen.wait(PATIENCE_S) == 2

@@ -39,6 +39,12 @@ _log_format = click.option(
 @click.option("--listen-clients", metavar="ENDPOINT", help="Where clients are served.")
 @click.option("--listen-agents", metavar="ENDPOINT", help="Where agents are served.")
 @click.option("--state-dir", metavar="DIR", help="Folder of the registry.")
+@click.option(
+    "--preload-path",
+    multiple=True,
+    metavar="DIR",
+    help="Where to look for preload_libraries first; may be repeated.",
+)
 @_log_format
 def master(file: str | None, folder: str | None, **flags: Any) -> int:
     """Run the master: the registry, its restart decisions, its event log.
