@@ -700,6 +700,19 @@ def test_h7_the_masters_death_is_told_by_waits_after_the_silence(
             handle.wait_for_shutdown(timeout=0.05)
 
 
+def test_n4_healed_a_wait_needs_no_signal(handle: Handle, master: Any) -> None:
+    """Workers without a database start with SIGUSR1 ignored in PostgreSQL, so their waits never
+    end. Healed: a wait in a process that ignores it ends as any other."""
+    old = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        call = in_thread(lambda: handle.wait_for_startup(timeout=10))
+        later(0.05, lambda: master.add(EventKind.STARTED, pid=7, incarnation=1, host="b"))
+        assert call().pid == 7
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, old)
+
+
 def test_closing_ends_a_wait(
     handle: Handle, cluster: Cluster, master: Any, eventually: Eventually
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +281,32 @@ def test_kill_9_loses_nothing_that_was_acknowledged(master, call):
             assert answer == told[request]
         elif name in kept:
             assert answer.handle == kept[name]
+
+
+def commits(master: Master) -> int:
+    with urllib.request.urlopen(f"http://{master.settings['http']}/metrics", timeout=20) as reply:
+        text = reply.read().decode()
+    found = re.search(r"^posthouse_store_commit_seconds_count (\S+)$", text, re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
+
+
+def test_d7_what_came_meanwhile_is_taken_in_one_round(master, call):
+    """PostgreSQL's signal says only that all slots are to be looked at, so that many registrations
+    are seen in one look. Kept in effect: what has come is taken together, and made durable by few
+    commits, each of which answers all that it holds."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        master.settings["http"] = f"127.0.0.1:{free.getsockname()[1]}"
+    master.start()
+    client = call(master.ready["clients"]).open()
+    before, count = commits(master), 300
+    master.process.send_signal(signal.SIGSTOP)
+    for number in range(count):
+        client.say(register(f"w{number}"))
+    master.process.send_signal(signal.SIGCONT)
+    client.until(lambda: len(client.inbox) == count)
+    assert all(isinstance(answer, Registered) for answer in client.inbox)
+    assert 1 <= commits(master) - before <= count // 3
 
 
 def test_a_start_that_left_was_durable_before(master, call):

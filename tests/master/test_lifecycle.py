@@ -6,6 +6,7 @@ from posthouse import limits
 from posthouse.messages import (
     Goodbye,
     LatchWorker,
+    ListWorkers,
     Ready,
     SetLatch,
     Signal,
@@ -124,6 +125,23 @@ def test_h11_ready_is_told_once_and_ends_with_the_process(town, host, client):
     assert town.kinds("0.1").count("ready") == 1
 
 
+def test_h6_healed_a_pid_comes_with_started_alone_and_with_its_token(host, client):
+    """PostgreSQL writes the pid for BGWH_STARTED only, and it may be somebody else's by then.
+    Healed: the token beside it is that of no other start."""
+    client.register("w", restart_time=0)
+    seen = []
+    for _ in range(3):
+        status = client.status("w")
+        assert (str(status.state) == "started", status.pid) == (False, None)
+        start = host.run(pid=4242)  # the same pid again
+        status = client.status("w")
+        assert (status.pid, status.token) == (4242, start.token)
+        seen.append(status.token)
+        host.end(start, code=1)
+    assert seen == sorted(set(seen))
+    assert client.status("w").pid is None
+
+
 # --- M: the state machine ---
 
 
@@ -134,6 +152,17 @@ def test_m1_m5_registered_starting_started(town, host, client):
     assert town.kinds("0.1") == WHOLE_LIFE
     starting = town.log("0.1")[1]
     assert (starting.incarnation, starting.token, starting.host) == (1, start.token, "b")
+
+
+def test_m2_what_is_acknowledged_is_listed_at_once(town, client):
+    """The postmaster lists what it finds in its next look; until then nobody sees it. Kept, without
+    the wait: the answer to a registration is after the list has it."""
+    answer = client.register("w", labels=("nowhere",))
+    [listed] = client.ask(ListWorkers).workers
+    assert listed.status.handle == answer.handle
+    town.crash()
+    [listed] = town.client().ask(ListWorkers).workers
+    assert listed.status.handle == answer.handle
 
 
 def test_m3_m4_terminate_before_it_ran(town, client):
@@ -269,6 +298,27 @@ def test_t3_restart_time_0_restarts_at_once(host, client):
         start = host.run()
         assert start.incarnation == incarnation
         host.end(start, code=1)
+
+
+def test_m14_healed_a_crash_concerns_the_worker_alone(town, client):
+    """In PostgreSQL any exit but 0 and 1 of any child resets the whole cluster. Healed: without a
+    crash domain nobody else notices."""
+    hosts = [town.host("a"), town.host("b")]
+    for number in range(4):
+        client.register(f"w{number}", restart_time=5)
+    starts = {host.name: host.take(Start) for host in hosts}
+    for host in hosts:
+        for start in starts[host.name]:
+            host.say(Started(worker=host.running(start)))
+    crashed = starts["a"][0]
+    hosts[0].end(crashed, cause="signaled", signal=11, core=True)
+    town.pass_time(2)
+    assert not any(host.take(Stop) + host.take(Start) for host in hosts)
+    others = [s for found in starts.values() for s in found if s.token != crashed.token]
+    assert len(others) == 3
+    for start in others:
+        status = client.status(start.spec["name"])
+        assert (str(status.state), status.token) == ("started", start.token)
 
 
 # --- E: exit classes, told as such ---
