@@ -30,7 +30,7 @@ from posthouse import limits, worker
 from posthouse.ids import HandleId
 from posthouse.spec import BackgroundWorker
 from posthouse.states import DATABASE_CONNECTION
-from posthouse_agent import identity, native, oom_score, progeny
+from posthouse_agent import cgroups, identity, native, oom_score, progeny
 from posthouse_agent.start_worker import Inheritance, StartWorker
 from posthouse_agent.title import set_title
 
@@ -162,6 +162,11 @@ def _entry(order: StartWorker) -> worker.Entry:
     )
 
 
+def _cgroup(_order: StartWorker, given: Inheritance) -> None:
+    if given.cgroup:
+        cgroups.write(f"{given.cgroup}/cgroup.procs", "0")
+
+
 def _rlimits(order: StartWorker, given: Inheritance) -> None:
     if given.oom_score is not None:
         oom_score.write(given.oom_score)
@@ -269,6 +274,7 @@ def _parent_check(_order: StartWorker, given: Inheritance) -> None:
 _STEPS: Final[tuple[tuple[str, Callable[[StartWorker, Inheritance], None]], ...]] = (
     ("session", _session),
     ("descriptors", _descriptors),
+    ("cgroup", _cgroup),
     ("rlimits", _rlimits),
     ("umask", _umask),
     ("nice", _nice),

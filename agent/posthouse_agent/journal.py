@@ -40,10 +40,11 @@ _CLASSES: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """First line: which boot and which warden the entries are of."""
+    """First line: which boot and which warden the entries are of, and where its cgroups are."""
 
     boot_id: str
     instance: str
+    cgroup: str = ""
 
 
 class Journal:
@@ -153,7 +154,11 @@ def _parse(line: bytes) -> Any:
         values = json.loads(line)
         op = values.pop("op")
         if op == "Head":
-            return Head(boot_id=values["boot_id"], instance=values["instance"])
+            return Head(
+                boot_id=values["boot_id"],
+                instance=values["instance"],
+                cgroup=str(values.get("cgroup", "")),
+            )
         cls = _CLASSES[op]
         known = {f.name for f in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})

@@ -19,7 +19,18 @@ from typing import Any, Final, NamedTuple
 
 from posthouse import channel
 from posthouse.ids import Instant
-from posthouse_agent import identity, native, output, procfs, remains, zygote_line
+from posthouse_agent import (
+    cgroups,
+    identity,
+    memory_events,
+    native,
+    output,
+    procfs,
+    remains,
+    zygote_line,
+)
+from posthouse_agent.cgroups import Cgroups
+from posthouse_agent.memory_events import MemoryEvents
 from posthouse_agent.start_worker import StartWorker
 from posthouse_agent.warden_core import output_bytes
 from posthouse_agent.zygotes import Spare
@@ -62,6 +73,8 @@ class WorkerProcess:
     started: Instant
     runtime: str
     code: str
+    group: str = ""  # the folder of its cgroup
+    killed: bool = False  # KILL was sent to it here
 
 
 class _Ends(NamedTuple):
@@ -86,8 +99,13 @@ class Processes:
         host_lock_fd: int,
         nofile_soft: int,
         is_zygotes: Callable[[int], bool],
+        log: Callable[[str], None],
         oom_score: int | None = None,
+        groups: Cgroups | None = None,
     ) -> None:
+        self._log = log
+        self._groups = groups
+        self._memory = MemoryEvents()
         self._is_zygotes = is_zygotes  # a session
         self._log_dir = log_dir
         self._instance = instance
@@ -140,6 +158,7 @@ class Processes:
         ends = self._open_ends(order, path, opened)
         if max(opened) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
             raise OSError(EMFILE, os.strerror(EMFILE))
+        group = self._make_group(order.token)
         message = {
             "op": "begin",
             "order": {name: getattr(order, name) for name in order.__slots__},
@@ -148,14 +167,18 @@ class Processes:
                 "cookie": f"{self._instance}:{order.token}",
                 "nofile_soft": self._nofile_soft,
                 "user": self._other_user(order),
+                "cgroup": group,
                 "oom_score": self._oom_score,
             },
         }
         descriptors = (ends.log, ends.theirs, ends.latch, ends.last_words, self._host_lock_fd)
         try:
             zygote_line.send(spare.socket, message, descriptors, socket.MSG_DONTWAIT)
-        except (BrokenPipeError, ConnectionError):
-            raise SpareGone from None
+        except OSError as error:
+            self._drop_group(group)
+            if isinstance(error, ConnectionError):
+                raise SpareGone from None
+            raise
         # From here on it is a worker, whatever becomes of it.
         spare.socket.close()
         worker = WorkerProcess(
@@ -172,6 +195,7 @@ class Processes:
             started=now,
             runtime=spare.runtime,
             code=spare.code,
+            group=group,
         )
         self._workers[order.token] = worker
         self._tokens[spare.pid] = order.token
@@ -224,6 +248,7 @@ class Processes:
         """Send a signal; a process that is dead already does not mind."""
         worker = self._workers.get(token)
         if worker is not None:
+            worker.killed |= number == signal.SIGKILL
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, number)
 
@@ -253,21 +278,29 @@ class Processes:
                     os.waitid(os.P_PID, pid, _WAIT)
 
     def left_by(self, token: int, now: Instant) -> list[int]:
-        """The topmost processes that go on though the worker which started them is dead.
+        """The processes that go on though the worker which started them is dead: those of its
+        cgroup, and the topmost ones that have left it, or for want of cgroups all topmost ones.
 
-        They are our own children, because we are the subreaper, so only those are looked at: the
+        Those are our own children, because we are the subreaper, so only they are looked at: the
         children of each become ours when it dies.
         """
         worker = self._workers[token]
-        return [
+        in_it = worker.group and cgroups.populated(worker.group)
+        found = cgroups.members(worker.group) if in_it else []
+        return found + [
             pid
             for pid in self._suspects(worker, now)
-            if pid not in self._tokens and self._is_left_by(pid, worker) and procfs.is_process(pid)
+            if pid not in self._tokens
+            and pid not in found
+            and self._is_left_by(pid, worker)
+            and procfs.is_process(pid)
         ]
 
     def kill_left(self, token: int, pids: Iterable[int]) -> None:
         """Those of `pids` that still are what left_by says they are."""
         worker = self._workers[token]
+        if worker.group:
+            cgroups.kill(worker.group)
         for pid in pids:
             pidfd = procfs.kill_if(pid, lambda p: self._is_left_by(p, worker))
             if pidfd is not None:
@@ -290,6 +323,8 @@ class Processes:
             runtime_s=max(0.0, now.boot_s - worker.started.boot_s),
             daemonised=daemonised,
         )
+        if death.signal == signal.SIGKILL:
+            facts |= self._who_killed(worker)
         tail = remains.output_tail(worker.log_path, worker.log_identity, worker.log_start)
         words = remains.last_words(worker.last_words_fd)
         if tail:
@@ -298,6 +333,15 @@ class Processes:
             facts["traceback"] = words
         return facts
 
+    def _who_killed(self, worker: WorkerProcess) -> dict[str, Any]:
+        """The kernel for want of memory, we, or somebody unknown: a signal bears no name."""
+        if worker.killed:
+            return {"sender": "posthouse"}
+        own = memory_events.kills_in(worker.group or None)
+        if own or (own is None and self._memory.take()):
+            return {"oom": True, "sender": "kernel"}
+        return {"sender": "unknown"}
+
     def reap(self, token: int) -> None:
         """Let the zombie go, and everything that was held for it."""
         worker = self._workers.pop(token)
@@ -305,6 +349,21 @@ class Processes:
         os.waitid(os.P_PIDFD, worker.pidfd, _WAIT)
         for fd in (worker.pidfd, worker.channel_fd, worker.latch_fd, worker.last_words_fd):
             os.close(fd)
+        self._drop_group(worker.group)
+
+    def _make_group(self, token: int) -> str:
+        if self._groups is None:
+            return ""
+        try:
+            return self._groups.make(token)
+        except OSError as error:
+            # Without one its leftovers are found as on hosts that have none.
+            self._log(f"cgroup: {error.filename}: {error.strerror}")
+            return ""
+
+    def _drop_group(self, group: str) -> None:
+        if group and self._groups is not None:
+            self._groups.remove(group)
 
     def _suspects(self, worker: WorkerProcess, now: Instant) -> Iterable[int]:
         """Pids that a descendant of this worker may have: later ones than its own."""

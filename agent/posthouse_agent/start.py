@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from posthouse_agent import procfs
+from posthouse_agent import cgroups, procfs
 from posthouse_agent.warden_effects import Orphan
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "lock_warden",
     "open_folder",
     "open_log_folder",
+    "sweep_cgroup",
     "take_host_lock",
 ]
 
@@ -120,6 +121,12 @@ def take_host_lock(
     if instance is not None:
         _kill_marked(instance, timeout_s)
     return fd
+
+
+def sweep_cgroup(folder: str, timeout_s: float) -> None:
+    """What an earlier warden of this boot had in its cgroups. Raises CannotStart."""
+    if left := cgroups.sweep(folder, timeout_s):
+        raise CannotStart(f"{_undead(left)}, in {folder}")
 
 
 def _kill_marked(instance: str, timeout_s: float) -> None:

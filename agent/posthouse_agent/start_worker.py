@@ -44,4 +44,5 @@ class Inheritance:
     last_words_fd: int
     host_lock_fd: int
     user: str | None = None  # whom it becomes; None: it stays who the warden is
+    cgroup: str = ""  # the folder of the one it joins, if any
     oom_score: int | None = None  # in place of the warden's own; None: it has that one anyway

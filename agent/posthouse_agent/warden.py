@@ -19,7 +19,7 @@ from typing import Final
 
 from posthouse import limits, systemd
 from posthouse.ids import Instant
-from posthouse_agent import identity, native, oom_score, procfs, start
+from posthouse_agent import cgroups, identity, native, oom_score, procfs, start
 from posthouse_agent.agent_line import AgentLine
 from posthouse_agent.journal import Head, Journal, read_journal
 from posthouse_agent.orders import Attach, Report, StartWorker
@@ -56,7 +56,8 @@ __all__ = ["main"]
 
 _USAGE: Final = (
     "usage: python -m posthouse_agent.warden --runtime-dir FOLDER --log-dir FOLDER "
-    "--kind fenced|kept|tree [--name HOST] [--users NAME,NAME]"
+    "--kind fenced|kept|tree [--name HOST] [--users NAME,NAME] "
+    "[--cgroups auto|on|off]"
 )
 
 _KINDS: Final = ("fenced", "kept", "tree")
@@ -80,6 +81,7 @@ class Options:
     kind: str
     name: str
     users: str  # whom the host's configuration lets workers run as, besides the warden's own
+    cgroups: str
 
     @property
     def folder(self) -> str:
@@ -371,13 +373,14 @@ def _log(text: str) -> None:
 
 def _options(argv: list[str]) -> Options:
     """--name value pairs; argparse would cost every worker a megabyte."""
-    values = {"runtime-dir": "", "log-dir": "", "kind": "", "name": "", "users": ""}
+    values = {"runtime-dir": "", "log-dir": "", "kind": "", "name": "", "users": "", "cgroups": ""}
     for at in range(0, len(argv), 2):
         name = argv[at].removeprefix("--")
         if not argv[at].startswith("--") or name not in values or at + 1 == len(argv):
             raise start.CannotStart(f"option {argv[at]!r}: {_USAGE}")
         values[name] = argv[at + 1]
-    if not (values["runtime-dir"] and values["log-dir"]) or values["kind"] not in _KINDS:
+    unknown = values["kind"] not in _KINDS or values["cgroups"] not in ("", *cgroups.MODES)
+    if unknown or not (values["runtime-dir"] and values["log-dir"]):
         raise start.CannotStart(_USAGE)
     return Options(
         runtime_dir=os.path.abspath(values["runtime-dir"]),
@@ -385,6 +388,7 @@ def _options(argv: list[str]) -> Options:
         kind=values["kind"],
         name=values["name"],
         users=values["users"],
+        cgroups=values["cgroups"] or "auto",
     )
 
 
@@ -412,6 +416,17 @@ def _check_users(options: Options) -> None:
         )
     if others:
         start.check_log_folder(options.log_dir)
+
+
+def _find_groups(options: Options, instance: str) -> cgroups.Cgroups | None:
+    """Raises CannotStart if they were asked for and cannot be had."""
+    try:
+        return cgroups.find(options.cgroups, instance)
+    except cgroups.NoCgroups as reason:
+        if options.cgroups == "on":
+            raise start.CannotStart(f'cgroups = "on": {reason}') from None
+        _log(f"no cgroup for each worker: {reason}")
+        return None
 
 
 def _raise_descriptors() -> int:
@@ -444,6 +459,8 @@ def _build(options: Options) -> Warden:
     boot_id = procfs.boot_id()
     recovered = recover(entries, rebooted=head is not None and head.boot_id != boot_id)
     same_boot = head is not None and head.boot_id == boot_id
+    if head is not None and same_boot and head.cgroup:
+        start.sweep_cgroup(head.cgroup, _LEFTOVERS_S)
     host_lock_fd = start.take_host_lock(
         f"{folder}/host.lock",
         recovered.lost if same_boot else (),
@@ -459,7 +476,11 @@ def _build(options: Options) -> Warden:
         run_as=not identity.missing_capabilities(),
     )
     core.handle(recovered, _now())  # its entries are part of the rewrite
-    journal = Journal(f"{folder}/journal", Head(boot_id=boot_id, instance=instance))
+    groups = _find_groups(options, instance)
+    head = Head(
+        boot_id=boot_id, instance=instance, cgroup=groups.folder if groups is not None else ""
+    )
+    journal = Journal(f"{folder}/journal", head)
     journal.rewrite(core.entries())
     epoll = select.epoll()
     zygotes = Zygotes(epoll, host_lock_fd, _log)
@@ -469,7 +490,9 @@ def _build(options: Options) -> Warden:
         host_lock_fd=host_lock_fd,
         nofile_soft=_raise_descriptors(),
         is_zygotes=zygotes.owns,
+        log=_log,
         oom_score=oom_score.protect(),
+        groups=groups,
     )
     line = AgentLine(f"{folder}/warden.sock", epoll)
     return Warden(core, processes, zygotes, journal, line, epoll)

@@ -43,6 +43,8 @@ def warden_argv(settings: AgentSettings, kind: str) -> list[str]:
     argv += ["--kind", kind, "--name", settings.host]
     if settings.users:
         argv += ["--users", ",".join(settings.users)]
+    if settings.cgroups != "auto":
+        argv += ["--cgroups", settings.cgroups]
     return argv
 
 

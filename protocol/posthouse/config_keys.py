@@ -279,6 +279,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("modules", _list_of(_module, 256)),
         Key("allow_exec", _boolean),
         Key("users", _list_of(_matching(_NAME, "a user name"), 64)),
+        Key("cgroups", _choice("auto", "on", "off")),
         Key("start_wardens", _boolean),
         _log_format,
     ),

@@ -52,7 +52,8 @@ class ExitFacts(Record, frozen=True, kw_only=True):
 
     Exactly one of `code` and `signal` is given, unless nobody saw the end: then `cause` says why
     ("warden_died", "host_rebooted") and both are absent. `cause` is "exited", "signaled" or
-    "daemonised" otherwise.
+    "daemonised" otherwise. Who sent KILL ("posthouse", "kernel" for want of memory, "unknown") is
+    in `sender`; other signals leave it empty.
     """
 
     cause: Annotated[str, Meta(max_length=32)] = "exited"
@@ -60,6 +61,7 @@ class ExitFacts(Record, frozen=True, kw_only=True):
     signal: Annotated[int, Meta(ge=1, le=64)] | None = None
     core: bool = False
     oom: bool = False
+    sender: Annotated[str, Meta(max_length=32)] = ""
     pid: Pid | None = None
     started_unix_s: Finite | None = None
     ended_unix_s: Finite | None = None
@@ -75,11 +77,14 @@ class ExitFacts(Record, frozen=True, kw_only=True):
 
         >>> ExitFacts(cause="signaled", signal=9).describe()
         'killed by SIGKILL'
+        >>> ExitFacts(cause="signaled", signal=9, oom=True, sender="kernel").describe()
+        'ran out of memory, killed by SIGKILL'
         """
         if self.signal is not None:
             how = "ran out of memory, " if self.oom else ""
             core = " (core dumped)" if self.core else ""
-            return f"{how}killed by {signal_name(self.signal)}{core}"
+            who = ", sender unknown" if self.sender == "unknown" else ""
+            return f"{how}killed by {signal_name(self.signal)}{core}{who}"
         if self.code is not None:
             return f"exited with code {self.code}"
         return {

@@ -68,6 +68,7 @@ class AgentSettings:
     modules: tuple[str, ...] = ()  # what may be run: "acme.jobs", "acme.*", "*"
     allow_exec: bool = False
     users: tuple[str, ...] = ()  # run_as; empty: the agent's own only
+    cgroups: str = "auto"  # one for each worker: auto (where delegated to the warden) | on | off
     runtimes: tuple[RuntimeSettings, ...] = (RuntimeSettings(name="default"),)
     start_wardens: bool = True  # False: a missing warden is waited for; systemd starts it
     log_format: str = "auto"

@@ -160,6 +160,7 @@ KILLED = ExitFacts(
     signal=9,
     core=True,
     oom=True,
+    sender="kernel",
     pid=4242,
     started_unix_s=AT,
     ended_unix_s=AT + 2.5,

@@ -540,3 +540,30 @@ def leave_helper(arg):
         os.write(1, b"the helper has cleaned up\n")
         os._exit(0)
     sys.exit(arg)
+
+
+def hide_child(arg):
+    """A child that nothing but its cgroup leads to: other session, no descriptors, and an empty
+    environment (what is exec'd with none has no cookie)."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if pid := os.fork():
+            os.write(writer, str(pid).encode())
+            os._exit(0)
+        os.closerange(0, 2**31 - 1)
+        os.execve("/bin/sleep", ["sleep", "600"], {})
+    child = int(os.read(reader, 20))
+    os.wait()
+    say(child=child)
+    if arg:
+        sys.exit(arg["code"])
+    time.sleep(600)
+
+
+def eat_memory(arg):
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    block = bytearray()
+    while len(block) < arg:
+        block += b"x" * (1 << 20)
+    say(survived=len(block))
