@@ -240,7 +240,8 @@ class Processes:
         if given_away and not to_be_given:
             os.fchown(log, os.geteuid(), -1)
         if found.st_size == 0 or given_away:
-            os.fchmod(log, 0o640)  # readable by the folder's group, whatever the umask
+            kept = found.st_mode & stat.S_ISVTX  # output.py's mark
+            os.fchmod(log, 0o640 | kept)  # readable by the folder's group, whatever the umask
 
     # --- ending ---
 
