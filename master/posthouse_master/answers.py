@@ -38,7 +38,8 @@ from posthouse_master.eventlog import EventLog
 from posthouse_master.notify import Watch, Watchers
 from posthouse_master.placement import Fleet, wants_of
 from posthouse_master.registry import Registry
-from posthouse_master.sessions import FrontDoor, Session
+from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 from posthouse_master.view import View, public
 
@@ -82,6 +83,7 @@ class Answers:
         door: FrontDoor,
         watchers: Watchers,
         view: View,
+        timers: Timers[TimerKey],
     ) -> None:
         self._registry = registry
         self._log = log
@@ -89,6 +91,7 @@ class Answers:
         self._door = door
         self._watchers = watchers
         self._view = view
+        self._timers = timers
         self._reads: dict[bytes, dict[int, _Read]] = {}  # by agent session and read number
         self._read = 0
 
@@ -241,9 +244,24 @@ class Answers:
             offset=message.offset,
             limit=message.limit,
         )
+        self._timers.set(
+            ("read", (agent.identity, self._read)), turn.now.boot_s + limits.read_output_s
+        )
         self._door.command(turn, agent, command)
 
+    def read_due(self, turn: Turn, agent: bytes, number: int) -> None:
+        """The host has had its time."""
+        read = self._reads.get(agent, {}).pop(number, None)
+        client = self._door.get(read.client) if read is not None else None
+        if read is not None and client is not None:
+            error = RefusedError(
+                f"the host has not answered for {limits.read_output_s:g} s",
+                hint="ask again; `posthouse hosts` shows whether it is heard",
+            )
+            self._door.answer(turn, client, failed(read.request, error))
+
     def log_chunk(self, turn: Turn, agent: Session, message: LogChunk) -> None:
+        self._timers.cancel(("read", (agent.identity, message.read)))
         read = self._reads.get(agent.identity, {}).pop(message.read, None)
         client = self._door.get(read.client) if read is not None else None
         if read is None or client is None:
@@ -261,12 +279,13 @@ class Answers:
                 size=message.size,
                 lost=message.lost,
             )
-        self._door.send(turn, client, answer)
+        self._door.answer(turn, client, answer)
 
     def agent_left(self, turn: Turn, agent: Session) -> None:
         """What was asked of it will not be answered in this session."""
         error = RefusedError(f"the session with host {agent.host} ended", hint="ask again")
-        for read in self._reads.pop(agent.identity, {}).values():
+        for number, read in self._reads.pop(agent.identity, {}).items():
+            self._timers.cancel(("read", (agent.identity, number)))
             client = self._door.get(read.client)
             if client is not None:
-                self._door.send(turn, client, failed(read.request, error))
+                self._door.answer(turn, client, failed(read.request, error))

@@ -96,6 +96,7 @@ from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
 from posthouse_master.rollout import Rollout
+from posthouse_master.said import check_hello
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.shutdown import ShutdownWatch
 from posthouse_master.starter import Starter
@@ -206,7 +207,13 @@ class MasterCore:
             self._timers,
         )
         self._answers = Answers(
-            self.registry, self.log, self.fleet, self.door, self.watchers, self.view
+            self.registry,
+            self.log,
+            self.fleet,
+            self.door,
+            self.watchers,
+            self.view,
+            self._timers,
         )
         commands = Commands(
             self.registry,
@@ -419,7 +426,7 @@ class MasterCore:
         except PosthouseError as error:
             answer = failed(message.request, error)
         if answer is not None:
-            self.door.send(turn, session, answer)
+            self.door.answer(turn, session, answer)
 
     def _answer(
         self, turn: Turn, session: Session, message: Request, handler: _Handler
@@ -465,6 +472,7 @@ class MasterCore:
         assert isinstance(hello, Hello)
         if envelope.session != NO_SESSION or envelope.sequence:
             raise BadFrame("HELLO opens a session, so it names none")
+        check_hello(hello)
         admission = self.door.judge(peer, hello)
         if isinstance(admission, Refused):
             self._refused(turn, peer, hello, admission)
@@ -544,6 +552,9 @@ class MasterCore:
         if session is not None:
             self._end(turn, session, "stale_session", f"START of {registration.name} unanswered")
 
+    def _read_due(self, turn: Turn, read: Any) -> None:
+        self._answers.read_due(turn, *read)
+
     def _host_due(self, turn: Turn, name: Any) -> None:
         self.hosts.not_back(turn, name)
 
@@ -560,6 +571,7 @@ class MasterCore:
         "proof": _proof_due,
         "start": _start_due,
         "host": _host_due,
+        "read": _read_due,
         "shutdown": _shutdown_due,
         "phase": _phase_due,
     }

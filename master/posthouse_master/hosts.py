@@ -34,6 +34,7 @@ from posthouse_master.groups import Groups
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host, Offer
 from posthouse_master.registry import Registration, Registry
+from posthouse_master.said import check_exit, check_running, check_token
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.starter import Starter
 from posthouse_master.store.base import HostRow, Life, PutHost
@@ -295,6 +296,11 @@ class Hosts:
                     f"host {host.name} has workers of registry {entry.registry}, "
                     f"this is {self._registry.identity}"
                 )
+        for running in page.running:
+            check_running(running, self._registry.token)
+        for ended in page.exits:
+            check_exit(ended, self._registry.token)
+        check_token(page.highest_token, self._registry.token)
         host.pages += 1
         self._registry.token = max(self._registry.token, page.highest_token)
         for running in page.running:
@@ -356,6 +362,7 @@ class Hosts:
 
     def started(self, turn: Turn, session: Session, message: Started) -> None:
         host = self._fleet.hosts[session.host]
+        check_running(message.worker, self._registry.token)
         self._running(turn, host, message.worker, settling=False)
 
     def ready(self, turn: Turn, session: Session, message: Ready) -> None:
@@ -364,6 +371,7 @@ class Hosts:
             self._lifecycle.ready(turn, registration)
 
     def exited(self, turn: Turn, session: Session, message: Exited) -> None:
+        check_exit(message.worker, self._registry.token)
         self._exited(turn, self._fleet.hosts[session.host], message.worker)
 
     def start_failed(self, turn: Turn, session: Session, message: StartFailed) -> None:

@@ -165,4 +165,4 @@ class Watchers:
             sequence=self._log.sequence if sequence is None else sequence,
             reason=reason,
         )
-        self._door.send(turn, watch.session, message)
+        self._door.answer(turn, watch.session, message)

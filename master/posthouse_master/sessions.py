@@ -39,7 +39,7 @@ _TOO_MANY_RETRY_S: Final = 5.0  # a full table empties as peers fall silent
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One open session. Written by FrontDoor; `host` and `backlog` are used for agents only."""
+    """One open session. Written by FrontDoor; `host` is used for agents only."""
 
     identity: bytes
     peer: Peer
@@ -49,7 +49,7 @@ class Session:
     host: str = ""
     agent_instance: str = ""
     wardens: frozenset[str] = frozenset()  # instances
-    backlog: deque[Message] = field(default_factory=deque)
+    backlog: deque[Message] = field(default_factory=deque)  # waits for room in the link
 
     def __repr__(self) -> str:
         return f"Session({self.identity.hex()[:8]} {self.principal})"
@@ -240,6 +240,16 @@ class FrontDoor:
             session.backlog.append(message)
         else:
             self.send(turn, session, message)
+
+    def answer(self, turn: Turn, session: Session, message: Message) -> None:
+        """Send to a client. One that asks faster than it acknowledges gets its answers in order, as
+        room is made; one that lets too many of them wait loses its session."""
+        if not session.backlog and session.link.room > 0:
+            self.send(turn, session, message)
+        elif len(session.backlog) < limits.answers_waiting_max:
+            session.backlog.append(message)
+        else:
+            turn.broken.append((session.identity, "it asks and acknowledges nothing any more"))
 
     def drain(self, turn: Turn, session: Session) -> None:
         """Send of the backlog what the link has room for."""

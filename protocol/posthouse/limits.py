@@ -95,6 +95,9 @@ disk_low_bytes: Final = 8 * 1024 * 1024  # free beside the reserve; less, and no
 disk_none_bytes: Final = 4 * 1024 * 1024  # free without the reserve; less, and nothing is written
 disk_look_s: Final = 0.2  # between two looks at the free space: one can be filled in seconds
 disk_probe_s_max: Final = 10.0  # between two attempts to make the reserve again
+token_ahead_max: Final = 2**32  # of what the registry drew; 1,000 starts a second for 50 days
+read_output_s: Final = 10.0  # for a host to answer; a page is read in milliseconds
+answers_waiting_max: Final = 1024  # for room in a client's link: as many as it may have asked for
 starts_in_flight_max: Final = 64  # of one host: at 2 ms a fork, 130 ms until a stop gets its turn
 start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
 

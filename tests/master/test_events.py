@@ -10,6 +10,7 @@ from posthouse.messages import (
     Failed,
     Missing,
     Subscribe,
+    Subscribed,
     Unsubscribe,
 )
 
@@ -350,3 +351,52 @@ def test_from_the_start_means_what_is_kept_and_says_what_may_be_missing(town, cl
         kept = [e for e in town.log() if not ref or e.name == ref]
         assert [event.sequence for event in seen] == [event.sequence for event in kept]
     assert not client.take(CursorTooOld)
+
+
+# --- clients that ask faster than they listen ---
+
+
+def flood(client, town, count, **values):
+    """So many SUBSCRIBEs at once, before anything of the answers has been acknowledged."""
+    client.deaf = True
+    frames = [
+        client.link.send(
+            Subscribe(request=town.request_id(), subscription=n, ref="", credit=16, **values),
+            town.boot_s,
+        )
+        for n in range(count)
+    ]
+    for frame in frames:
+        client.raw(frame)
+    client.deaf = False
+
+
+def listen(client, town):
+    """Let the link repeat what was not heard, and acknowledge it, until nothing more comes."""
+    for _ in range(200):
+        before = len(client.inbox)
+        town.pass_time(0.5)
+        if len(client.inbox) == before and not client_of(town, client).backlog:
+            return
+    raise AssertionError("it never ends")
+
+
+def client_of(town, client):
+    return town.core.door.of_peer(client.peer)
+
+
+def test_a_thousand_subscriptions_at_once_are_all_answered(town, client):
+    client.register("w")
+    watcher = town.client()
+    flood(watcher, town, limits.subscriptions_per_session_max)
+    assert client_of(town, watcher) is not None, "it keeps its session"
+    listen(watcher, town)
+    answers = watcher.take(Subscribed)
+    assert [answer.subscription for answer in answers] == list(
+        range(limits.subscriptions_per_session_max)
+    )
+    pages = watcher.take(Events)
+    assert {page.subscription for page in pages} == set(range(len(answers)))
+    client.register("v")
+    listen(watcher, town)
+    assert len(watcher.take(Events)) == len(answers)

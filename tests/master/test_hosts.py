@@ -2,8 +2,10 @@
 
 import pytest
 
+from posthouse import limits
 from posthouse.messages import (
     Explain,
+    Failed,
     Inventory,
     ListHosts,
     LogChunk,
@@ -445,3 +447,20 @@ def test_output_of_a_retired_worker_can_still_be_read(town, client):
     host.end(host.run(), code=0)
     client.say(ReadOutput(request=b"o" * 16, ref="w"))
     assert host.one(ReadLog).generation == 1
+
+
+def test_a_host_that_does_not_answer_a_read_costs_its_asker_a_bounded_wait(town):
+    client, host = town.client(), town.host()
+    client.register("w")
+    host.run()
+    request = b"q" * 16
+    client.say(ReadOutput(request=request, ref="w"))
+    host.take(ReadLog)
+    town.pass_time(limits.read_output_s - 0.5)
+    assert not client.take(Failed)
+    town.pass_time(0.6)
+    told = client.one(Failed)
+    assert told.request == request
+    assert f"not answered for {limits.read_output_s:g} s" in told.message
+    host.say(LogChunk(read=1, offset=0, data=b"late"))  # is nobody's any more
+    assert not client.take(Output)
