@@ -139,7 +139,12 @@ def send(
 def receive(line: socket.socket) -> Received | None:
     """The next message; None at the end. Raises OSError, BlockingIOError among them, ValueError."""
     space = socket.CMSG_SPACE(_FDS_MAX * 4) + socket.CMSG_SPACE(_CREDENTIALS.size)
-    data, ancillary, _, _ = line.recvmsg(_INLINE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, _, _ = line.recvmsg(_INLINE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:
+        # Said once, if the other end closed without having read everything; what it had sent
+        # before is still to be read.
+        data, ancillary, _, _ = line.recvmsg(_INLINE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
     found = array.array("i")
     pid = 0
     for level, kind, value in ancillary:

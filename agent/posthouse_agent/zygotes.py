@@ -96,7 +96,6 @@ class _Recipe(NamedTuple):
 class _Zygote:
     """One process."""
 
-    recipe: _Recipe
     pid: int
     pidfd: int
     line: socket.socket
@@ -115,6 +114,7 @@ class _Seat:
     """A runtime by its name, and whoever serves it."""
 
     name: str
+    recipe: _Recipe | None = None  # of the last start that was wanted
     zygote: _Zygote | None = None
     spares: deque[Spare] = field(default_factory=deque)
     waiting: deque[tuple[StartWorker, float]] = field(default_factory=deque)  # and until when
@@ -147,8 +147,9 @@ class Zygotes:
     def want(self, order: StartWorker, now_s: float) -> None:
         """Queue a start. `next_settled` gives it back, with a spare or refused."""
         seat = self._seats.setdefault(order.runtime, _Seat(order.runtime))
-        if seat.zygote is not None and seat.zygote.recipe != _Recipe.of(order):
-            self._retire(seat, "its configuration has changed")
+        if seat.recipe != (recipe := _Recipe.of(order)):
+            seat.recipe = recipe
+            self._renew(seat, "its configuration has changed")
         seat.waiting.append((order, now_s + limits.zygote_wait_s))
 
     def recall(self, token: int) -> None:
@@ -187,8 +188,7 @@ class Zygotes:
         """Have the next start of this runtime, or of all, come from a new zygote."""
         for seat in self._seats.values():
             if name in ("", seat.name):
-                self._retire(seat, "it was asked for")
-                seat.failures, seat.again_s, seat.trouble = 0, 0.0, None
+                self._renew(seat, "it is to be loaded anew")
 
     def deadline(self) -> float | None:
         """When to look again."""
@@ -231,7 +231,7 @@ class Zygotes:
         zygote = seat.zygote
         if zygote is None:
             if seat.waiting and now_s >= seat.again_s:
-                self._make(seat, seat.waiting[0][0], now_s)
+                self._make(seat, now_s)
             return
         if not zygote.ready:
             if now_s >= zygote.since_s + limits.zygote_load_s:
@@ -269,8 +269,9 @@ class Zygotes:
 
     # --- zygotes ---
 
-    def _make(self, seat: _Seat, order: StartWorker, now_s: float) -> None:
-        recipe = _Recipe.of(order)
+    def _make(self, seat: _Seat, now_s: float) -> None:
+        recipe = seat.recipe
+        assert recipe is not None
         try:
             pid, line = self._spawn(recipe)
             pidfd = os.pidfd_open(pid)  # our child, and nobody has reaped it
@@ -278,7 +279,7 @@ class Zygotes:
             reason = f"{recipe.python or sys.executable}: {error.strerror}"
             self._failed(seat, "runtime_unusable", reason, True, now_s)
             return
-        zygote = _Zygote(recipe=recipe, pid=pid, pidfd=pidfd, line=line, since_s=now_s)
+        zygote = _Zygote(pid=pid, pidfd=pidfd, line=line, since_s=now_s)
         seat.zygote = zygote
         for fd in (pidfd, line.fileno()):
             self._by_fd[fd] = seat
@@ -426,6 +427,10 @@ class Zygotes:
         if not lived:
             seat.trouble = (code, f"runtime {seat.name!r}: {reason}", retry)
             self._refuse_all(seat, *seat.trouble)
+
+    def _renew(self, seat: _Seat, reason: str) -> None:
+        self._retire(seat, reason)
+        seat.failures, seat.again_s, seat.trouble = 0, 0.0, None
 
     def _retire(self, seat: _Seat, reason: str, *, keep_spares: bool = False) -> None:
         """Close everything that comes from this zygote; what has begun as a worker goes on."""

@@ -1,12 +1,18 @@
 """Workers come from their runtime's zygote: whatever dies there, nothing is lost or doubled."""
 
+import importlib
 import os
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import posthouse
 from posthouse import limits
 from posthouse_agent import procfs
 from posthouse_agent.orders import Confirm, Ended, Forked, ForkFailed, RenewRuntime, StopWorker
@@ -230,3 +236,107 @@ def test_files_of_the_zygote_are_closed_in_a_worker(host, agent):
     sockets = [target for target in targets if target.startswith("socket:")]
     assert len(sockets) == 1, "its channel, and nothing of the zygote's"
     assert str(Path(host.home, "host.lock")) in targets
+
+
+# --- other interpreters and environments ---
+
+
+def interpreters():
+    """Other minor versions of Python on this machine: (version, path)."""
+    found = {}
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    roots = [Path(folder) for folder in folders if folder]
+    roots += sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    for root in roots:
+        for path in root.glob("python3.[0-9]*"):
+            if re.fullmatch(r"python3\.\d+", path.name) and path.name not in found:
+                asked = "import sys; print(*sys.version_info[:2])"
+                run = subprocess.run([path, "-c", asked], capture_output=True, text=True)
+                if run.returncode == 0 and run.stdout.split() != [*map(str, sys.version_info[:2])]:
+                    found[path.name] = (tuple(map(int, run.stdout.split())), str(path))
+    return sorted(found.values())
+
+
+def interpreter(good):
+    for version, path in interpreters():
+        if good(version):
+            return path
+    pytest.skip("this machine has no other minor version of Python that would do")
+
+
+@pytest.fixture
+def other_python(tmp_path):
+    """A virtual environment of another minor version, with nothing in it."""
+    path = interpreter(lambda version: version >= (3, 11))
+    subprocess.run([path, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    return str(tmp_path / "venv" / "bin" / "python")
+
+
+def site_packages(python):
+    asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(subprocess.check_output([python, "-c", asked], text=True).strip())
+
+
+def test_worker_in_another_version_of_python_that_knows_nothing_of_posthouse(
+    host, agent, other_python
+):
+    """It has the host's own copy, and nothing else of the host's packages."""
+    host.runtime_name, host.interpreter = "other", other_python
+    (site_packages(other_python) / "theirs.py").write_text("WORD = 'theirs'\n")
+    host.preload = ["theirs"]
+    forked = host.begin(agent, "elsewhere:look", {"data": b"\x00"})
+    (said,) = host.said(forked.slot)
+    assert said["version"] != list(sys.version_info[:2])
+    assert said["executable"] == other_python
+    assert said["word"] == "theirs"
+    assert said["name"] == f"w{forked.token}"
+    assert said["arg"] == repr({"data": b"\x00"})
+    assert said["absent"] == ["zmq", "msgspec", "msgpack", "click"], "the host's packages"
+    agent.give(StopWorker(token=forked.token, slot=forked.slot, reason="x", signal=15, grace_s=9))
+    ended = agent.expect(Ended, forked.token)
+    assert ended.facts["code"] == 1
+    assert "terminating background worker" in ended.facts["output_tail"]
+
+
+def test_environment_with_a_posthouse_of_its_own(host, agent, other_python):
+    """Another version of it, which speaks the same version of the zygote's protocol."""
+    packages = site_packages(other_python)
+    for name in ("posthouse", "posthouse_agent"):
+        package = sys.modules[name] if name in sys.modules else importlib.import_module(name)
+        shutil.copytree(Path(package.__file__).parent, packages / name)
+    text = (packages / "posthouse" / "__init__.py").read_text()
+    (packages / "posthouse" / "__init__.py").write_text(
+        text.replace(f'__version__: Final = "{posthouse.__version__}"', '__version__ = "9.9"')
+    )
+    host.runtime_name, host.interpreter = "own", other_python
+    forked = host.begin(agent, "elsewhere:look")
+    (said,) = host.said(forked.slot)
+    assert said["posthouse"] == "9.9"
+
+    line = packages / "posthouse_agent" / "zygote_line.py"
+    text = line.read_text().replace("\nPROTOCOL = 0\n", "\nPROTOCOL = 77\n")
+    line.write_text(text.replace("\nPROTOCOL_MIN = 0\n", "\nPROTOCOL_MIN = 76\n"))
+    order = host.order("elsewhere:look")
+    agent.give(order)
+    failed = agent.expect(ForkFailed, order.token)
+    assert (failed.code, failed.retry) == ("runtime_unusable", False)
+    assert "posthouse 9.9" in failed.reason
+    assert "speaks versions 76 to 77 of the zygote's protocol, this host 0 to 0" in failed.reason
+
+    (packages / "posthouse_agent" / "zygote.py").unlink()
+    host.runtime_env = {"AGAIN": "1"}
+    order = host.order("elsewhere:look")
+    agent.give(order)
+    failed = agent.expect(ForkFailed, order.token)
+    assert "posthouse 9.9 in the environment of" in failed.reason
+    assert "is too old" in failed.reason
+
+
+def test_version_of_python_that_is_too_old(host, agent):
+    host.runtime_name = "old"
+    host.interpreter = interpreter(lambda version: version < (3, 11))
+    order = host.order("nothing")
+    agent.give(order)
+    failed = agent.expect(ForkFailed, order.token)
+    assert (failed.code, failed.retry) == ("runtime_unusable", False), host.warden_log()
+    assert "posthouse needs 3.11 or newer" in failed.reason
