@@ -37,6 +37,7 @@ def running_of(kind: str, forked: Forked) -> Running:
         ready=forked.ready,
         stopping=stop_reason(forked.stopping),
         warden=kind,
+        code=forked.code,
         stuck=forked.stuck[: limits.stuck_text_max],
     )
 

@@ -156,7 +156,14 @@ class Lifecycle:
 
     def started(self, turn: Turn, registration: Registration, running: Running) -> None:
         """The process of the drawn token exists (M5, M12)."""
-        self._started(turn, registration, running.pid, running.pid_start, running.started_unix_s)
+        self._started(
+            turn,
+            registration,
+            running.pid,
+            running.pid_start,
+            running.started_unix_s,
+            running.code,
+        )
         if running.ready:
             self.ready(turn, registration)
 
@@ -167,6 +174,7 @@ class Lifecycle:
         pid: int | None,
         pid_start: int | None,
         started_unix_s: float | None,
+        code: str = "",
     ) -> None:
         self._timers.cancel(("start", registration.key))
         self._registry.move(
@@ -175,6 +183,7 @@ class Lifecycle:
             pid=pid,
             pid_start=pid_start,
             started_unix_s=started_unix_s,
+            code=code,
             starts=registration.starts + 1,
             reason=f"running on {registration.host}",
         )

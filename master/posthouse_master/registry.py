@@ -138,6 +138,7 @@ class Registration:
     ran_revision: int = 0
     proven_revision: int = 0
     awaits_ready: bool = False
+    code: str = ""
     last_exit: bytes = b""
     # In memory only: processes of it that should not be; no START before all are known to be gone.
     strays: int = 0

@@ -108,6 +108,7 @@ class Starter:
             pid=None,
             pid_start=None,
             started_unix_s=None,
+            code="",
             ready=False,
             stopping=None,
             stop_by="",

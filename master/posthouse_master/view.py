@@ -78,6 +78,8 @@ class View:
             token=registration.token or None,
             revision=registration.revision,
             running_revision=registration.ran_revision,
+            runtime=registration.spec.runtime,
+            code=registration.code,
             ready=registration.ready,
             reason=self._reason(registration, in_s),
             final=life is Life.RETIRED,

@@ -175,6 +175,7 @@ class Running(Record, frozen=True, kw_only=True):
     ready: bool = False
     stopping: StopReason | None = None
     warden: Word = "fenced"
+    code: Word = ""
     stuck: Annotated[str, Meta(max_length=limits.stuck_text_max)] = ""
 
 

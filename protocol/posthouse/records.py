@@ -153,6 +153,8 @@ class Status(Record, frozen=True, kw_only=True):
     token: Int | None = None
     revision: Int = 1
     running_revision: Int = 0
+    runtime: Word = ""
+    code: Word = ""
     ready: bool = False
     reason: Text = ""
     final: bool = False

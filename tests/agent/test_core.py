@@ -744,3 +744,15 @@ def test_the_digest_is_of_the_running_set(bench: Bench, make_ended: Make) -> Non
     bench.report(make_ended(worker))
     bench.tick(1.0)
     assert [m for m in bench.deliver() if isinstance(m, Renew)][-1].digest == empty
+
+
+def test_code_of_a_worker_is_told_to_the_master(bench: Bench) -> None:
+    """`status` shows it: which code does this process run?"""
+    bench.attach()
+    bench.open()
+    bench.start(5)
+    bench.deliver()
+    bench.report(forked(5, runtime="default", code="5f0d2c9a41be"))
+    bench.deliver()
+    (started,) = bench.said(Started)
+    assert started.worker.code == "5f0d2c9a41be"

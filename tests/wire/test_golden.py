@@ -182,6 +182,7 @@ RUNNING = Running(
     pid=4242,
     pid_start=123_456,
     started_unix_s=AT,
+    code="5f0d2c9a41be",
 )
 STATUS = Status(
     state=WorkerState.STARTED,
@@ -206,6 +207,8 @@ STOPPED = Status(
     token=77,
     revision=2,
     running_revision=1,
+    runtime="default",
+    code="5f0d2c9a41be",
     reason="killed by SIGKILL; restarts in 4.2 s",
     final=True,
     flapping=True,

@@ -124,6 +124,7 @@ def _facts(now: Status) -> list[tuple[str, str]]:
         ("up", shapes.up_for(now)),
         ("starts", str(now.incarnation)),
         ("revision", _revision(now)),
+        ("runtime", f"{now.runtime}, code {now.code}" if now.code else now.runtime),
         ("restart", f"in {shown(now.restart_in_s)}" if now.restart_in_s is not None else ""),
         ("last exit", shapes.exit_words(last)),
         ("traceback", last.traceback.rstrip() if last else ""),

@@ -121,6 +121,7 @@ class StateRow:
     ran_revision: int = 0  # of the newest incarnation
     proven_revision: int = 0  # the newest one that no rollout waits for
     awaits_ready: bool = False  # the process that a rollout replaces had said ready
+    code: str = ""  # revision of what the newest process's runtime had loaded
     last_exit: bytes = b""
 
 
