@@ -37,6 +37,7 @@ from posthouse.messages import (
     Message,
     ReadLog,
     Ready,
+    RenewRuntimes,
     Running,
     Signal,
     Start,
@@ -61,6 +62,7 @@ from posthouse_agent.effects import (
     Leave,
     LogRead,
     Note,
+    Reload,
     Reported,
     SetLatch,
     Tick,
@@ -76,6 +78,7 @@ from posthouse_agent.orders import (
     Forked,
     ForkFailed,
     NoteReady,
+    RenewRuntime,
     Report,
     SignalWorker,
     SnapshotEnd,
@@ -170,6 +173,8 @@ class AgentCore:
                 self._warden_gone(kind, reason, now)
             case ConnectionBroken(reason):
                 self._dialled(self._dialler.broken(reason, now.boot_s), now)
+            case Reload():
+                self._renew_runtimes("", now)
             case Leave(reason):
                 self._left = True
                 self._pump(now)
@@ -327,6 +332,8 @@ class AgentCore:
             case LatchCommand():
                 if self._known(message.token, "set_latch") is not None:
                     self._effects.append(SetLatch(message.token))
+            case RenewRuntimes(runtime=runtime):
+                self._renew_runtimes(runtime, now)
             case ReadLog():
                 answer = self._reads.ask(message)
                 if isinstance(answer, LogChunk):
@@ -335,6 +342,13 @@ class AgentCore:
                     self._effects.append(answer)
             case _:
                 self._end_session(f"{type(message).__name__} is not for an agent", now)
+
+    def _renew_runtimes(self, runtime: str, now: Instant) -> None:
+        """What was refused for good may succeed now: the master tries again in the next session."""
+        self._note("runtimes.renewed", runtime=runtime)
+        self._effects += [Give(kind, RenewRuntime(name=runtime)) for kind in self._seats]
+        if self._dialler.open:
+            self._end_session("its runtimes are loaded anew", now)
 
     def _known(self, token: int, what: str) -> Running | None:
         worker = self._workers.get(token)

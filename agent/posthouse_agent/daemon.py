@@ -41,6 +41,7 @@ from posthouse_agent.effects import (
     Note,
     ReadLogFile,
     Redial,
+    Reload,
     Reported,
     SetLatch,
     Tick,
@@ -134,11 +135,13 @@ class _Shell:
             end.setblocking(False)
         self._epoll.register(self._signals[0].fileno(), select.EPOLLIN)
         self._end = ""
+        self._reload = False
         self._dialled = False
 
     def run(self) -> int:
         previous_fd = signal.set_wakeup_fd(self._signals[1].fileno(), warn_on_full_buffer=False)
         previous = {number: signal.signal(number, self._told_to_end) for number in _ENDING}
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._told_to_reload)
         systemd.ready(f"agent of {self._settings.host}")
         self._talk.say("agent.started", pid=os.getpid(), master=self._settings.master)
         try:
@@ -168,6 +171,9 @@ class _Shell:
     def _told_to_end(self, number: int, _frame: Any) -> None:
         self._end = signal.Signals(number).name
 
+    def _told_to_reload(self, _number: int, _frame: Any) -> None:
+        self._reload = True
+
     # --- inputs ---
 
     def _round(self) -> None:
@@ -182,6 +188,9 @@ class _Shell:
         if self._epoll.fileno() in ready:
             for descriptor, events in self._epoll.poll(0):
                 self._ready(descriptor, events)
+        if self._reload:
+            self._reload = False
+            self._feed(Reload())
         self._feed(Tick())
         self._look_after()
         self._say_notes()

@@ -28,6 +28,7 @@ __all__ = [
     "Note",
     "ReadLogFile",
     "Redial",
+    "Reload",
     "Reported",
     "SetLatch",
     "Tick",
@@ -119,6 +120,11 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Reload:
+    """HUP to the agent: what is started from now on has newly loaded code."""
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """This agent ends on purpose. Its workers go on."""
 
@@ -134,6 +140,7 @@ Input = (
     | WorkerSaid
     | LogRead
     | Tick
+    | Reload
     | Leave
 )
 

@@ -54,6 +54,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "restart": ("act", "Workers"),
     "hosts": ("read", "Cluster"),
     "drain": ("drain", "Cluster"),
+    "reload": ("reload", "Cluster"),
     "shutdown": ("act", "Cluster"),
     "master": ("daemons", "Cluster"),
     "agent": ("daemons", "Cluster"),

@@ -51,6 +51,7 @@ from posthouse.messages import (
     RegisterGroup,
     Release,
     Renew,
+    RenewRuntimes,
     Reply,
     Request,
     Restart,
@@ -81,6 +82,7 @@ from posthouse_master.effects import (
     PeerGone,
     PhaseChanged,
     Received,
+    Reload,
     Room,
     Space,
     Tick,
@@ -298,10 +300,18 @@ class MasterCore:
                 self.phases.changed(turn, event)
             case Configured():
                 self.static.begin(turn, event)
-            case Interrupted(reason):
-                turn.goodbye = reason
-                turn.halt(0, reason)
+            case Interrupted() | Reload():
+                self._signalled(turn, event)
         return self._finish(turn)
+
+    def _signalled(self, turn: Turn, event: Interrupted | Reload) -> None:
+        if isinstance(event, Interrupted):
+            turn.goodbye = event.reason
+            turn.halt(0, event.reason)
+            return
+        for session in self.door:
+            if session.role == "agent":
+                self.door.command(turn, session, RenewRuntimes())
 
     def _finish(self, turn: Turn) -> list[Effect]:
         self.shutdown.check(turn)

@@ -45,6 +45,7 @@ from posthouse_master.effects import (
     PeerGone,
     Persist,
     Received,
+    Reload,
     Room,
     Send,
     Tick,
@@ -346,7 +347,9 @@ class _Shell:
         wake_s = self._core.wake_s
         if wake_s is not None and wake_s <= now.boot_s:
             yield Tick()
-        if interrupt:
+        if interrupt == "SIGHUP":
+            yield Reload()
+        elif interrupt:
             yield Interrupted(interrupt)
 
     def _carry_out(self, effects: list[Effect]) -> Halt | None:
@@ -397,7 +400,7 @@ class _Shell:
 
 
 class _Interrupts:
-    """SIGTERM and SIGINT as something a poller can wait for."""
+    """SIGTERM, SIGINT and SIGHUP as something a poller can wait for."""
 
     def __init__(self, reader: socket.socket) -> None:
         self._reader = reader
@@ -407,12 +410,13 @@ class _Interrupts:
         return self._reader.fileno()
 
     def taken(self) -> str:
-        """Which signal came, if one did."""
+        """Which signal came, if one did; one that ends the process before one that does not."""
         try:
             data = self._reader.recv(64)
         except BlockingIOError:
             return ""
-        return signal.Signals(data[0]).name if data else ""
+        names = [signal.Signals(number).name for number in data]
+        return min(names, key=lambda name: name == "SIGHUP", default="")
 
 
 @contextmanager
@@ -423,7 +427,7 @@ def _signals() -> Iterator[_Interrupts]:
         reader.setblocking(False)
         writer.setblocking(False)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 before = signal.signal(number, _ignore)
                 restore.append(lambda n=number, b=before: signal.signal(n, b))  # type: ignore[misc]
             before_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)

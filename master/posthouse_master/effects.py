@@ -29,6 +29,7 @@ __all__ = [
     "Persist",
     "PhaseChanged",
     "Received",
+    "Reload",
     "Room",
     "Send",
     "Space",
@@ -83,6 +84,11 @@ class Interrupted:
     """The process is asked to end (SIGTERM, SIGINT): itself only, never the workers."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """HUP to the process: every host is to load the code of its runtimes anew."""
 
 
 class Room(StrEnum):
@@ -146,7 +152,17 @@ class Configured:
     libraries_named: bool
 
 
-Input = Received | Malformed | PeerGone | Tick | Interrupted | Space | PhaseChanged | Configured
+Input = (
+    Received
+    | Malformed
+    | PeerGone
+    | Tick
+    | Interrupted
+    | Reload
+    | Space
+    | PhaseChanged
+    | Configured
+)
 
 
 # --- effects ---

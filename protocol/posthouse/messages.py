@@ -314,6 +314,14 @@ class ReadLog(Message, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=0, le=limits.log_read_bytes_max)]
 
 
+class RenewRuntimes(Message, frozen=True, kw_only=True):
+    """Load the code of this runtime (empty: of every one) anew for whatever is started from now
+    on; running workers go on. The agent says goodbye and HELLO again: what a host refused for good
+    it may take now."""
+
+    runtime: Word = ""
+
+
 # --- client -> master --------------------------------------------------------------------------
 
 
@@ -674,7 +682,7 @@ class CursorTooOld(Message, frozen=True, kw_only=True):
 KINDS: dict[int, type[Message]] = {
     1: Hello, 2: Welcome, 3: Refused, 4: Renew, 5: Grant, 6: Ack, 7: Unsupported, 8: Goodbye,
     10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
-    20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog,
+    20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog, 25: RenewRuntimes,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
     35: Hold, 36: Release, 37: Restart, 38: Drain,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
@@ -696,7 +704,20 @@ AGENT_TO_MASTER = frozenset(
      StopDone, LogChunk)
 )  # fmt: skip
 MASTER_TO_AGENT = frozenset(
-    (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Start, Stop, Signal, SetLatch, ReadLog)
+    (
+        Welcome,
+        Refused,
+        Grant,
+        Ack,
+        Unsupported,
+        Goodbye,
+        Start,
+        Stop,
+        Signal,
+        SetLatch,
+        ReadLog,
+        RenewRuntimes,
+    )
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,

@@ -18,6 +18,7 @@ from posthouse.messages import (
     Ready,
     Register,
     Renew,
+    RenewRuntimes,
     SetLatch,
     Signal,
     Started,
@@ -746,13 +747,25 @@ def test_the_digest_is_of_the_running_set(bench: Bench, make_ended: Make) -> Non
     assert [m for m in bench.deliver() if isinstance(m, Renew)][-1].digest == empty
 
 
-def test_code_of_a_worker_is_told_to_the_master(bench: Bench) -> None:
+@pytest.mark.parametrize("by", ["HUP", "the master"])
+def test_reload_renews_the_runtimes_and_opens_a_new_session(bench: Bench, by: str) -> None:
+    """A start that was refused for good is tried again in the next session."""
+    bench.attach()
+    bench.open()
+    bench.send(RenewRuntimes(runtime="ml")) if by == "the master" else bench.feed(effects.Reload())
+    order = bench.orders[-1]
+    assert order == orders.RenewRuntime(name="ml" if by == "the master" else "")
+    assert any(isinstance(message, Goodbye) for message in bench.deliver())
+    assert bench.core.session is None
+
+
+def test_code_of_a_worker_is_told_to_the_master(bench: Bench, make_forked: Make) -> None:
     """`status` shows it: which code does this process run?"""
     bench.attach()
     bench.open()
     bench.start(5)
     bench.deliver()
-    bench.report(forked(5, runtime="default", code="5f0d2c9a41be"))
+    bench.report(replace(make_forked(bench.orders[-1]), code="5f0d2c9a41be"))
     bench.deliver()
     (started,) = bench.said(Started)
     assert started.worker.code == "5f0d2c9a41be"

@@ -20,7 +20,7 @@ import pytest
 from posthouse import BackgroundWorker, Handle
 from posthouse.errors import ConfigError, RefusedError
 from posthouse.settings import AgentSettings, RuntimeSettings
-from posthouse_agent import daemon, logs
+from posthouse_agent import daemon, logs, procfs
 from posthouse_agent.chores import Chores
 from posthouse_agent.effects import LogRead, ReadLogFile
 from posthouse_testing import sweep
@@ -209,6 +209,42 @@ def test_the_warden_is_nobodys_child_and_holds_no_end_of_the_agents(house: Local
     mine = {os.readlink(e) for e in Path(f"/proc/{house.agent('a').pid}/fd").iterdir()}
     shared = {name for name in sockets & mine if name.startswith(("socket:", "pipe:"))}
     assert not shared
+
+
+def test_reload_takes_new_code_and_leaves_workers_alone(
+    run: Callable[..., Handle], house: LocalCluster, eventually: Eventually
+) -> None:
+    old = run("old", "steady", str(house.dir / "old"))
+    old.wait_for_ready(timeout=20)
+    before = old.status()
+    assert (before.runtime, len(before.code)) == ("default", 12)
+    zygote = _zygote(house)
+    argv = [sys.executable, "-m", "posthouse_cli", "reload", "--dir", str(house.dir)]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert (told.returncode, told.stdout.split(" (")[0]) == (0, "a: told"), told.stderr
+    run("new", "steady", str(house.dir / "new")).wait_for_ready(timeout=20)
+    eventually(lambda: _zygote(house) not in (0, zygote))
+    after = old.status()
+    assert (after.pid, after.incarnation, after.code) == (before.pid, 1, before.code)
+    assert after.reachable
+
+
+def test_reload_where_no_agent_runs(folder: Path) -> None:
+    argv = [sys.executable, "-m", "posthouse_cli", "reload", "--dir", str(folder)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 3
+    assert f"no agent runs in {folder}/hosts" in done.stderr
+    assert "--config FILE" in done.stderr
+
+
+def _zygote(house: LocalCluster) -> int:
+    """The leader of the session that the warden's spares are in."""
+    warden = house.warden_pid("a")
+    for pid in procfs.pids():
+        process = procfs.read(pid)
+        if process is not None and process.parent == warden and process.session != pid:
+            return process.session
+    return 0
 
 
 # --- waiting for a warden that somebody else starts ---

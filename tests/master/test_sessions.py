@@ -12,13 +12,14 @@ from posthouse.messages import (
     Refused,
     Register,
     Renew,
+    RenewRuntimes,
     Start,
     Terminate,
     Unsupported,
     WardenRef,
     Welcome,
 )
-from posthouse_master.effects import Interrupted, Malformed, PeerGone, Received
+from posthouse_master.effects import Interrupted, Malformed, PeerGone, Received, Reload
 
 
 def refusal(peer):
@@ -422,3 +423,12 @@ def test_hello_with_a_list_of_wardens_is_remembered(town):
     again = town.agent("b")
     again.open(wardens=wardens[1:], agent_instance="new")
     assert again.link is not None
+
+
+def test_hangup_has_every_host_load_its_runtimes_anew(town):
+    """HUP to the master; the hosts' own HUP is `posthouse reload`."""
+    client = town.client()
+    hosts = [town.host("a"), town.host("b")]
+    town.handle(Reload())
+    assert [host.take(RenewRuntimes) for host in hosts] == [[RenewRuntimes()], [RenewRuntimes()]]
+    assert not client.take(RenewRuntimes)

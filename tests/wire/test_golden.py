@@ -67,6 +67,7 @@ from posthouse.messages import (
     RegisterGroup,
     Release,
     Renew,
+    RenewRuntimes,
     Restart,
     Running,
     SetLatch,
@@ -335,6 +336,7 @@ MESSAGES: dict[str, Message] = {
     "signal": Signal(slot=3, generation=1, token=77, signal=10),
     "set_latch": SetLatch(slot=3, generation=1, token=77),
     "read_log": ReadLog(read=5, slot=3, generation=1, offset=-1, limit=4096),
+    "renew_runtimes": RenewRuntimes(runtime="ml"),
     "register": Register(request=REQUEST, spec=SPEC),
     "register.full": Register(request=REQUEST, spec=FULL_SPEC, source="posthouse.toml"),
     "apply": Apply(
