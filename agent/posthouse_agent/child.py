@@ -227,7 +227,7 @@ def _interpreter(order: StartWorker, given: Inheritance) -> None:
         setattr(sys, f"__{name}__", stream)
     atexit._clear()  # noqa: SLF001 - there is no public way; the zygote's handlers are not ours
     progeny.switch_on()
-    worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd)
+    worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd, given.last_words_fd)
 
 
 def _handlers(order: StartWorker, _given: Inheritance) -> None:

@@ -223,6 +223,7 @@ class Processes:
         opened.append(latch)
         last_words = os.memfd_create(f"posthouse-{self._instance}-{order.token}", os.MFD_CLOEXEC)
         opened.append(last_words)
+        remains.begin_beats(last_words)
         return _Ends(log, log_found, ours, theirs, latch, last_words)
 
     def _own_log(self, log: int, found: os.stat_result, path: str, *, to_be_given: bool) -> None:
@@ -306,6 +307,10 @@ class Processes:
             pidfd = procfs.kill_if(pid, lambda p: self._is_left_by(p, worker))
             if pidfd is not None:
                 os.close(pidfd)
+
+    def silent_s(self, token: int) -> float:
+        """How long ago the worker last gave a heartbeat, or was started."""
+        return remains.silent_s(self._workers[token].last_words_fd)
 
     def predicament(self, token: int) -> str:
         """Where the kernel holds the worker; empty if it is dead."""

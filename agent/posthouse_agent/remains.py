@@ -6,14 +6,17 @@ printable, whatever the worker wrote; a file that cannot be read costs its text,
 
 import os
 import re
+import struct
+import time
 from typing import Any, Final
 
 from posthouse import limits
 from posthouse_agent.native import Death
 
-__all__ = ["exit_facts", "last_words", "output_tail"]
+__all__ = ["begin_beats", "exit_facts", "last_words", "output_tail", "silent_s"]
 
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)?")
+_BEAT: Final = struct.Struct("=q")  # as posthouse.worker writes it
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -72,10 +75,24 @@ def output_tail(path: str, identity: tuple[int, int], start: int) -> str:
 def last_words(fd: int) -> str:
     """The traceback that the worker wrote into its memfd, if it did."""
     try:
-        data = os.pread(fd, limits.traceback_bytes_max, 0)
+        data = os.pread(fd, limits.traceback_bytes_max, 0).rstrip(b"\0")
     except OSError:
         return ""
     return _bounded(printable(data), limits.traceback_bytes_max)
+
+
+def begin_beats(fd: int) -> None:
+    """A worker's silence begins with its start."""
+    os.pwrite(fd, _BEAT.pack(time.monotonic_ns()), limits.traceback_bytes_max)
+
+
+def silent_s(fd: int) -> float:
+    """Since its last heartbeat, by the clock that stands still while the machine sleeps. What the
+    worker has broken of its own record counts as no heartbeat at all."""
+    data = os.pread(fd, _BEAT.size, limits.traceback_bytes_max)
+    beat_ns = _BEAT.unpack(data)[0] if len(data) == _BEAT.size else 0
+    now_ns = time.monotonic_ns()
+    return (now_ns - beat_ns) / 1e9 if beat_ns <= now_ns else float("inf")
 
 
 def printable(data: bytes) -> str:

@@ -36,8 +36,10 @@ from posthouse_agent.warden_effects import (
     Fork,
     ForkDone,
     ForkRefused,
+    Heard,
     Intent,
     Kill,
+    Listen,
     Look,
     Ordered,
     ProcessEnded,
@@ -262,10 +264,8 @@ class Warden:
                     answers += self._on_runtime(effect)
                 case Kill(token=token, signal=number):
                     self._processes.kill(token, number)
-                case Look(token=token):
-                    if state := self._processes.predicament(token):
-                        text = f"KILL has not ended it: {state}"
-                        answers.append(ProcessStuck(token=token, state=text))
+                case Look() | Listen():
+                    answers += self._look(effect)
                 case Reap(token=token):
                     self._processes.reap(token)
                 case Tell(report=report, fds_of=token):
@@ -343,6 +343,14 @@ class Warden:
                 code=made.code,
             )
         )
+
+    def _look(self, effect: Look | Listen) -> list[Event]:
+        token = effect.token
+        if isinstance(effect, Listen):
+            return [Heard(token=token, silent_s=self._processes.silent_s(token))]
+        if state := self._processes.predicament(token):
+            return [ProcessStuck(token=token, state=f"KILL has not ended it: {state}")]
+        return []
 
     def _tell(self, report: Report, token: int | None) -> bool:
         made = None if token is None else self._processes.get(token)

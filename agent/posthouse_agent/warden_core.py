@@ -34,8 +34,10 @@ from posthouse_agent.warden_effects import (
     Fork,
     ForkDone,
     ForkRefused,
+    Heard,
     Intent,
     Kill,
+    Listen,
     Look,
     Mark,
     NotForked,
@@ -59,6 +61,7 @@ from posthouse_agent.warden_effects import (
 __all__ = ["WardenCore", "output_bytes", "recover"]
 
 _KILL = SIGNALS["KILL"]
+_ABORT = SIGNALS["ABRT"]
 
 
 @dataclass(slots=True)
@@ -69,6 +72,9 @@ class _Worker:
     stop_signal: int
     stop_grace_s: float
     log_bytes: int
+    watchdog_s: float | None = None
+    listen_at_s: float | None = None  # it has a watchdog: whether it has been heard by then
+    silent: bool = False  # it was ended for that
     pid: int = 0
     pid_start: int = 0
     started_unix_s: float = 0.0
@@ -115,7 +121,9 @@ class WardenCore:
 
     def deadline(self) -> float | None:
         """`boot_s` at which a Tick is due, if any."""
-        times = (at_s for w in self._live.values() for at_s in (w.kill_at_s, w.look_at_s))
+        times = (
+            at_s for w in self._live.values() for at_s in (w.kill_at_s, w.look_at_s, w.listen_at_s)
+        )
         return min((at_s for at_s in times if at_s is not None), default=None)
 
     def entries(self) -> list[Entry]:
@@ -158,8 +166,8 @@ class WardenCore:
             case AgentGone():
                 self._attached = False
                 effects = self._recall_all("the agent has gone")
-            case Tick():
-                effects = self._on_tick(now)
+            case Tick() | Heard():
+                effects = self._on_time(event, now)
             case Terminating():
                 effects = self._on_term(now)
             case Recovered():
@@ -220,7 +228,9 @@ class WardenCore:
             revision=order.revision,
         )
         signal, grace_s = _stop_rule(order.spec)
-        self._live[token] = _Worker(intent, signal, grace_s, output_bytes(order.spec))
+        self._live[token] = _Worker(
+            intent, signal, grace_s, output_bytes(order.spec), _watchdog_s(order.spec)
+        )
         self._holders[order.slot] = token
         return [WriteJournal(intent), Fork(order)]
 
@@ -257,6 +267,8 @@ class WardenCore:
         worker.pid, worker.pid_start = done.pid, done.pid_start
         worker.started_unix_s = now.unix_s
         worker.runtime, worker.code = done.runtime, done.code
+        if worker.watchdog_s is not None:
+            worker.listen_at_s = now.boot_s + worker.watchdog_s
         return [WriteJournal(_started(worker)), *self._tell(_forked(worker), fds_of=done.token)]
 
     def _on_refused(self, refused: ForkRefused) -> list[Effect]:
@@ -318,7 +330,9 @@ class WardenCore:
             worker.look_at_s = now.boot_s + limits.unkillable_s
         return [Kill(worker.intent.token, signal)]
 
-    def _on_tick(self, now: Instant) -> list[Effect]:
+    def _on_time(self, event: Tick | Heard, now: Instant) -> list[Effect]:
+        if isinstance(event, Heard):
+            return self._on_heard(event, now)
         effects: list[Effect] = []
         for token, worker in self._live.items():
             if worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
@@ -327,7 +341,30 @@ class WardenCore:
             if worker.look_at_s is not None and worker.look_at_s <= now.boot_s:
                 worker.look_at_s = None
                 effects.append(Look(token))
+            if worker.listen_at_s is not None and worker.listen_at_s <= now.boot_s:
+                effects += self._listen(worker, now)
         return effects
+
+    def _listen(self, worker: _Worker, now: Instant) -> list[Effect]:
+        """Whether it has been silent for too long. A warden that was itself stopped, or whose
+        machine slept, may look before anybody could give a heartbeat: it gives all of them time."""
+        assert worker.listen_at_s is not None
+        assert worker.watchdog_s is not None
+        if now.boot_s - worker.listen_at_s > limits.watchdog_late_s:
+            worker.listen_at_s = now.boot_s + worker.watchdog_s
+            return []
+        worker.listen_at_s = None
+        return [Listen(worker.intent.token)]
+
+    def _on_heard(self, heard: Heard, now: Instant) -> list[Effect]:
+        worker = self._live[heard.token]
+        if worker.watchdog_s is None or worker.stop or worker.signal:
+            return []  # it is being ended anyway, and has its grace for that
+        if heard.silent_s < worker.watchdog_s:
+            worker.listen_at_s = now.boot_s + worker.watchdog_s - heard.silent_s
+            return []
+        worker.silent = True
+        return self._end_worker(worker, "", _ABORT, worker.stop_grace_s, now)
 
     def _on_term(self, now: Instant) -> list[Effect]:
         if self._terminating:
@@ -349,6 +386,8 @@ class WardenCore:
         if w.stop and facts.get("cause") == "daemonised":
             # It was asked to end and did; that it left its helpers to us is no fault.
             facts = facts | {"cause": "exited", "code": 0}
+        if w.silent and not w.stop:
+            facts = facts | {"cause": "watchdog"}
         gone = Orphan(
             intent=w.intent,
             pid=w.pid,
@@ -522,3 +561,8 @@ def output_bytes(spec: dict[str, Any]) -> int:
     """How much of this worker's output is kept."""
     value = spec.get("log_bytes")
     return max(value, limits.log_bytes_min) if isinstance(value, int) else limits.log_bytes_max
+
+
+def _watchdog_s(spec: dict[str, Any]) -> float | None:
+    value = spec.get("watchdog_s")
+    return float(value) if isinstance(value, int | float) and value > 0 else None

@@ -24,8 +24,10 @@ __all__ = [
     "Fork",
     "ForkDone",
     "ForkRefused",
+    "Heard",
     "Intent",
     "Kill",
+    "Listen",
     "Look",
     "Mark",
     "NotForked",
@@ -205,6 +207,14 @@ class ProcessStuck:
     state: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """Answer to Listen: how long ago the worker last gave a heartbeat, or was started."""
+
+    token: int
+    silent_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Terminating:
     """TERM to the warden: end every worker, then end."""
@@ -224,6 +234,7 @@ Event = (
     | ForkRefused
     | ProcessEnded
     | ProcessStuck
+    | Heard
     | Terminating
     | Tick
 )
@@ -276,6 +287,13 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Listen:
+    """It may have been silent for too long: answered by Heard."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reap:
     token: int
 
@@ -295,4 +313,4 @@ class End:
     status: int
 
 
-Effect = WriteJournal | Fork | Recall | Renew | Kill | Look | Reap | Tell | End
+Effect = WriteJournal | Fork | Recall | Renew | Kill | Look | Listen | Reap | Tell | End

@@ -32,7 +32,6 @@ _HOLDERS_SHOWN: Final = 5
 # field that is silently ignored is a promise that is silently broken.
 _NOT_YET: Final = {
     "notify": "no notification by signal yet: handles, events and waits never need it",
-    "watchdog_s": "no watchdog yet",
     "crash_domain": "no shared memory yet, so no crash domains",
 }
 

@@ -133,6 +133,7 @@ spares_at_once_max: Final = 8  # a spare is not ours before the last one of its 
 exit_tail_bytes_max: Final = 4_096  # last output in an exit record: a traceback's worth
 exit_tail_lines_max: Final = 40  # and never more lines
 traceback_bytes_max: Final = 16_384  # the traceback of an uncaught error
+watchdog_late_s: Final = 1.0  # a look that comes so late says more of the warden than of workers
 warden_reports_max: Final = 200_000  # for an agent that does not read; a snapshot fits in it
 warden_callers_max: Final = 16  # connections that have not said Attach yet
 warden_frame_bytes_max: Final = 262_144  # agent <-> warden, one SEQPACKET message

@@ -51,9 +51,10 @@ class ExitFacts(Record, frozen=True, kw_only=True):
     """How one incarnation ended, as the warden saw it before it reaped the process.
 
     Exactly one of `code` and `signal` is given, unless nobody saw the end: then `cause` says why
-    ("warden_died", "host_rebooted") and both are absent. `cause` is "exited", "signaled" or
-    "daemonised" otherwise. Who sent KILL ("posthouse", "kernel" for want of memory, "unknown") is
-    in `sender`; other signals leave it empty.
+    ("warden_died", "host_rebooted") and both are absent. `cause` is "exited", "signaled",
+    "daemonised" or "watchdog" (it was ended because it gave no heartbeat) otherwise. Who sent KILL
+    ("posthouse", "kernel" for want of memory, "unknown") is in `sender`; other signals leave it
+    empty.
     """
 
     cause: Annotated[str, Meta(max_length=32)] = "exited"

@@ -82,6 +82,8 @@ def decide(
         return Decision("unregister", 0.0, "E1", how)
     if facts.cause in _UNSEEN:
         return _again(spec, "E3", f"{how}, which is no fault of its own", _FIRST)
+    if facts.cause == "watchdog":
+        return _again(spec, "E3", f"gave no heartbeat for {spec.watchdog_s} s; {how}", repeat)
     if facts.cause == "daemonised":
         told = "left processes behind as a daemon would; counts as exit code 1"
         return _again(spec, "E2", told, repeat)

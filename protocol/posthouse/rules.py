@@ -272,6 +272,8 @@ def _check_process(w: "BackgroundWorker") -> None:
     _is_number("stop_grace_s", w.stop_grace_s, 0, limits.stop_grace_s_max)
     if w.watchdog_s is not None:
         _is_number("watchdog_s", w.watchdog_s, 0.1, limits.restart_time_s_max)
+        rule = "absent: a program that is no Python function has no heartbeat"
+        need(w.main != "posthouse.exec", "watchdog_s", w.watchdog_s, rule)
     if w.run_as is not None:
         _is_shown("run_as", w.run_as, limits.label_bytes_max)
     if w.cwd is not None:

@@ -180,7 +180,6 @@ def test_the_clusters_bound_per_host_counts_as_well(towns):
     ("field", "value"),
     [
         ("notify", True),
-        ("watchdog_s", 5.0),
         ("crash_domain", "other"),
     ],
 )

@@ -173,6 +173,8 @@ class WardenNode(Node):
                 if machine.processes[token].live:
                     self.world.figures["processes that KILL did not end in time"] += 1
                     self._answers.append(warden.ProcessStuck(token=token, state="in state (D)"))
+            case warden.Listen(token):  # no simulated worker hangs
+                self._answers.append(warden.Heard(token=token, silent_s=0.0))
             case warden.Reap(token):
                 machine.processes[token].reaped = True
             case warden.Tell(report):

@@ -567,3 +567,20 @@ def eat_memory(arg):
     while len(block) < arg:
         block += b"x" * (1 << 20)
     say(survived=len(block))
+
+
+def beat_then_hang(arg):
+    """Gives heartbeats for so many looks of its own, then is deaf in a loop, as a bug would be."""
+    worker.unblock_signals()
+    for _ in range(arg["beats"]):
+        worker.heartbeat()
+        time.sleep(arg["pause"])
+    say(hangs=True)
+    hang(arg)
+
+
+def hang(arg):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    say(silent=True)
+    while True:
+        time.sleep(1)
