@@ -43,6 +43,7 @@ from posthouse.messages import Output as OutputReply
 from posthouse.records import Event, Status
 from posthouse.session import FROM_START, Close, Unwatch
 from posthouse.signals import signal_number
+from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, WorkerState
 
 __all__ = ["Connection", "EventStream", "Explanation", "Handle", "Output", "new_request_id"]
@@ -368,6 +369,18 @@ class Handle:
             request=new_request_id(request_id), ref=str(self.id), signal=signal_number(signal)
         )
         self._connection.ask(request, Done, timeout)
+
+    def reload(self, *, timeout: float | None = None) -> None:
+        """Ask it to read its configuration again, by its `reload_signal` (HUP). Raises NotRunning.
+
+        A worker without a handler for it takes no notice [W4]; a program is ended by it then.
+        """
+        deadline = self._connection.deadline(timeout)
+        asked = GetStatus(request=new_request_id(), ref=str(self.id))
+        spec = self._connection.ask(asked, StatusReply, deadline).spec
+        number = signal_number(spec.get("reload_signal", BackgroundWorker.reload_signal))
+        request = SignalWorker(request=new_request_id(), ref=str(self.id), signal=number)
+        self._connection.ask(request, Done, deadline)
 
     def set_latch(self, *, timeout: float | None = None, request_id: bytes | None = None) -> None:
         """Set its latch [SetLatch]. Raises NotRunning."""
