@@ -4,7 +4,15 @@ Owns: nothing but the order of the table. Must not know: posthouse's own code (s
 Invariant: each case has a name for ever, and says which section of the protocol it tests.
 """
 
-from posthouse_testing.conformance import sessions, frames, requests, workers, events, hosts  # noqa: I001 - the order of the table
+from posthouse_testing.conformance import (  # noqa: I001 - the order of the table
+    sessions,
+    frames,
+    requests,
+    declare,
+    workers,
+    events,
+    hosts,
+)
 from posthouse_testing.conformance.kit import CASES, Case, Outcome, Target, run, select
 from posthouse_testing.conformance.wire import Keys
 
@@ -14,6 +22,7 @@ __all__ = [
     "Keys",
     "Outcome",
     "Target",
+    "declare",
     "events",
     "frames",
     "hosts",

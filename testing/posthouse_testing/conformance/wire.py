@@ -34,14 +34,16 @@ START, STOP, SIGNAL, SET_LATCH, READ_LOG = range(20, 25)
 REGISTER, TERMINATE, SIGNAL_WORKER, LATCH_WORKER, SHUTDOWN, HOLD, RELEASE, RESTART = range(30, 38)
 GET_STATUS, LIST_WORKERS, LIST_HOSTS, EXPLAIN, READ_OUTPUT = range(40, 45)
 SUBSCRIBE, CREDIT, UNSUBSCRIBE = range(45, 48)
+APPLY, REGISTER_GROUP, DECLARE_PART = range(50, 53)
 REGISTERED, DONE, STATUS_REPLY, WORKERS_PAGE, HOSTS_PAGE, EXPLAINED = range(60, 66)
 OUTPUT, SUBSCRIBED, FAILED, EVENTS, CURSOR_TOO_OLD = range(66, 71)
+APPLIED, GROUP_REGISTERED = range(72, 74)
 UNKNOWN: Final = 4_000_000  # a number that no version will give to a kind
 
 UNSEQUENCED: Final = frozenset({HELLO, WELCOME, REFUSED, RENEW, GRANT, ACK, UNSUPPORTED})
-FROM_MASTER: Final = frozenset({GOODBYE, *range(20, 25), *range(60, 71)}) | UNSEQUENCED
+FROM_MASTER: Final = frozenset({GOODBYE, *range(20, 25), *range(60, 74)}) | UNSEQUENCED
 # Within each of these the order is the master's; one of them may overtake another.
-ANSWERS: Final = frozenset(range(REGISTERED, EVENTS))
+ANSWERS: Final = frozenset((*range(REGISTERED, EVENTS), *range(71, 74)))
 STREAMS: Final = (
     ANSWERS,
     frozenset({EVENTS, CURSOR_TOO_OLD}),
@@ -123,7 +125,7 @@ class Wires:
     def __init__(self) -> None:
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.peers: list[Peer] = []
-        self.handles: list[dict[str, Any]] = []  # of every REGISTERED that came in
+        self.handles: list[dict[str, Any]] = []  # of every REGISTERED and APPLIED that came in
         self.end_s = 0.0
         self.span_s = 0.0
 
@@ -408,6 +410,9 @@ class Peer:
             self.inbox.append(frame)
             if frame.kind == REGISTERED:
                 self.wires.handles.append(frame.body["handle"])
+            elif frame.kind == APPLIED:
+                handles = (change.get("handle") for change in frame.body.get("changes", []))
+                self.wires.handles += [handle for handle in handles if handle is not None]
             elif frame.kind == GOODBYE:
                 self.over = {"code": "goodbye", **frame.body}
 
