@@ -42,14 +42,33 @@ class AgentLine:
         self._agent: socket.socket | None = None
         self._queue: deque[_Waiting] = deque()
         self._spare_fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with suppress(FileNotFoundError):
             os.unlink(path)  # the lock says that its owner is dead
-        self._listener.bind(path)
-        os.chmod(path, 0o600)
-        self._listener.listen(_BACKLOG)
-        self._listener.setblocking(False)
-        epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._listener = self._listen()
+
+    def _listen(self) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            listener.bind(self._path)
+            os.chmod(self._path, 0o600)
+            listener.listen(_BACKLOG)
+            listener.setblocking(False)
+            self._epoll.register(listener.fileno(), select.EPOLLIN)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+
+    def listen_again(self) -> bool:
+        """Make the socket's file anew if somebody has deleted it: the next agent looks for it.
+        Whether that was so. Raises OSError."""
+        if os.path.lexists(self._path):
+            return False
+        listener = self._listen()
+        self._epoll.unregister(self._listener.fileno())
+        self._listener.close()
+        self._listener = listener
+        return True
 
     # --- incoming ---
 

@@ -63,6 +63,17 @@ class Journal:
     def wants_rewrite(self) -> bool:
         return self.behind or self._size >= self._rewrite_at
 
+    def look_for_it(self) -> bool:
+        """Whether its file is gone, or another one in its place: then all of it is missing."""
+        ours = os.fstat(self._fd)
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+        except FileNotFoundError:
+            self.behind = True
+        else:
+            self.behind |= (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino)
+        return self.behind
+
     def append(self, entry: Entry) -> None:
         """Add a line. Raises OSError, and then the file is as it was."""
         if self.behind:

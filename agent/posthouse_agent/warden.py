@@ -90,6 +90,14 @@ class Options:
         return f"{self.runtime_dir}/{self.kind}"
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The folder that this warden serves, and its lock on it."""
+
+    folder: str
+    lock_fd: int
+
+
 @dataclass(slots=True, kw_only=True)
 class _Dead:
     """A zombie."""
@@ -111,7 +119,11 @@ class Warden:
         journal: Journal,
         line: AgentLine,
         epoll: select.epoll,
+        place: Place,
     ) -> None:
+        self._folder = place.folder
+        self._lock_fd = place.lock_fd
+        self._files_due_s = 0.0
         self._core = core
         self._processes = processes
         self._zygotes = zygotes
@@ -143,7 +155,7 @@ class Warden:
 
     def _timeout_s(self) -> float | None:
         now_s = _now().boot_s
-        due = [self._core.deadline(), self._zygotes.deadline()]
+        due = [self._core.deadline(), self._zygotes.deadline(), self._files_due_s]
         due += (dead.look_again_s for dead in self._dead.values())
         if self._journal.behind:
             due.append(self._retry_s)
@@ -190,12 +202,31 @@ class Warden:
         deadline_s = self._core.deadline()
         if deadline_s is not None and deadline_s <= now.boot_s:
             self._handle(Tick())
+        if now.boot_s >= self._files_due_s:
+            self._files_due_s = now.boot_s + limits.files_looked_at_s
+            self._look_for_files()
         if self._journal.wants_rewrite and now.boot_s >= self._retry_s:
             try:
                 self._journal.rewrite(self._core.entries())
             except OSError as error:
                 _log(f"journal: cannot be rewritten: {error.strerror}")
                 self._retry_s = now.boot_s + _RETRY_S
+
+    def _look_for_files(self) -> None:
+        """A cleaner of temporary files may have taken the socket or the journal: then no agent
+        would find us, or the next warden our workers. Without the folder, or with another lock in
+        it, it is no longer ours to write in (homeless.py)."""
+        try:
+            there = os.stat(f"{self._folder}/warden.lock", follow_symlinks=False)
+            ours = os.fstat(self._lock_fd)
+            if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+                return
+            if self._line.listen_again():
+                _log("warden.sock was deleted, and is made anew")
+            if not self._journal.behind and self._journal.look_for_it():
+                _log("journal: was deleted or replaced, and is written anew")
+        except OSError as error:
+            _log(f"{self._folder}: {error.strerror}")
 
     def _bury(self) -> None:
         """Record and reap the dead workers.
@@ -455,7 +486,7 @@ def _build(options: Options) -> Warden:
             f"{limits.socket_path_bytes_max}; choose a shorter --runtime-dir"
         )
     start.open_folder(folder)
-    start.lock_warden(f"{folder}/warden.lock", _LOCK_S)
+    lock_fd = start.lock_warden(f"{folder}/warden.lock", _LOCK_S)
     start.open_log_folder(options.log_dir)
     _check_users(options)
     try:
@@ -503,7 +534,7 @@ def _build(options: Options) -> Warden:
         groups=groups,
     )
     line = AgentLine(f"{folder}/warden.sock", epoll)
-    return Warden(core, processes, zygotes, journal, line, epoll)
+    return Warden(core, processes, zygotes, journal, line, epoll, Place(folder, lock_fd))
 
 
 def main(argv: list[str]) -> int:

@@ -154,6 +154,7 @@ log_busy_s: Final = 0.1  # the same while one of them outgrows its bound
 log_tidy_s: Final = 10.0  # between two looks at the whole folder
 unkillable_s: Final = 3.0  # KILL takes a millisecond: what is there after this is held somewhere
 stuck_text_max: Final = 512  # which processes those are, and where
+files_looked_at_s: Final = 2.0  # a warden's look whether its socket and journal are still there
 leftovers_grace_s: Final = 1.0  # for multiprocessing's resource tracker and others that end by EOF
 journal_slack_bytes: Final = 1024 * 1024  # a warden's journal grows by this before it is rewritten
 journal_ahead_bytes: Final = 65_536  # disk space taken in advance, so that an exit can be recorded

@@ -175,7 +175,12 @@ def kill_agents(house: House, eventually: Eventually, rounds: int) -> None:
             ran = len(house.ran())  # in the middle of starts
             eventually(lambda ran=ran: len(house.ran()) > ran)
             time.sleep(dice.choice([0.0, 0.001, 0.01]))
-        house.agent.restart()
+        house.agent.kill()
+        if number % 20 == 10:  # and its files are gone, and those by which it finds its warden
+            folder = house.cluster.host_dir("a")
+            for name in ("agent.lock", "fenced/warden.sock", "fenced/journal"):
+                (folder / name).unlink()
+        house.agent.start()
         house.read()
     house.cluster.wait_for_hosts()
     house.settle(churning)

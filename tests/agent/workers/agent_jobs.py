@@ -59,3 +59,13 @@ def flood(path: str) -> None:
     print("flooding", flush=True)
     while True:
         end.send(b'{"op":"nonsense","id":1}')
+
+
+def fail_when(path: str) -> None:
+    """Fails with last words once there is such a file."""
+    worker.unblock_signals()
+    worker.ready()
+    while not os.path.exists(path):
+        worker.latch.wait(worker.EXIT_ON_PM_DEATH, timeout=0.02)
+    print("printed before", flush=True)
+    raise ValueError("last words")
