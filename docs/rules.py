@@ -52,11 +52,6 @@ def rules() -> dict[str, Rule]:
     return {name: Rule(*row) for section in SECTIONS for name, row in table[section].items()}
 
 
-def pending() -> dict[str, str]:
-    """Rules that have no test yet, and whose they are."""
-    return dict(tomllib.loads((TESTS / "contract.toml").read_text()).get("pending", {}))
-
-
 def ids_of(name: str) -> tuple[str, ...]:
     """The rules that a test's name begins with.
 

@@ -6,6 +6,7 @@ from posthouse import limits
 from posthouse.messages import (
     Failed,
     GetStatus,
+    Goodbye,
     HostsPage,
     ListHosts,
     ListWorkers,
@@ -64,6 +65,37 @@ def test_d4_generations_survive_the_master_and_the_registration(town, monkeypatc
     assert sorted(town.disk.specs) == [(0, 3)]
     town.crash()
     assert town.client().register("w").handle.id.short == "0.4"
+
+
+def test_d5_row_slot_and_first_event_are_one_commit_before_the_answer(town):
+    """PostgreSQL fills the record, then marks the slot as used, then wakes the postmaster. Kept:
+    all of it is one transaction, and neither the registrant nor a watcher hears of less."""
+    client, watcher = town.client(), town.client()
+    watcher.follow(sequence=-1)
+    commits = []
+    town.on_commit = commits.append
+    heard = []
+    town.on_committed = lambda: heard.append((list(client.inbox), watcher.events()))
+    client.register("w")
+    [ops] = commits
+    assert {"PutSlot", "PutRegistration", "PutState", "PutEvent"} <= {
+        type(op).__name__ for op in ops
+    }
+    assert heard == [([], [])]  # nothing before it was durable
+    assert [str(event.kind) for event in watcher.events()] == ["registered"]
+
+
+def test_d10_healed_a_handle_is_a_text_that_may_be_handed_to_anybody(town):
+    """In PostgreSQL a handle is good in the process that registered. Healed: another client, with
+    another key, after the registrant has gone and the master has been restarted."""
+    registrant = town.client("client:deploy")
+    text = str(registrant.register("w").handle.id)
+    registrant.say(Goodbye(reason="exits"))
+    other = town.client("client:night")
+    assert other.status(text).name == "w"
+    town.crash()
+    assert town.client("client:night").terminate(text).changed
+    assert town.client("client:deploy").status(text).final
 
 
 def test_d9_a_registration_outlives_its_registrant_and_the_master(town):

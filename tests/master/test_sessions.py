@@ -201,7 +201,9 @@ def test_a_frame_of_another_epoch_is_stale(town):
     ],
     ids=["empty", "reserved", "zeros", "large", "welcome", "hello-in-session", "hello-numbered"],
 )  # fmt: skip
-def test_a_bad_frame_costs_the_sender_its_session_and_nobody_elses(town, frame):
+def test_d6_a_bad_frame_costs_the_sender_its_session_and_nobody_elses(town, frame):
+    """The postmaster takes no lock and trusts nothing that others write. Kept: what a peer sends is
+    judged before it is used, and costs nobody but the peer."""
     client, other = town.client(), town.client()
     client.raw(frame)
     assert refusal(client).code == "bad_frame"
