@@ -130,7 +130,9 @@ def test_e7_a_sigterm_handler_that_exits_0_unregisters_unless_the_end_was_asked_
     assert host.one(Start).incarnation == 2
 
 
-@pytest.mark.parametrize("facts", [{"code": 0}, {"code": 1}, {"code": 9}, {"signal": 9}])
+@pytest.mark.parametrize(
+    "facts", [{"code": 0}, {"code": 1}, {"code": 9}, {"cause": "signaled", "signal": 9}]
+)
 def test_e8_healed_no_code_counts_in_a_stop_that_was_asked_for(town, host, client, facts):
     """During a crash cycle or immediate shutdown an exit 0 still unregisters in PostgreSQL. Healed:
     the registration stays, whatever the code; one that is terminated goes, whatever the code."""

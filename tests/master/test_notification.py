@@ -25,7 +25,9 @@ def test_n2_healed_nothing_is_kept_for_who_has_gone(town):
     gone, stays, host = town.client(), town.client(), town.host("b")
     for client in (gone, stays):
         client.follow(sequence=-1)
+    assert len(town.core.watchers) == 2
     gone.say(Goodbye(reason="exits"))
+    assert len(town.core.watchers) == 1
     gone.inbox.clear()
     gone.open()  # the same connection, a process that takes over
     stays.register("w")

@@ -369,14 +369,15 @@ def test_a_peer_that_acknowledges_nothing_loses_its_session(town):
     client.deliver = lambda frame: client.refused.extend(
         body for body in [codec.decode(frame).body] if isinstance(body, Refused)
     )
-    for number in range(limits.outbox_messages_max + 10):
+    bound = limits.outbox_messages_max + limits.answers_waiting_max
+    for number in range(bound + 10):
         envelope = Envelope(
             client.welcome.session, 1, number + 1, 0, ListHosts(request=number.to_bytes(16))
         )
         client.raw(codec.encode(envelope))
         if client.refused:
             break
-    assert number == limits.outbox_messages_max
+    assert number == bound
     assert [refused.code for refused in client.refused] == ["stale_session"]
     assert len(town.core.door) == 0
 

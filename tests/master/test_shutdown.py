@@ -319,6 +319,7 @@ def test_a_shutdown_is_over_with_its_master(town, host, client):
     host.open(settle=False)
     host.settle(running=[host.running(starts[1], stopping=StopReason.SHUTDOWN)])
     assert host.one(Start).spec["name"] == "stopped"
+    assert client.status("deaf").stopping is None
     host.end(starts[1], StopReason.SHUTDOWN, cause="signaled", signal=9)
     again = host.one(Start)
     assert (again.spec["name"], again.incarnation) == ("deaf", 2)
@@ -361,7 +362,9 @@ def test_n8_immediate_counts_no_exit_code(town, host, client):
     starts = start_three(host, client)
     shut_down(client, ShutdownMode.IMMEDIATE)
     host.take(Stop)
-    for start, facts in zip(starts, ({"code": 2}, {"code": 0}, {"signal": 9}), strict=True):
+    for start, facts in zip(
+        starts, ({"code": 2}, {"code": 0}, {"cause": "signaled", "signal": 9}), strict=True
+    ):
         host.end(start, StopReason.SHUTDOWN, **facts)
     town.crash()
     assert len(town.host("b").take(Start)) == 3
@@ -373,8 +376,10 @@ def test_n10_modes_only_escalate(town, host, client):
     assert not host.take(Stop)
     shut_down(client, ShutdownMode.FAST, request=b"2" * 16)
     assert [stop.signal for stop in host.take(Stop)] == [15, 15, 2]
-    shut_down(client, ShutdownMode.SMART, request=b"3" * 16)
-    assert not host.take(Stop)
+    for number, mode in enumerate((ShutdownMode.SMART, ShutdownMode.FAST)):
+        shut_down(client, mode, request=bytes([number]) * 16)
+        assert not host.take(Stop)
+        assert town.core.shutdown.mode is ShutdownMode.FAST
     shut_down(client, ShutdownMode.IMMEDIATE, request=b"4" * 16)
     assert [stop.signal for stop in host.take(Stop)] == [3, 3, 3]
     assert start.token
