@@ -193,7 +193,7 @@ class Declarations:
     ) -> None:
         name = str(entry.spec.get("name", ""))
         try:
-            spec = BackgroundWorker.from_wire(entry.spec).check(static=declaration.at_start)
+            spec = BackgroundWorker.from_checked(entry.spec).check(static=declaration.at_start)
             self._admit.offered(spec)
             if not spec.unique:
                 raise refusal("unique", False, "True: a declaration knows workers by their names")

@@ -97,6 +97,8 @@ class StaticRegistrations:
 
     def _report(self, turn: Turn, source: str, name: str, reason: str) -> None:
         of = f"{source}, worker {name!r}" if name and repr(name) not in reason else source
+        # A library's own words among them: nothing that a terminal would obey, in one line.
+        reason = "".join(c if c.isprintable() else " " for c in reason)
         turn.note("static.skipped", source=source, worker=name, reason=reason)
         if len(self._told) < limits.reports_max:
             self._told.append(f"skipped: {of}: {reason}"[: limits.report_chars_max])

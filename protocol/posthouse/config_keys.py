@@ -239,7 +239,8 @@ class Key:
 
 
 _workers = _integer(0, limits.workers_per_cluster_max)
-_library = _matching(_LIBRARY, 'a module, as "pkg.mod"', limits.library_bytes_max)
+# Shorter than `library` may be: it is part of the name of a source.
+_library = _matching(_LIBRARY, 'a module, as "pkg.mod"', limits.name_bytes_max)
 _module = _matching(_MODULES, '"pkg.mod", "pkg.*" or "*"', limits.library_bytes_max)
 _log_format = Key("log_format", _choice("auto", "console", "json"), variable="POSTHOUSE_LOG")
 host_name = _matching(_NAME, "a name of letters, digits and . _ -")

@@ -231,6 +231,20 @@ def test_reports_are_bounded_and_the_log_has_all(town):
     assert [note.name for note in town.notes].count("static.skipped") == 100
 
 
+def test_reports_are_one_line_that_no_terminal_obeys(town):
+    begin(town, library("x", failed="library x: \x1b[2J\x07wipe\nout"))
+    assert reports(town.client()) == ["skipped: library:x: library x:  [2J wipe out"]
+
+
+def test_a_library_with_the_longest_name_is_listed_like_any_other(town):
+    begin(town, library("a" * limits.name_bytes_max, entry("w", labels=("x",))))
+    client = town.client()
+    (info,) = client.ask(ListWorkers).workers
+    assert info.source == info.by == "library:" + "a" * limits.name_bytes_max
+    client.follow(sequence=0)
+    assert {event.by for event in client.events()} == {info.by}
+
+
 def test_a_master_that_begins_well_has_nothing_to_report(town):
     begin(town, tables(entry("bad", notify=True)))
     assert reports(town.client())

@@ -215,6 +215,19 @@ def test_runtimes_of_a_file(write: Write) -> None:
             "FILE:5: unknown key 'mian' of a worker; did you mean 'main'?",
         ),
         ("master", "worker = 1", "FILE:1: worker must be tables [[worker]]"),
+        (
+            "master",
+            'preload_libraries = ["a", "a"]',
+            "FILE:1: preload_libraries is ['a', 'a']: must be a list without repetitions",
+        ),
+        (
+            "master",
+            'preload_libraries = ["acme.*"]',
+            (
+                "FILE:1: preload_libraries is ['acme.*']: must be a list, each entry a module, "
+                'as "pkg.mod", at most 96 bytes'
+            ),
+        ),
     ],
 )
 def test_unknown_keys_are_refused_with_their_place(
