@@ -169,6 +169,7 @@ class Groups:
         """Nobody wants it any more; its members have been ended, or will be."""
         if self._groups.pop(name, None) is not None:
             turn.persist(DropGroup(name))
+            self._starter.pace.forget_group(name)
 
     def register(self, turn: Turn, group: Group) -> int:
         """Register all members of a new group, or none. How many there are. Raises

@@ -2,8 +2,8 @@
 
 Owns: what is spent of every budget in this term. Must not know: placement, exits, frames.
 
-Invariant: a worker that keeps to its own budget never waits for another's: the budgets of a host
-and of the cluster bind only those that are flapping, so 100 failing loops leave every other
+Invariant: a worker that keeps to its own budget never waits for another's: the budgets of a group,
+a host and the cluster bind only those that are flapping, so 100 failing loops leave every other
 restart on time.
 """
 
@@ -18,14 +18,17 @@ from posthouse_master.store.base import Life
 __all__ = ["DEFAULT_PACE", "Pace", "PacePolicy"]
 
 
-_HOST: Final = Budget(200, 10.0)
-_CLUSTER: Final = Budget(2000, 10.0)
+_WINDOW_S: Final = limits.restart_budget_window_s
+_GROUP: Final = Budget(limits.restart_budget_group_starts, _WINDOW_S)
+_HOST: Final = Budget(limits.restart_budget_host_starts, _WINDOW_S)
+_CLUSTER: Final = Budget(limits.restart_budget_cluster_starts, _WINDOW_S)
 
 
 @dataclass(frozen=True, slots=True)
 class PacePolicy:
     """Budgets that flapping workers share."""
 
+    group: Budget = _GROUP
     host: Budget = _HOST
     cluster: Budget = _CLUSTER
 
@@ -49,6 +52,7 @@ class Pace:
     def __init__(self, policy: PacePolicy) -> None:
         self._policy = policy
         self._runners: dict[Key, _Runner] = {}
+        self._groups: dict[str, Spent] = {}
         self._hosts: dict[str, Spent] = {}
         self._cluster = Spent()
 
@@ -63,10 +67,17 @@ class Pace:
         if runner.flapping:
             self._hosts.setdefault(registration.host, Spent()).take(self._policy.host, now_s)
             self._cluster.take(self._policy.cluster, now_s)
+            if registration.group:
+                spent = self._groups.setdefault(registration.group, Spent())
+                spent.take(self._policy.group, now_s)
 
     def forget(self, key: Key) -> None:
         """The registration is gone."""
         self._runners.pop(key, None)
+
+    def forget_group(self, name: str) -> None:
+        """The group is gone."""
+        self._groups.pop(name, None)
 
     def flapping(self, registration: Registration, now_s: float) -> bool:
         """Whether its budget is used up and it has not been healthy since."""
@@ -101,4 +112,7 @@ class Pace:
         host = self._hosts.get(registration.host)
         if host is not None:
             due_s = max(due_s, host.room_s(self._policy.host, now_s))
+        group = self._groups.get(registration.group)
+        if group is not None:
+            due_s = max(due_s, group.room_s(self._policy.group, now_s))
         return due_s if due_s > now_s else None

@@ -179,3 +179,26 @@ def test_t1_the_delay_runs_in_full_after_a_jump_and_a_new_master(town: Any, host
     assert not host.take(Start)
     town.pass_time(0.5)
     assert len(host.take(Start)) == 1
+
+
+def test_t3_the_flapping_members_of_a_group_share_its_budget(towns: Any) -> None:
+    from posthouse.messages import RegisterGroup
+    from posthouse.pacing import Budget
+    from posthouse.spec import BackgroundWorker
+    from posthouse_master.pace import PacePolicy
+
+    town = towns.Town(towns.Policy(pace=PacePolicy(group=Budget(5, 10.0))))
+    host, client = town.host("b", slots=500), town.client()
+    record = BackgroundWorker(
+        name="web", main="acme.jobs:main", restart_time=0, restart_budget=(2, 1.0)
+    )
+    client.ask(RegisterGroup, spec=record.to_wire(), replicas=20)
+    client.register("alone", restart_time=0, restart_budget=(2, 1.0))
+    fail_as_started(host, client)
+    starts: Counter[str] = Counter()
+    for _ in range(20):
+        town.pass_time(0.5)
+        starts += fail_as_started(host, client)
+    alone = starts.pop("alone")
+    assert sum(starts.values()) <= 5 + 1, "of all members together"
+    assert alone > 5, "who is not of the group does not pay for it"
