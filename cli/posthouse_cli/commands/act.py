@@ -211,8 +211,10 @@ def signal(session: Session, worker: str, name: str, timeout: float | None) -> N
 def shutdown(session: Session, mode: str, timeout: float | None) -> int:
     """End all workers of the cluster, and then the master; registrations are kept.
 
-    Agents go on and wait: the next start of the master starts the workers again. Exit status 1 if
-    a host was not reached or a worker did not end in time; 5 if it is not over yet.
+    Nothing is started meanwhile, nor does a due restart count. Agents go on and wait: the next
+    start of the master starts the workers again, but for those that are held. A harder mode takes
+    over from a milder one. Hosts that are away have 10 s to come back; smart waits for them. Exit
+    status 1 if a host was not reached or a worker did not end in time; 5 if it is not over yet.
     """
     told = session.cluster.shutdown(mode, timeout=timeout)
     session.out.line(told)
