@@ -51,6 +51,7 @@ class _Prepared:
     """What every worker would else make for itself, and so pay for with pages of its own."""
 
     streams: tuple[IO[Any], ...] = ()
+    stacks_fd = -1
 
 
 def prepare() -> None:
@@ -124,7 +125,7 @@ def _session(_order: StartWorker, _given: Inheritance) -> None:
 
 
 def _descriptors(_order: StartWorker, given: Inheritance) -> None:
-    """Nothing but the log, and the four that it is meant to have."""
+    """Nothing but the log, and the four that it is meant to have; `_handlers` opens a fifth."""
     null = os.open("/dev/null", os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(given.log_fd, 1)
@@ -230,7 +231,7 @@ def _interpreter(order: StartWorker, given: Inheritance) -> None:
     worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd, given.last_words_fd)
 
 
-def _handlers(order: StartWorker, _given: Inheritance) -> None:
+def _handlers(order: StartWorker, given: Inheritance) -> None:
     """The defaults of W2, all of them in place before anything is unblocked.
 
     Differences: USR1 always sets the latch (ignoring it is PostgreSQL's trap N4). FPE of a worker
@@ -238,6 +239,12 @@ def _handlers(order: StartWorker, _given: Inheritance) -> None:
     faulting instruction. INT cancels a statement, and there is none yet.
     """
     faulthandler.enable(file=2)
+    # Its own place in the file, at the end: behind the last words and the heartbeat.
+    with suppress(OSError):
+        _Prepared.stacks_fd = os.open(
+            f"/proc/self/fd/{given.last_words_fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+        )
+        faulthandler.register(worker.STACKS_SIGNAL, _Prepared.stacks_fd, all_threads=True)
     _set_handler(_TERM, _make_die(_asked(order, "type") or _asked(order, "name")))
     for number, handler in _HANDLERS:
         _set_handler(number, handler)

@@ -29,6 +29,7 @@ from posthouse import dial, limits
 from posthouse.dial import DialEffect, Dialler
 from posthouse.ids import Instant
 from posthouse.messages import (
+    DumpStacks,
     Exit,
     Exited,
     Goodbye,
@@ -40,6 +41,7 @@ from posthouse.messages import (
     RenewRuntimes,
     Running,
     Signal,
+    StackDump,
     Start,
     Started,
     StartFailed,
@@ -62,9 +64,12 @@ from posthouse_agent.effects import (
     Leave,
     LogRead,
     Note,
+    ReadLogFile,
     Reload,
     Reported,
     SetLatch,
+    StacksTaken,
+    TakeStacks,
     Tick,
     WardenGone,
     WardenUp,
@@ -86,7 +91,7 @@ from posthouse_agent.orders import (
     StopWorker,
     Stuck,
 )
-from posthouse_agent.reads import LogReads
+from posthouse_agent.reads import Reads
 from posthouse_agent.telling import Telling
 from posthouse_agent.wards import WardenSeat
 
@@ -111,7 +116,7 @@ class AgentCore:
         self._exits: dict[int, tuple[str, Exit]] = {}  # by token: the warden's kind, and the exit
         self._starting: dict[int, str] = {}  # tokens of unanswered orders: the warden's kind
         self._stopping: dict[int, tuple[Stop, set[str]]] = {}  # unanswered, and by which wardens
-        self._reads = LogReads()
+        self._reads = Reads()
         self._telling = Telling()
         self._greeted: list[str] = []  # instances of the wardens that the last HELLO named
         self._registry = ""
@@ -162,7 +167,7 @@ class AgentCore:
                 self._reported(kind, report)
             case WorkerSaid(token, message):
                 self._worker_said(token, message)
-            case LogRead():
+            case LogRead() | StacksTaken():
                 chunk = self._reads.done(event)
                 if chunk is not None:
                     self._tell(chunk)
@@ -335,11 +340,9 @@ class AgentCore:
             case RenewRuntimes(runtime=runtime):
                 self._renew_runtimes(runtime, now)
             case ReadLog():
-                answer = self._reads.ask(message)
-                if isinstance(answer, LogChunk):
-                    self._tell(answer)
-                else:
-                    self._effects.append(answer)
+                self._read(self._reads.ask(message))
+            case DumpStacks():
+                self._read(self._reads.ask_stacks(message, self._workers.get(message.token)))
             case _:
                 self._end_session(f"{type(message).__name__} is not for an agent", now)
 
@@ -349,6 +352,12 @@ class AgentCore:
         self._effects += [Give(kind, RenewRuntime(name=runtime)) for kind in self._seats]
         if self._dialler.open:
             self._end_session("its runtimes are loaded anew", now)
+
+    def _read(self, answer: ReadLogFile | TakeStacks | LogChunk | StackDump) -> None:
+        if isinstance(answer, LogChunk | StackDump):
+            self._tell(answer)
+        else:
+            self._effects.append(answer)
 
     def _known(self, token: int, what: str) -> Running | None:
         worker = self._workers.get(token)

@@ -22,7 +22,7 @@ import zmq
 from posthouse import keys, limits, paths, systemd, transport
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings
-from posthouse_agent import admission, facts, identity, logs
+from posthouse_agent import admission, facts, identity, logs, stacks
 from posthouse_agent.channels import Channels
 from posthouse_agent.chores import Chores
 from posthouse_agent.core import AgentCore
@@ -44,6 +44,8 @@ from posthouse_agent.effects import (
     Reload,
     Reported,
     SetLatch,
+    StacksTaken,
+    TakeStacks,
     Tick,
     Transmit,
     WardenGone,
@@ -119,7 +121,10 @@ class _Shell:
         self._line.watch(self._poller)
         self._channels = Channels(self._epoll)
         self._chores = Chores("io", limits.chores_queued_max)
-        self._epoll.register(self._chores.fileno(), select.EPOLLIN)
+        self._looks = Chores("stacks", limits.stack_reads_max * 2)
+        self._threads = {chores.fileno(): chores for chores in (self._chores, self._looks)}
+        for descriptor in self._threads:
+            self._epoll.register(descriptor, select.EPOLLIN)
         self._keeper = LogKeeper(settings, self._chores.submit)
         self._starter = starter
         self._lock = lock
@@ -163,7 +168,8 @@ class _Shell:
         for connection in self._wardens.values():
             connection.close()
         self._channels.close()
-        self._chores.close(0.5)
+        for chores in self._threads.values():
+            chores.close(0.5)
         self._epoll.close()
         for end in self._signals:
             end.close()
@@ -223,8 +229,8 @@ class _Shell:
                 self._channels.writable(token)
             self._hear(token)  # one message a worker and round: a flood starves nobody else
             return
-        if descriptor == self._chores.fileno():
-            for result in self._chores.collect():
+        if descriptor in self._threads:
+            for result in self._threads[descriptor].collect():
                 self._done(result)
             return
         if descriptor == self._signals[0].fileno():
@@ -279,7 +285,7 @@ class _Shell:
             self._wardens[result.kind] = result.connection
             self._epoll.register(result.connection.fileno(), select.EPOLLIN)
             self._feed(WardenUp(result.kind))
-        elif isinstance(result, WardenGone | LogRead):
+        elif isinstance(result, WardenGone | LogRead | StacksTaken):
             self._feed(result)
         elif isinstance(result, logs.Looked):
             for note in self._keeper.looked(result):
@@ -320,6 +326,9 @@ class _Shell:
                     self._lose(kind, self._wardens[kind], "dropped")
             case ReadLogFile():
                 self._submit(partial(logs.read_page, self._settings.log_dir, effect))
+            case TakeStacks():
+                # A thread of its own: a process that is stopped writes nothing for seconds.
+                assert self._looks.submit(partial(stacks.take, effect)), "bounded by the core"
             case SetLatch(token):
                 self._channels.set_latch(token)
             case Note():

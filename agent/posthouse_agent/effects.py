@@ -31,6 +31,8 @@ __all__ = [
     "Reload",
     "Reported",
     "SetLatch",
+    "StacksTaken",
+    "TakeStacks",
     "Tick",
     "Transmit",
     "WardenGone",
@@ -115,6 +117,15 @@ class LogRead:
 
 
 @dataclass(frozen=True, slots=True)
+class StacksTaken:
+    """What became of a TakeStacks."""
+
+    read: int
+    text: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; due at AgentCore.wake_s, harmless at any time."""
 
@@ -139,6 +150,7 @@ Input = (
     | Reported
     | WorkerSaid
     | LogRead
+    | StacksTaken
     | Tick
     | Reload
     | Leave
@@ -190,6 +202,16 @@ class ReadLogFile:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeStacks:
+    """Have this worker's process write its stacks; it may take its time. Answered by
+    StacksTaken."""
+
+    read: int
+    pid: int
+    pid_start: int
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerWorker:
     """Put this message into the worker's channel."""
 
@@ -220,6 +242,7 @@ Effect = (
     | Give
     | SetLatch
     | ReadLogFile
+    | TakeStacks
     | AnswerWorker
     | Consume
     | Note

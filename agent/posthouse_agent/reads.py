@@ -1,22 +1,23 @@
-"""CORE: pages of output that were asked for in this session and are being read.
+"""CORE: what was asked for in this session and is being read: pages of output, stacks.
 
-Owns: the numbers of reads. Must not know: files, sessions beyond their end.
+Owns: the numbers of reads. Must not know: files, processes, sessions beyond their end.
 Invariant: an answer reaches only the session in which it was asked for, and no more than
-limits.log_reads_in_flight_max reads are under way for it.
+limits.log_reads_in_flight_max reads and limits.stack_reads_max dumps are under way for it.
 """
 
 from posthouse import limits
-from posthouse.messages import LogChunk, ReadLog
-from posthouse_agent.effects import LogRead, ReadLogFile
+from posthouse.messages import DumpStacks, LogChunk, ReadLog, Running, StackDump
+from posthouse_agent.effects import LogRead, ReadLogFile, StacksTaken, TakeStacks
 
-__all__ = ["LogReads"]
+__all__ = ["Reads"]
 
 
-class LogReads:
-    """READ_LOG in, ReadLogFile out; LogRead in, LOG_CHUNK out."""
+class Reads:
+    """READ_LOG in, ReadLogFile out; LogRead in, LOG_CHUNK out. The same for stacks."""
 
     def __init__(self) -> None:
         self._asked: dict[int, int] = {}  # number of a file read -> the master's number
+        self._dumps: dict[int, int] = {}  # ditto
         self._begun = 0  # over all sessions: a late answer of an older one finds nobody
 
     def ask(self, read: ReadLog) -> ReadLogFile | LogChunk:
@@ -28,8 +29,23 @@ class LogReads:
         self._asked[self._begun] = read.read
         return ReadLogFile(self._begun, read.slot, read.generation, read.offset, read.limit)
 
-    def done(self, read: LogRead) -> LogChunk | None:
+    def ask_stacks(self, dump: DumpStacks, worker: Running | None) -> TakeStacks | StackDump:
+        """What is to be done, or the answer already."""
+        if worker is None:
+            return StackDump(read=dump.read, error="it has no process here any more")
+        if len(self._dumps) >= limits.stack_reads_max:
+            error = f"{limits.stack_reads_max} dumps are under way on this host: ask again"
+            return StackDump(read=dump.read, error=error)
+        self._begun += 1
+        self._dumps[self._begun] = dump.read
+        return TakeStacks(self._begun, worker.pid, worker.pid_start)
+
+    def done(self, read: LogRead | StacksTaken) -> LogChunk | StackDump | None:
         """What to tell the master, if it is still the one that asked."""
+        if isinstance(read, StacksTaken):
+            dump = self._dumps.pop(read.read, None)
+            error = read.error[: limits.wide_text_bytes_max]
+            return None if dump is None else StackDump(read=dump, text=read.text, error=error)
         asked = self._asked.pop(read.read, None)
         if asked is None:
             return None
@@ -45,3 +61,4 @@ class LogReads:
     def end(self) -> None:
         """The session is over."""
         self._asked.clear()
+        self._dumps.clear()

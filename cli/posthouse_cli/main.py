@@ -45,6 +45,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "status": ("read", "Workers"),
     "logs": ("logs", "Workers"),
     "events": ("follow", "Workers"),
+    "stacks": ("read", "Workers"),
     "wait": ("act", "Workers"),
     "pid": ("read", "Workers"),
     "signal": ("act", "Workers"),

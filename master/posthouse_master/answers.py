@@ -4,6 +4,7 @@ Owns: the answers to reads, subscriptions, and the relay of output from hosts. M
 anything is changed. Invariant: an answer is within one page, and says so where there is more.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,11 @@ from posthouse.errors import NotRunning, PosthouseError, RefusedError
 from posthouse.ids import HandleId
 from posthouse.messages import (
     Credit,
+    DumpStacks,
     Explain,
     Explained,
     Failed,
+    GetStacks,
     GetStatus,
     HostsPage,
     HostVerdict,
@@ -27,6 +30,9 @@ from posthouse.messages import (
     ReadLog,
     ReadOutput,
     Reply,
+    Request,
+    StackDump,
+    Stacks,
     StatusReply,
     Subscribe,
     Subscribed,
@@ -37,7 +43,7 @@ from posthouse.records import HostInfo, WorkerInfo
 from posthouse_master.eventlog import EventLog
 from posthouse_master.notify import Watch, Watchers
 from posthouse_master.placement import Fleet, wants_of
-from posthouse_master.registry import Registry
+from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
@@ -84,7 +90,9 @@ class Answers:
         watchers: Watchers,
         view: View,
         timers: Timers[TimerKey],
+        process: Callable[[str], tuple[Registration, Session]],
     ) -> None:
+        self._process = process
         self._registry = registry
         self._log = log
         self._fleet = fleet
@@ -232,22 +240,36 @@ class Answers:
                 f"{found.name!r}: host {host.name}, {what}, is not reachable now",
                 hint="its output stays there; ask again when `posthouse hosts` shows the host",
             )
-        reads = self._reads.setdefault(agent.identity, {})
-        if len(reads) >= limits.requests_in_flight_max:
-            raise RefusedError(f"host {host.name} is too busy", hint="try again in a moment")
-        self._read += 1
-        reads[self._read] = _Read(session.identity, message.request)
         command = ReadLog(
-            read=self._read,
+            read=self._relay(turn, session, message, agent),
             slot=found.slot,
             generation=found.generation,
             offset=message.offset,
             limit=message.limit,
         )
-        self._timers.set(
-            ("read", (agent.identity, self._read)), turn.now.boot_s + limits.read_output_s
+        self._door.command(turn, agent, command)
+
+    def stacks(self, turn: Turn, session: Session, message: GetStacks) -> None:
+        """Ask the host; the answer comes with its STACK_DUMP."""
+        found, agent = self._process(message.ref)
+        command = DumpStacks(
+            read=self._relay(turn, session, message, agent),
+            slot=found.slot,
+            generation=found.generation,
+            token=found.token,
         )
         self._door.command(turn, agent, command)
+
+    def _relay(self, turn: Turn, session: Session, message: Request, agent: Session) -> int:
+        """The number under which an agent answers this request."""
+        reads = self._reads.setdefault(agent.identity, {})
+        if len(reads) >= limits.requests_in_flight_max:
+            raise RefusedError(f"host {agent.host} is too busy", hint="try again in a moment")
+        self._read += 1
+        reads[self._read] = _Read(session.identity, message.request)
+        due_s = turn.now.boot_s + limits.read_output_s
+        self._timers.set(("read", (agent.identity, self._read)), due_s)
+        return self._read
 
     def read_due(self, turn: Turn, agent: bytes, number: int) -> None:
         """The host has had its time."""
@@ -260,7 +282,8 @@ class Answers:
             )
             self._door.answer(turn, client, failed(read.request, error))
 
-    def log_chunk(self, turn: Turn, agent: Session, message: LogChunk) -> None:
+    def relayed(self, turn: Turn, agent: Session, message: LogChunk | StackDump) -> None:
+        """A host's answer, for who asked."""
         self._timers.cancel(("read", (agent.identity, message.read)))
         read = self._reads.get(agent.identity, {}).pop(message.read, None)
         client = self._door.get(read.client) if read is not None else None
@@ -270,6 +293,8 @@ class Answers:
         if message.error:
             error = RefusedError(f"host {agent.host}: {message.error}")
             answer = failed(read.request, error)
+        elif isinstance(message, StackDump):
+            answer = Stacks(request=read.request, host=agent.host, text=message.text)
         else:
             answer = Output(
                 request=read.request,

@@ -156,7 +156,7 @@ class Commands:
         return found
 
     def signal(self, turn: Turn, session: Session, message: SignalWorker) -> Done:
-        registration, agent = self._process(message.ref)
+        registration, agent = self.process(message.ref)
         turn.note(
             "worker.signal", worker=registration.name, signal=message.signal, by=session.principal
         )
@@ -170,7 +170,7 @@ class Commands:
         return Done(request=message.request)
 
     def latch(self, turn: Turn, _session: Session, message: LatchWorker) -> Done:
-        registration, agent = self._process(message.ref)
+        registration, agent = self.process(message.ref)
         command = SetLatch(
             slot=registration.slot,
             generation=registration.generation,
@@ -179,7 +179,7 @@ class Commands:
         self._door.command(turn, agent, command)
         return Done(request=message.request)
 
-    def _process(self, ref: str) -> tuple[Registration, Session]:
+    def process(self, ref: str) -> tuple[Registration, Session]:
         """The running worker and the session with its host's agent."""
         found = self._registry.find(ref)
         if isinstance(found, HandleId):

@@ -33,6 +33,7 @@ from posthouse.messages import (
     Drain,
     Exited,
     Explain,
+    GetStacks,
     GetStatus,
     Goodbye,
     Grant,
@@ -57,6 +58,7 @@ from posthouse.messages import (
     Restart,
     Shutdown,
     SignalWorker,
+    StackDump,
     Started,
     StartFailed,
     StopDone,
@@ -208,15 +210,6 @@ class MasterCore:
             self.door,
             self._timers,
         )
-        self._answers = Answers(
-            self.registry,
-            self.log,
-            self.fleet,
-            self.door,
-            self.watchers,
-            self.view,
-            self._timers,
-        )
         commands = Commands(
             self.registry,
             self.fleet,
@@ -226,6 +219,16 @@ class MasterCore:
             self.door,
             admit,
         )
+        self._answers = Answers(
+            self.registry,
+            self.log,
+            self.fleet,
+            self.door,
+            self.watchers,
+            self.view,
+            self._timers,
+            commands.process,
+        )
         self._agent_handlers: dict[type[Message], Callable[[Turn, Session, Any], None]] = {
             Inventory: self.hosts.inventory,
             Started: self.hosts.started,
@@ -233,7 +236,8 @@ class MasterCore:
             Ready: self.hosts.ready,
             Exited: self.hosts.exited,
             StopDone: self.hosts.stop_done,
-            LogChunk: self._answers.log_chunk,
+            LogChunk: self._answers.relayed,
+            StackDump: self._answers.relayed,
         }
         self._client_handlers: dict[type[Message], _Handler] = {
             Register: commands.register,
@@ -253,6 +257,7 @@ class MasterCore:
             ListHosts: self._answers.hosts,
             Explain: self._answers.explain,
             ReadOutput: self._answers.output,
+            GetStacks: self._answers.stacks,
             Subscribe: self._answers.subscribe,
             Credit: self._answers.credit,
             Unsubscribe: self._answers.unsubscribe,

@@ -24,6 +24,7 @@ from posthouse.messages import (
     Done,
     Explain,
     Explained,
+    GetStacks,
     GetStatus,
     Hold,
     HostVerdict,
@@ -35,6 +36,7 @@ from posthouse.messages import (
     Request,
     Restart,
     SignalWorker,
+    Stacks,
     StatusReply,
     Terminate,
     WorkersPage,
@@ -244,6 +246,12 @@ class Handle:
         )
         answer = self._connection.ask(request, OutputReply, timeout)
         return Output(answer.host, answer.offset, answer.data, answer.size, answer.lost)
+
+    def stacks(self, *, timeout: float | None = None) -> str:
+        """Where its process is now: the Python stacks of its threads, as text, taken on its host
+        without its doing. Raises NotRunning, and RefusedError where it is no Python worker."""
+        request = GetStacks(request=new_request_id(), ref=str(self.id))
+        return self._connection.ask(request, Stacks, timeout).text
 
     def events(
         self, *, after: Cursor | None = None, follow: bool = True, timeout: float | None = None

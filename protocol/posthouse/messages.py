@@ -257,6 +257,14 @@ class LogChunk(Message, frozen=True, kw_only=True):
     error: Text = ""
 
 
+class StackDump(Message, frozen=True, kw_only=True):
+    """Answers DUMP_STACKS."""
+
+    read: Int
+    text: Annotated[str, Meta(max_length=limits.stacks_bytes_max)] = ""
+    error: Text = ""
+
+
 # --- master -> agent ---------------------------------------------------------------------------
 
 
@@ -320,6 +328,15 @@ class RenewRuntimes(Message, frozen=True, kw_only=True):
     it may take now."""
 
     runtime: Word = ""
+
+
+class DumpStacks(Message, frozen=True, kw_only=True):
+    """Tell where the process of this token is: the stacks of its threads."""
+
+    read: Int
+    slot: Int
+    generation: Int
+    token: Int
 
 
 # --- client -> master --------------------------------------------------------------------------
@@ -484,6 +501,13 @@ class ReadOutput(Request, frozen=True, kw_only=True):
     host: Word = ""
 
 
+class GetStacks(Request, frozen=True, kw_only=True):
+    """Ask a worker's host where its process is now, whether or not the worker answers anything.
+    Answered by STACKS."""
+
+    ref: Ref
+
+
 class Subscribe(Request, frozen=True, kw_only=True):
     """Follow the event log after (`timeline`, `sequence`), of one registration if `ref` is given.
     Answered by SUBSCRIBED, then EVENTS while there is credit. `sequence` 0: from the oldest row
@@ -626,6 +650,13 @@ class Output(Reply, frozen=True, kw_only=True):
     lost: Int = 0
 
 
+class Stacks(Reply, frozen=True, kw_only=True):
+    """The stacks of a process, as text for people."""
+
+    host: Word
+    text: Annotated[str, Meta(max_length=limits.stacks_bytes_max)]
+
+
 class Subscribed(Reply, frozen=True, kw_only=True):
     """EVENTS follow after this place. Rows up to `missing_to` may be missing, because sequence 0
     asks for what is kept; 0: none is."""
@@ -682,15 +713,19 @@ class CursorTooOld(Message, frozen=True, kw_only=True):
 KINDS: dict[int, type[Message]] = {
     1: Hello, 2: Welcome, 3: Refused, 4: Renew, 5: Grant, 6: Ack, 7: Unsupported, 8: Goodbye,
     10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
+    18: StackDump,
     20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog, 25: RenewRuntimes,
+    26: DumpStacks,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
     35: Hold, 36: Release, 37: Restart, 38: Drain,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
     45: Subscribe, 46: Credit, 47: Unsubscribe,
     50: Apply, 51: RegisterGroup, 52: DeclarePart,
+    54: GetStacks,
     60: Registered, 61: Done, 62: StatusReply, 63: WorkersPage, 64: HostsPage, 65: Explained,
     66: Output, 67: Subscribed, 68: Failed, 69: Events, 70: CursorTooOld,
     71: Drained, 72: Applied, 73: GroupRegistered,
+    76: Stacks,
 }  # fmt: skip
 KIND_OF: dict[type[Message], int] = {cls: kind for kind, cls in KINDS.items()}
 
@@ -701,7 +736,7 @@ UNSEQUENCED: frozenset[type[Message]] = frozenset(
 
 AGENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Inventory, Started, StartFailed, Ready, Exited,
-     StopDone, LogChunk)
+     StopDone, LogChunk, StackDump)
 )  # fmt: skip
 MASTER_TO_AGENT = frozenset(
     (
@@ -717,17 +752,18 @@ MASTER_TO_AGENT = frozenset(
         SetLatch,
         ReadLog,
         RenewRuntimes,
+        DumpStacks,
     )
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
      Apply, RegisterGroup, DeclarePart, Shutdown, Hold, Release, Restart, Drain, GetStatus,
-     ListWorkers, ListHosts, Explain, ReadOutput, Subscribe, Credit, Unsubscribe)
+     ListWorkers, ListHosts, Explain, ReadOutput, GetStacks, Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
     (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Applied, GroupRegistered,
-     Done, Drained, StatusReply, WorkersPage, HostsPage, Explained, Output, Subscribed, Failed,
-     Events, CursorTooOld)
+     Done, Drained, StatusReply, WorkersPage, HostsPage, Explained, Output, Stacks, Subscribed,
+     Failed, Events, CursorTooOld)
 )  # fmt: skip
 
 MUTATING = frozenset(

@@ -76,7 +76,12 @@ _NEVER_BLOCKED = (
     "CONT",
     "KILL",
     "STOP",
+    "RTMAX",
 )
+
+STACKS_SIGNAL: Final = int(getattr(signal, "SIGRTMAX", 0))
+"""Reserved: it has a worker's stacks written for `posthouse stacks`. Never blocked, so that it
+works in a worker that hangs; nothing else notices."""
 
 BLOCKED: Final = frozenset(signal.valid_signals()) - {
     getattr(signal, f"SIG{name}", None) for name in _NEVER_BLOCKED

@@ -21,7 +21,7 @@ from posthouse_cli.context import (
 )
 from posthouse_cli.durations import shown
 
-__all__ = ["hosts", "pid", "ps", "status"]
+__all__ = ["hosts", "pid", "ps", "stacks", "status"]
 
 _TAIL_LINES = 10
 
@@ -167,3 +167,17 @@ def pid(session: Session, worker: str, timeout: float | None) -> None:
             hint=f"`posthouse status {worker}` tells more",
         )
     session.out.line(str(now.pid))
+
+
+@click.command()
+@worker_argument
+@timeout_option("10s", "the host's answer")
+@verb
+def stacks(session: Session, worker: str, timeout: float | None) -> None:
+    """Show where a Python worker is: the stacks of its threads, the innermost call first.
+
+    The worker need not take part: it works where one hangs in a loop or in a lock. All that it
+    notices is a system call that is interrupted, which Python repeats. Exit status 3 if it is not
+    running.
+    """
+    session.out.line(worker_handle(session, worker, timeout).stacks(timeout=timeout).rstrip())

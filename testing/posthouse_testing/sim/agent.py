@@ -122,6 +122,8 @@ class AgentNode(Node):
                 del processes[token].channel[0]
             case agent_effects.ReadLogFile(read):
                 self.world.after(0.01, self.submit, agent_effects.LogRead(read))
+            case agent_effects.TakeStacks(read):
+                self.world.after(0.01, self.submit, agent_effects.StacksTaken(read, error="none"))
             case agent_effects.SetLatch(token):
                 self.world.log(self.name, f"sets the latch of token {token}")
 

@@ -94,3 +94,25 @@ def write(arg: dict[str, Any]) -> None:
         if arg.get("pause"):
             worker.latch.wait(worker.POSTMASTER_DEATH, timeout=arg["pause"])
     idle(None)
+
+
+def hang(how: str) -> None:
+    """Hangs with its signals blocked, in several ways; says so first."""
+    import threading
+
+    print("hangs", flush=True)
+    match how:
+        case "loop":
+            busy_loop()
+        case "C code that holds the interpreter":
+            sum(range(10**13))
+        case "a lock, with a thread":
+            lock = threading.Lock()
+            lock.acquire()
+            threading.Thread(target=busy_loop, daemon=True).start()
+            lock.acquire()
+
+
+def busy_loop() -> None:
+    while True:
+        pass
