@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from posthouse import BackgroundWorker
 from posthouse.errors import PosthouseError
-from posthouse.records import Event
+from posthouse.records import Event, ExitFacts
+from posthouse.restart import decide
 from posthouse.states import EventKind
 from posthouse_cli.commands.follow import print_event, until_deadline
 from posthouse_cli.context import Session, json_option, timeout_option, verb
@@ -51,6 +53,11 @@ def register(
 @click.option(
     "--wait", is_flag=True, help="Exit with the worker's own status (128+n for a signal)."
 )
+@click.option(
+    "--foreground",
+    is_flag=True,
+    help="Without any master: call the function here, in this process, so that breakpoint() works.",
+)
 @json_option
 @timeout_option(None, "the worker's end")
 @verb
@@ -60,6 +67,7 @@ def run(
     assignments: tuple[str, ...],
     detach: bool,
     wait: bool,
+    foreground: bool,
     as_json: bool,
     timeout: float | None,
     **options: Any,
@@ -68,10 +76,17 @@ def run(
 
     Ctrl-C ends only the following: the worker goes on. Without --name, the name is the module's
     last part (and the function's, if it is not main). JSON: the keys of `posthouse events --json`.
+
+    With --foreground nothing is registered: the function is called in this very process, with
+    posthouse.worker as on a host, the terminal, and its own exit status.
     """
     if not options["name"] and not any(a.startswith("name=") for a in assignments):
         options["name"] = (_default_name(main),)
     worker = build(assignments, {**options, "main": (main,)})
+    if foreground:
+        if detach or wait:
+            raise click.UsageError("--foreground registers nothing: leave out --detach and --wait")
+        return _in_foreground(worker)
     handle = session.cluster.register(worker)
     if detach:
         session.out.line(str(handle.id))
@@ -91,6 +106,20 @@ def run(
         )
         raise
     return _own_status(last) if wait else 0
+
+
+def _in_foreground(worker: BackgroundWorker) -> int:
+    from posthouse_cli import foreground
+
+    if names := foreground.not_applied(worker):
+        click.echo(f"posthouse: without effect in the foreground: {', '.join(names)}", err=True)
+    status = foreground.run(worker)
+    decision = decide(worker, ExitFacts(code=status), None)
+    told = f"restarted after {decision.delay_s:g} s"
+    if decision.kind == "unregister":
+        told = "unregistered"
+    click.echo(f"posthouse: {decision.reason}: on a host it would be {told}", err=True)
+    return status
 
 
 def _default_name(main: str) -> str:
