@@ -121,7 +121,7 @@ def test_gunicorn_is_reloaded_by_its_signal_and_stopped_without_leftovers(
         assert (int(master), told) == (handle.pid(), "first")
         before = until(lambda: len(family(handle.pid())) == 4 and family(handle.pid()))
         configuration.write_text("second")
-        handle.reload()
+        assert posthouse("reload", name).stdout == f"{name} is told to reload\n"
         until(lambda: (ask(port) or [0, 0, ""])[2] == "second")
         until(lambda: len(now := family(handle.pid())) == 4 and now & before == {handle.pid()})
         assert int(ask(port)[0]) == int(master)
@@ -131,6 +131,7 @@ def test_gunicorn_is_reloaded_by_its_signal_and_stopped_without_leftovers(
         assert handle.terminate()
         ended = handle.wait_until_unregistered(timeout=DEADLINE_S)
         assert ended.last_exit.code == 0
+        assert "no process" in posthouse("reload", str(handle.id), status=3).stderr
     assert [pid for pid in everybody if procfs.is_process(pid)] == []
     assert ask(port) is None
 

@@ -1,7 +1,7 @@
-"""`posthouse reload`: have this machine's hosts load the code of their runtimes anew.
+"""`posthouse reload`: have workers read their configuration again, or hosts load their code anew.
 
-Owns: which agents are told. Must not know: what they do then. Invariant: a signal goes only to a
-process that holds an agent's lock, which it is the only one to hold.
+Owns: which workers or agents are told. Must not know: what they do then. Invariant: a signal goes
+only to a process that holds an agent's lock, which it is the only one to hold.
 """
 
 import fcntl
@@ -13,23 +13,50 @@ import click
 
 from posthouse import config
 from posthouse.errors import NotRunning
+from posthouse_cli.context import Session, timeout_option, verb, worker_handles
 from posthouse_cli.layout import Layout
 
 __all__ = ["reload"]
 
 
 @click.command()
+@click.argument("workers", metavar="[NAME|GROUP:*]...", nargs=-1)
 @click.option("--config", "file", metavar="FILE", help="The configuration of the agent to tell.")
 @click.option("--dir", "folder", metavar="DIR", help="The folder of a cluster on this machine.")
 @click.option("--host", metavar="NAME", help="Only this host.")
-def reload(file: str | None, folder: str | None, host: str | None) -> int:
-    """Load the code of the runtimes on this machine anew, for workers that are started from now on.
+@timeout_option("10s", "the master's answer")
+@verb
+def reload(
+    session: Session,
+    workers: tuple[str, ...],
+    file: str | None,
+    folder: str | None,
+    host: str | None,
+    timeout: float | None,
+) -> int:
+    """Have workers read their configuration again; without a name, hosts load code anew.
 
-    Running workers go on with the code that they have; `posthouse status` shows which. A changed
+    NAME: the worker's process is sent the reload signal of its registration (HUP). A Python worker
+    that has no handler for it takes no notice; exit status 3 if one is not running.
+
+    Without NAME: the code of the runtimes on this machine is loaded anew, for workers that are
+    started from now on. Running workers go on with the code that they have; `posthouse status`
+    shows which. A changed
     file is noticed without this. It is needed where a runtime was refused (it could not be loaded)
     and where something else than a file has changed. All hosts of a cluster do the same when the
     master gets a HUP.
     """
+    if workers:
+        if file or folder or host:
+            raise click.UsageError("--config, --dir and --host are for hosts: leave out the names")
+        for handle in worker_handles(session, workers, timeout):
+            handle.reload(timeout=timeout)
+            session.out.line(f"{handle.name} is told to reload")
+        return 0
+    return _reload_hosts(file, folder, host)
+
+
+def _reload_hosts(file: str | None, folder: str | None, host: str | None) -> int:
     if file is not None:
         settings = config.load_agent(file, flags={"host": host}).settings
         folders = [Path(settings.runtime_dir)]
