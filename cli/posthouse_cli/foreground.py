@@ -71,6 +71,7 @@ def _begin(spec: BackgroundWorker) -> Callable[[], None]:
     )
     signal.signal(signal.SIGUSR1, lambda _number, _frame: worker.latch.set())
     signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def end() -> None:
