@@ -32,6 +32,7 @@ from posthouse_master.chronicle import Chronicle, host_stream
 from posthouse_master.effects import Room
 from posthouse_master.groups import Groups
 from posthouse_master.lifecycle import Lifecycle
+from posthouse_master.obligations import check_drawn, check_page, check_word
 from posthouse_master.placement import Fleet, Host, Offer
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.said import check_exit, check_running, check_token
@@ -301,8 +302,12 @@ class Hosts:
         for ended in page.exits:
             check_exit(ended, self._registry.token)
         check_token(page.highest_token, self._registry.token)
+        check_page(self._registry, host.name, page)
+        token = max(self._registry.token, page.highest_token)
+        if page.last:
+            check_drawn(token, [*seen, *(entry.token for entry in entries)])
         host.pages += 1
-        self._registry.token = max(self._registry.token, page.highest_token)
+        self._registry.token = token
         for running in page.running:
             seen[running.token] = running
         for ended in page.exits:
@@ -361,20 +366,22 @@ class Hosts:
     # --- the word of a settled host ---
 
     def started(self, turn: Turn, session: Session, message: Started) -> None:
-        host = self._fleet.hosts[session.host]
+        host = self._obliged(session, message.worker)
         check_running(message.worker, self._registry.token)
         self._running(turn, host, message.worker, settling=False)
 
     def ready(self, turn: Turn, session: Session, message: Ready) -> None:
+        self._obliged(session, message)
         registration = self._believed(session.host, message)
         if registration is not None:
             self._lifecycle.ready(turn, registration)
 
     def exited(self, turn: Turn, session: Session, message: Exited) -> None:
         check_exit(message.worker, self._registry.token)
-        self._exited(turn, self._fleet.hosts[session.host], message.worker)
+        self._exited(turn, self._obliged(session, message.worker), message.worker)
 
     def start_failed(self, turn: Turn, session: Session, message: StartFailed) -> None:
+        self._obliged(session, message)
         registration = self._believed(session.host, message)
         if registration is not None and registration.life is Life.STARTING:
             self._lifecycle.start_failed(
@@ -383,6 +390,7 @@ class Hosts:
 
     def stop_done(self, turn: Turn, session: Session, message: StopDone) -> None:
         """No process has the token, and none ever will."""
+        self._obliged(session, message)
         registration = self._believed(session.host, message)
         if registration is None:
             self._strays.gone(turn, session.host, message.token)
@@ -391,6 +399,15 @@ class Hosts:
             self._lifecycle.never_reached(turn, registration, why)
         else:
             self._lost(turn, registration, "warden_died")
+
+    def _obliged(self, session: Session, word: Any) -> Host:
+        """The host, if it may say this at all. Raises BadFrame, and nothing has changed."""
+        host = self._fleet.hosts[session.host]
+        if not host.settled:
+            raise BadFrame("a word about a process before the inventory's last page")
+        check_drawn(self._registry.token, [word.token])
+        check_word(self._registry, host.name, word)
+        return host
 
     def _running(self, turn: Turn, host: Host, running: Running, *, settling: bool) -> None:
         registration = self._believed(host.name, running)

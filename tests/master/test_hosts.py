@@ -15,7 +15,6 @@ from posthouse.messages import (
     Start,
     Started,
     Stop,
-    StopDone,
 )
 from posthouse.states import NEVER_RESTART, StopReason, WorkerState
 
@@ -252,20 +251,6 @@ def test_a_stray_that_had_ended_already_is_settled_by_stop_done(town, client):
     renewed(host).settle(running=[host.running(first)])
     host.no_such_process(host.one(Stop))
     assert host.run().token > first.token
-
-
-def test_inv14_a_host_is_believed_only_about_its_own_workers(town, client):
-    b, c = town.host("b"), town.host("c")
-    client.register("w", host="b", restart_time=60)
-    start = b.run()
-    c.end(start, code=0)
-    c.say(StopDone(slot=start.slot, generation=start.generation, token=start.token))
-    assert str(client.status("w").state) == "started"
-    c.say(Started(worker=c.running(start)))
-    stop = c.one(Stop)  # it has no business there
-    assert (stop.token, stop.reason) == (start.token, StopReason.UNKNOWN)
-    assert client.status("w").host == "b"
-    assert not b.take(Stop)
 
 
 def test_a_worker_of_an_unknown_generation_is_stopped(town, client):

@@ -97,14 +97,3 @@ def test_wardens_that_cannot_be_open_no_session(town, wardens):
     host.open(settle=False, wardens=wardens)
     assert host.link is None
     assert host.refused[-1].code == "bad_frame"
-
-
-def test_nothing_is_believed_about_the_workers_of_another_host(town):
-    """Invariant 14: a host reports on its own workers only."""
-    client, honest, liar = town.client(), town.host("b"), town.host("c")
-    client.register("w", host="b")
-    start = honest.run()
-    liar.end(start, code=0)
-    liar.say(Started(worker=liar.running(start, pid=666)))
-    status = client.status("w")
-    assert (status.state, status.host, status.pid) == ("started", "b", 4711)

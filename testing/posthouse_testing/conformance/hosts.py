@@ -16,6 +16,7 @@ __all__: list[str] = []
 
 OPENING = "Opening as an agent"
 INVENTORY = "The inventory"
+NEVER = "What a host must never say"
 LIFE = ("registered", "starting", "started")
 
 
@@ -296,3 +297,77 @@ def stop(kit: Kit) -> None:
     host.exit(token, "terminate", **KILLED)
     status = kit.status(client, made["ref"])
     expect(status.get("final", False), "final", status)
+
+
+def thrown_out(kit: Kit, host: Host, client: Peer, made: dict[str, Any]) -> None:
+    """The session is over, nothing has changed, and the truth is taken in the next one."""
+    host.peer.ended("bad_frame")
+    status = kit.status(client, made["ref"])
+    expect(status["state"] == "started", "nothing changed: started", status)
+    host.join()
+    status = kit.status(client, made["ref"])
+    expect(status.get("reachable", True), "the host heard again", status)
+
+
+@case("lie-exit", NEVER, "An exit with both a code and a signal is a bad frame", host=True)
+def lie_exit(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    token = host.start()["token"]
+    worker = dict(host.running[token])
+    gone = host.ended(token, **FAILED_1, signal=9)
+    host.peer.send(wire.EXITED, worker=gone)
+    del host.exits[token]
+    host.running[token] = worker
+    thrown_out(kit, host, client, made)
+
+
+@case("lie-unseen", NEVER, "An end that nobody saw has no code", host=True)
+def lie_unseen(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    token = host.start()["token"]
+    worker = dict(host.running[token])
+    gone = host.ended(token, cause="warden_died", code=0)
+    host.peer.send(wire.EXITED, worker=gone)
+    del host.exits[token]
+    host.running[token] = worker
+    thrown_out(kit, host, client, made)
+
+
+@case("lie-incarnation", NEVER, "A token belongs to one incarnation", host=True)
+def lie_incarnation(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    order = host.start()
+    named = {name: order[name] for name in ("slot", "generation", "token")}
+    host.peer.send(wire.READY, incarnation=order["incarnation"] + 1, **named)
+    thrown_out(kit, host, client, made)
+
+
+@case("lie-token", NEVER, "A token that was never drawn is a bad frame", host=True)
+def lie_token(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    order = host.start()
+    named = {name: order[name] for name in ("slot", "generation")}
+    host.peer.send(wire.STOP_DONE, token=order["token"] + 1000, **named)
+    thrown_out(kit, host, client, made)
+
+
+@case("lie-early", NEVER, "Before its last page a host tells nothing but inventory", host=True)
+def lie_early(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client)
+    order = host.start()
+    named = {name: order[name] for name in ("slot", "generation", "token")}
+    host.peer.leave()
+    host.peer.open()
+    host.peer.send(wire.STOP_DONE, **named)
+    thrown_out(kit, host, client, made)
+
+
+@case("lie-warden", NEVER, "A warden of an unknown kind is REFUSED bad_frame", host=True)
+def lie_warden(kit: Kit) -> None:
+    warden = {"kind": "whim", "instance": os.urandom(16).hex()}
+    refused(kit.apart(), "bad_frame", wardens=[warden])
