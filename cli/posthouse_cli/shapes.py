@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from posthouse.bulk import Plan, PlannedChange
+from posthouse.messages import HostVerdict
 from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
 from posthouse.states import EventKind, WorkerState
 from posthouse_cli.durations import shown
@@ -39,6 +40,8 @@ __all__ = [
     "state_word",
     "status_json",
     "up_for",
+    "verdict_json",
+    "verdict_text",
     "worker_cells",
     "worker_json",
 ]
@@ -168,6 +171,17 @@ def host_cells(host: HostInfo) -> tuple[str, ...]:
         state += f", {host.stuck} that do not die"
     labels = ",".join(host.labels)
     return (host.name, state, str(host.workers), str(host.slots), labels, host.version)
+
+
+def verdict_json(verdict: HostVerdict) -> dict[str, Any]:
+    """Whether one host could run a worker."""
+    values: dict[str, Any] = _plain(verdict)
+    return values
+
+
+def verdict_text(verdict: HostVerdict) -> str:
+    """The same as a line."""
+    return f"{verdict.host}: {verdict.reason or 'could run it'}"
 
 
 PLAN_HEADER = ("ACTION", "NAME", "WHAT DIFFERS")

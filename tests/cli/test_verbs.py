@@ -149,7 +149,7 @@ def test_status_tells_state_why_host_pid_and_output(posthouse, objects, name):
     assert told["pid"].isdecimal()
     assert told["output"] == "one"
     [status] = objects("status", name)
-    assert tuple(status) == (*shapes.STATUS_KEYS, "output_tail")
+    assert tuple(status) == (*shapes.STATUS_KEYS, "output_tail", "verdicts")
     assert status["output_tail"] == "one\ntwo"
 
 
@@ -165,6 +165,19 @@ def test_status_of_a_failed_worker_says_why_and_exits_3(posthouse, objects, name
     [status] = objects("status", name, status=3)
     assert status["final"] is True
     assert "RuntimeError: the cause" in status["last_exit"]["traceback"]
+
+
+def test_status_why_gives_a_verdict_for_every_host(posthouse, objects, name):
+    posthouse("register", "--name", name, "--main", "jobs:idle", "--host", "b")
+    posthouse("wait", name, "--for", "started", "--timeout", "20")
+    [told] = objects("status", name, "--why")
+    by_host = {verdict["host"]: verdict for verdict in told["verdicts"]}
+    assert by_host["b"] == {"host": "b", "fits": True, "reason": "it is there"}
+    assert (by_host["a"]["fits"], "a: " in by_host["a"]["reason"]) == (False, False)
+    lines = posthouse("status", name, "--why").stdout
+    assert "b: it is there" in lines
+    assert f"a: {by_host['a']['reason']}" in lines
+    assert objects("status", name)[0]["verdicts"] is None
 
 
 def test_logs_over_restarts_tail_and_follow(cluster, posthouse, objects, name, tmp_path):

@@ -150,6 +150,46 @@ def test_a_picture_is_painted_in_slices() -> None:
     assert steps[-1].slots["not_yet_started"] == len(steps[-1].workers) == SLICE * 2 + 1
 
 
+def test_metrics_are_bounded_and_say_what_they_leave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 names would be a page of 30 MB that takes the loop's interpreter for seconds."""
+    from posthouse import limits
+    from posthouse.ids import Instant
+    from posthouse.spec import BackgroundWorker
+    from posthouse_master.core import MasterCore, MasterPolicy
+    from posthouse_master.registry import Registration
+    from posthouse_master.store.memory import MemoryDisk, MemoryStore
+    from posthouse_master.web.meter import Meter
+    from posthouse_master.web.metrics import expose
+    from posthouse_master.web.picture import paint
+
+    monkeypatch.setattr(limits, "metrics_workers_max", 3)
+    store = MemoryStore(MemoryDisk("0" * 32))
+    store.begin_term()
+    now = Instant(1.0, 1.0)
+    core = MasterCore(store.load(), MasterPolicy(), bytes, now)
+    for name in ("w0", "w1", "w2", "w3", "w4", "w1"):
+        slot, generation = core.registry.take_slot()
+        spec = BackgroundWorker(name=name, main="m:f", unique=False)
+        registration = Registration(
+            slot=slot, generation=generation, revision=1, name=name,
+            packed=str(slot).encode(), pinned="", registered_unix_s=0.0,
+        )  # fmt: skip
+        core.registry.add(registration, spec)
+    *_, picture = paint(core, now, "v")
+    assert picture is not None
+    body, _ = expose(picture, Meter(), "")
+    samples = [
+        sample
+        for family in text_string_to_metric_families(body.decode())
+        for sample in family.samples
+    ]
+    named = [s.labels["worker"] for s in samples if s.name == "posthouse_worker_starts_total"]
+    assert named == ["w0", "w1", "w2"]
+    assert [s.value for s in samples if s.name == "posthouse_workers_unlisted"] == [2]
+    waiting = {"state": "not_yet_started"}
+    assert [s.value for s in samples if s.labels == waiting] == [6]
+
+
 def test_a_cluster_that_shuts_down_is_not_ready_and_says_why() -> None:
     from posthouse.ids import Instant
     from posthouse.states import Phase

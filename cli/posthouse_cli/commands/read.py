@@ -85,12 +85,13 @@ def _tell_phase(session: Session, timeout: float | None) -> None:
         click.echo(f"posthouse: the phase of the cluster is {now.phase}{why}", err=True)
 
 
-@click.command(epilog=shapes.keys_text((*shapes.STATUS_KEYS, "output_tail")))
+@click.command(epilog=shapes.keys_text((*shapes.STATUS_KEYS, "output_tail", "verdicts")))
 @worker_argument
+@click.option("--why", is_flag=True, help="Also whether each host could run it, and why not.")
 @json_option
 @timeout_option("10s", "the master's answer")
 @verb
-def status(session: Session, worker: str, as_json: bool, timeout: float | None) -> int:
+def status(session: Session, worker: str, why: bool, as_json: bool, timeout: float | None) -> int:
     """Show one worker: its state and why, its last exit, the end of its output.
 
     Exit status 0 if it is started, 3 if not. NAME may be a name or a handle.
@@ -98,10 +99,13 @@ def status(session: Session, worker: str, as_json: bool, timeout: float | None) 
     handle = worker_handle(session, worker, timeout)
     now = handle.status(timeout=timeout)
     tail = _tail(handle, timeout)
+    verdicts = handle.explain(timeout=timeout).verdicts if why else None
     if as_json:
-        session.out.json({**shapes.status_json(now), "output_tail": tail})
+        each = None if verdicts is None else [shapes.verdict_json(one) for one in verdicts]
+        session.out.json({**shapes.status_json(now), "output_tail": tail, "verdicts": each})
     else:
-        session.out.pairs([*_facts(now), ("output", tail)])
+        lines = [shapes.verdict_text(one) for one in verdicts or ()]
+        session.out.pairs([*_facts(now), ("hosts", "\n".join(lines)), ("output", tail)])
     return 0 if now.state is WorkerState.STARTED else NotRunning.exit_status
 
 

@@ -114,6 +114,10 @@ def _workers(picture: Picture) -> Iterator[Metric]:
         "worker_restart_delay_seconds", "The delay that a stopped worker waits.", labels,
         [(at, point.restart_delay_s) for at, point in points if point.restart_delay_s],
     )  # fmt: skip
+    yield _gauge(
+        "workers_unlisted", "Live registrations whose names are too many for series of their own.",
+        (), [((), picture.unlisted)],
+    )  # fmt: skip
     yield _counter(
         "worker_exits", "Ends of incarnations since this master began.", ("reason",),
         [((reason,), count) for reason, count in picture.exits.items()],

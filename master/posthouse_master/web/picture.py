@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from posthouse import limits
 from posthouse.ids import Instant
 from posthouse.states import Phase
 from posthouse_master.core import MasterCore
@@ -43,7 +44,8 @@ class HostPoint:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What was true around `at_unix_s`; a name registered several times is added up."""
+    """What was true around `at_unix_s`; a name registered several times is added up. `unlisted`
+    live registrations are only in `slots`: their names are too many."""
 
     at_unix_s: float
     epoch: int
@@ -53,6 +55,7 @@ class Picture:
     reports: tuple[str, ...]
     slots: Mapping[str, int]
     workers: tuple[WorkerPoint, ...]
+    unlisted: int
     hosts: tuple[HostPoint, ...]
     exits: Mapping[str, int]
     sessions: Mapping[str, int]
@@ -65,6 +68,7 @@ def paint(core: MasterCore, now: Instant, version: str) -> Iterator[Picture | No
     """Yields None after every slice, and the picture at the end."""
     lives: Counter[Life] = Counter()
     points: dict[tuple[str, str], WorkerPoint] = {}
+    unlisted = 0
     place = (-1, 0)
     while True:
         found = list(core.registry.workers(place, limit=SLICE))
@@ -73,6 +77,9 @@ def paint(core: MasterCore, now: Instant, version: str) -> Iterator[Picture | No
             lives[registration.life] += 1
             at = (registration.name, registration.host or registration.pinned)
             before = points.get(at)
+            if before is None and len(points) >= limits.metrics_workers_max:
+                unlisted += 1
+                continue
             running = registration.life is Life.RUNNING
             points[at] = WorkerPoint(
                 *at,
@@ -84,7 +91,7 @@ def paint(core: MasterCore, now: Instant, version: str) -> Iterator[Picture | No
         if len(found) < SLICE:
             break
         yield None
-    yield _picture(core, now, version, lives, tuple(points.values()))
+    yield _picture(core, now, version, lives, tuple(points.values()), unlisted)
 
 
 def _picture(
@@ -93,6 +100,7 @@ def _picture(
     version: str,
     lives: Mapping[Life, int],
     workers: tuple[WorkerPoint, ...],
+    unlisted: int,
 ) -> Picture:
     slots = {
         "free": core.registry.slots_max - core.registry.live_count,
@@ -117,6 +125,7 @@ def _picture(
         reports=tuple(core.view.reports),
         slots=slots,
         workers=workers,
+        unlisted=unlisted,
         hosts=hosts,
         exits=dict(core.lifecycle.exits),
         sessions=core.door.count_by_role(),
