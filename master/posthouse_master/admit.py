@@ -72,6 +72,17 @@ class Admit:
         if holder is not None:
             raise self.taken(holder)
 
+    def ending(self, holder: Registration) -> AlreadyRegistered:
+        """The refusal of a name whose process has yet to end. What was asked for stands, so it
+        cannot be had back."""
+        handle = self._registry.handle(holder)
+        return AlreadyRegistered(
+            f"worker {holder.name!r} was terminated by {holder.stop_by or 'somebody'} and has not "
+            f"ended yet: {handle.short}",
+            hint=f"`posthouse wait {holder.name} --for gone`, then apply again",
+            handle=str(handle),
+        )
+
     def taken(self, holder: Registration) -> AlreadyRegistered:
         """The refusal of a name that somebody has."""
         handle = self._registry.handle(holder)
@@ -93,9 +104,12 @@ class Admit:
             )
         return host
 
-    def slots(self, specs: Iterable[BackgroundWorker]) -> None:
-        """Raises NoFreeSlot or UnknownHost if not all of these can be registered together."""
-        pinned: Counter[str] = Counter()
+    def slots(
+        self, specs: Iterable[BackgroundWorker], moved: Iterable[BackgroundWorker] = ()
+    ) -> None:
+        """Raises NoFreeSlot or UnknownHost if not all of these can be registered together.
+        `moved`: registered already, and about to name a host on which they have no slot yet."""
+        pinned: Counter[str] = Counter(spec.host for spec in moved if spec.host is not None)
         count = 0
         for spec in specs:
             count += 1
@@ -107,22 +121,22 @@ class Admit:
             if self._fleet.free(host) < wanted:
                 raise self._full(host, wanted)
 
-    def surplus(self, specs: Iterable[BackgroundWorker]) -> dict[int, NoFreeSlot]:
-        """Those for which no slot is left if they are registered in this order (S3), by their
-        place. A host that has not joined yet has room for any number."""
+    def surplus(self, claims: Iterable[tuple[BackgroundWorker, bool]]) -> dict[int, NoFreeSlot]:
+        """Those for which no slot is left if they are registered, or moved (False), in this order
+        (S3), by their place. A host that has not joined yet has room for any number."""
         refused: dict[int, NoFreeSlot] = {}
         pinned: Counter[str] = Counter()
         count = 0
-        for at, spec in enumerate(specs):
+        for at, (spec, new) in enumerate(claims):
             host = self._fleet.hosts.get(spec.host or "")
             try:
-                self._registry.want_slots(1, ahead=count)
+                self._registry.want_slots(int(new), ahead=count)
                 if host is not None and self._fleet.free(host) <= pinned[host.name]:
                     raise self._full(host, 1)
             except NoFreeSlot as error:
                 refused[at] = error
                 continue
-            count += 1
+            count += new
             if host is not None:
                 pinned[host.name] += 1
         return refused

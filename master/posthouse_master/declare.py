@@ -18,6 +18,7 @@ from posthouse.errors import InvalidField, PosthouseError, RefusedError
 from posthouse.messages import Declared
 from posthouse.rules import refusal
 from posthouse.spec import BackgroundWorker
+from posthouse.states import StopReason
 from posthouse_master.admit import Admit
 from posthouse_master.groups import Group, Groups
 from posthouse_master.lifecycle import Lifecycle
@@ -78,7 +79,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Steps in the order in which they are carried out; `unchanged` names need none."""
+    """`steps` are told in this order; `unchanged` names need none."""
 
     declaration: Declaration
     steps: tuple[Step, ...]
@@ -141,7 +142,6 @@ class Declarations:
         prunes = self._prunes(declaration, wanted, {group.name for group in groups}, keep)
         return Plan(
             declaration=declaration,
-            # What goes away goes first: its slots are then free for what comes.
             steps=(*prunes, *steps),
             groups=tuple(groups),
             unchanged=unchanged,
@@ -154,7 +154,9 @@ class Declarations:
         made: dict[str, Registration] = {}
         for group in plan.groups:
             self._groups.put(turn, group)
-        for step in plan.steps:
+        # As it begins nobody is there yet to be started anywhere, so their order is as declared.
+        steps = plan.steps if declaration.at_start else sorted(plan.steps, key=_turn_of)
+        for step in steps:
             if step.action == "prune" and step.registration is not None:
                 self._lifecycle.terminate(turn, step.registration, declaration.by)
             elif step.action == "update" and step.registration is not None and step.wanted:
@@ -179,6 +181,9 @@ class Declarations:
                 )
         for name in self._ended_groups(plan):
             self._groups.drop(turn, name)
+        for registration in self._registry.of_source(declaration.source).values():
+            if registration.revision != registration.proven_revision:
+                self._lifecycle.pace(turn, registration, declaration.max_unavailable)
         return made
 
     # --- the parts of a plan ---
@@ -235,6 +240,10 @@ class Declarations:
         (holder, *others) = holders
         if others or holder.source != declaration.source:
             raise self._admit.taken(holder)
+        if holder.stopping is StopReason.TERMINATE:
+            if self._stays_ended(declaration, holder, wanted):
+                return Step(name=name, action="finished", registration=holder)
+            raise self._admit.ending(holder)
         if holder.packed == wanted.packed and holder.group == wanted.group:
             return None
         return Step(
@@ -249,15 +258,22 @@ class Declarations:
         self, declaration: Declaration, steps: list[Step], left: list[Left]
     ) -> list[Step]:
         """The steps for which there are slots: all of them, or else those that come first."""
-        creates = [(step, step.wanted) for step in steps if step.action == "create" and step.wanted]
+        claims = [
+            (step, step.wanted, step.action == "create")
+            for step in steps
+            if step.wanted and (step.action == "create" or _moves(step))
+        ]
         if not declaration.at_start:
-            self._admit.slots([wanted.spec for _, wanted in creates])
+            self._admit.slots(
+                [wanted.spec for _, wanted, new in claims if new],
+                moved=[wanted.spec for _, wanted, new in claims if not new],
+            )
             return steps
-        refused = self._admit.surplus([wanted.spec for _, wanted in creates])
+        refused = self._admit.surplus([(wanted.spec, new) for _, wanted, new in claims])
         for at, error in refused.items():
-            step, wanted = creates[at]
+            step, wanted, _ = claims[at]
             _leave(declaration, left, wanted.number, step.name, error)
-        without = {creates[at][0].name for at in refused}
+        without = {claims[at][0].name for at in refused}
         return [step for step in steps if step.name not in without]
 
     def _stays_ended(self, declaration: Declaration, ended: Registration, wanted: _Wanted) -> bool:
@@ -281,6 +297,7 @@ class Declarations:
             Step(name=registration.name, action="prune", registration=registration)
             for registration in self._registry.of_source(declaration.source).values()
             if "" not in keep
+            and registration.stopping is not StopReason.TERMINATE
             and registration.name not in wanted
             and registration.name not in keep
             and (registration.group or registration.name) not in keep
@@ -296,6 +313,22 @@ class Declarations:
         return [
             name for name in self._groups.of_source(plan.declaration.source) if name not in kept
         ]
+
+
+def _moves(step: Step) -> bool:
+    """It comes to name a host on which it has no slot yet."""
+    if step.registration is None or step.wanted is None or step.wanted.spec.host is None:
+        return False
+    there = step.registration.host if step.registration.placed else ""
+    return step.wanted.spec.host not in (step.registration.pinned, there)
+
+
+def _turn_of(step: Step) -> int:
+    """What goes away goes first. Who names a host takes the slot there that was found for it
+    before one that may run anywhere can."""
+    if step.action == "prune":
+        return 0
+    return 1 if step.wanted is not None and step.wanted.spec.host is not None else 2
 
 
 def _leave(

@@ -285,6 +285,7 @@ class Lifecycle:
             decision = self._paced(turn, registration, decision, healthy=healthy)
         self._timers.cancel(("start", registration.key))
         ran = registration.life is Life.RUNNING
+        host = registration.host  # it may be started on another one before this is over
         final = decision.kind == "unregister"
         pid = registration.pid
         again = decision.kind == "restart"
@@ -329,7 +330,7 @@ class Lifecycle:
             )
         elif again:
             self._starter.restart_in(turn, registration, decision.delay_s)
-        self._starter.freed(turn, registration.host)
+        self._starter.freed(turn, host)
 
     def _paced(
         self, turn: Turn, registration: Registration, decision: Decision, *, healthy: bool
@@ -349,16 +350,17 @@ class Lifecycle:
     ) -> None:
         """Let it run with this content from its next start on. One without a process that waits
         for nothing but time is started at once: the delay was for what it was."""
-        placed = registration.placed
+        on_the_way = registration.proven_revision < registration.revision
+        # What has no process is none that this takes away; a rollout before may have done so.
+        waits = registration.placed or on_the_way
         self._registry.revise(registration, spec, packed)
         self._registry.move(
             registration,
             Step.REVISE,
             barred=frozenset(),
             streak=0,
-            awaits_ready=registration.ready,
-            # What has no process is none that a rollout has taken away.
-            proven_revision=registration.proven_revision if placed else registration.revision,
+            awaits_ready=registration.ready or (on_the_way and registration.awaits_ready),
+            proven_revision=registration.proven_revision if waits else registration.revision,
         )
         turn.persist(PutRegistration(registration.spec_row()))
         self._chronicle.record(turn, EventKind.REVISED, registration, by=by)
@@ -366,6 +368,13 @@ class Lifecycle:
         if registration.life in (Life.SUBMITTED, Life.WAITING):
             self._timers.cancel(("restart", registration.key))
             self._starter.offer(turn, registration)
+
+    def pace(self, turn: Turn, registration: Registration, max_unavailable: int) -> None:
+        """The rollout that it waits for is to go on at this pace."""
+        if registration.max_unavailable != max_unavailable:
+            registration.max_unavailable = max_unavailable
+            turn.persist(PutRegistration(registration.spec_row()))
+            self._registry.changed[registration.key] = registration
 
     # --- stopping ---
 

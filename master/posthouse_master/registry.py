@@ -530,14 +530,14 @@ class Registry:
         if registration.placed:
             self._placed.setdefault(registration.host, {})[registration.key] = registration
             self._starting[registration.host] += registration.life is Life.STARTING
-            if not registration.pinned:
+            if registration.pinned != registration.host:  # it may yet move to the host it names
                 self._load[registration.host] += 1
 
     def _leave_host(self, registration: Registration) -> None:
         if registration.placed:
             del self._placed[registration.host][registration.key]
             self._starting[registration.host] -= registration.life is Life.STARTING
-            if not registration.pinned:
+            if registration.pinned != registration.host:
                 self._load[registration.host] -= 1
 
     def _hint(self, ref: str) -> str:

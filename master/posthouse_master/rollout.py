@@ -67,7 +67,7 @@ class Rollout:
         _discard(self._busy, source, key)
         if _is_outdated(registration):
             self._outdated.setdefault(source, {})[key] = None
-        elif _is_busy(registration):
+        if _is_busy(registration):
             self._busy.setdefault(source, {})[key] = None
             self._time(registration, now_s)
         self._ripe[source] = None
@@ -91,10 +91,13 @@ class Rollout:
         )
 
     def _advance(self, turn: Turn, source: str) -> None:
-        for key in list(self._outdated.get(source, ())):
+        busy = self._busy.get(source, {})
+        # Who is on the way to another revision already is not taken away by being stopped again.
+        keys = list(self._outdated.get(source, ()))
+        for key in sorted(keys, key=lambda key: key not in busy):
             registration = self._registry.get(*key)
             assert registration is not None, f"{key} is outdated and unknown"
-            if len(self._busy.get(source, ())) >= registration.max_unavailable:
+            if key not in busy and len(self._busy.get(source, ())) >= registration.max_unavailable:
                 return
             self._lifecycle.stop(turn, registration, StopReason.APPLY, f"apply:{source}")
             self.note(registration, turn.now.boot_s)
@@ -125,6 +128,10 @@ def _is_busy(registration: Registration) -> bool:
         registration.live
         and registration.life is not Life.HELD
         and registration.revision > registration.proven_revision
+        # Before it is stopped, a process of a revision that was proved is as good as ever.
+        and not (
+            _is_outdated(registration) and registration.ran_revision <= registration.proven_revision
+        )
     )
 
 

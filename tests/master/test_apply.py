@@ -177,6 +177,21 @@ def test_what_somebody_terminated_comes_back_when_it_is_applied_again(town):
     assert changes(apply(client, entry("w"))) == [("create", "w")]
 
 
+def test_a_name_whose_process_is_still_ending_is_refused(town):
+    """It was answered with "unchanged", and then it was gone."""
+    client, host = town.client(), town.host()
+    apply(client, entry("w"))
+    start = run_all(host)["w"]
+    client.terminate("w")
+    for values in ({}, {"nice": 1}):
+        told = refused(client, entry("w", **values))
+        assert told.code == "already_registered"
+        assert "has not ended yet" in told.message and "then apply again" in told.hint
+    assert apply(client).pruned == 0, "its end is asked for already"
+    host.obey_stop(start)
+    assert changes(apply(client, entry("w"))) == [("create", "w")]
+
+
 def test_a_retry_has_one_effect(town):
     client = town.client()
     request = b"r" * 16
@@ -243,6 +258,38 @@ def test_all_slots_must_be_there_before_the_first_is_taken(towns):
     assert (told.code, told.detail["limit"]) == ("no_free_slot", "max_worker_processes")
     told = refused(client, *(entry(f"w{n}", host="b") for n in range(2)))
     nothing_changed(town, client, told, "2 are wanted, and 1 of the 2 slots of host b")
+
+
+def test_a_host_must_have_a_slot_for_who_comes_to_name_it(town):
+    client, b = town.client(), town.host("b", slots=1)
+    town.host("c", slots=1)
+    apply(client, entry("a", host="b"), entry("d", host="c"))
+    run_all(b)
+    told = refused(client, entry("a", host="c"), entry("d", host="c"))
+    assert told.code == "no_free_slot" and told.detail["limit"].endswith("host c")
+    assert not b.take(Stop)
+    assert changes(apply(client, entry("a", host="b", nice=1), entry("d", host="c"))) == [
+        ("update", "a")
+    ]
+
+
+def test_who_may_run_anywhere_does_not_take_the_slot_that_another_names(town):
+    client, host = town.client(), town.host("b", slots=1)
+    apply(client, entry("anywhere"), entry("there", host="b"))
+    assert set(run_all(host)) == {"there"}
+    assert town.core.registry.load("b") == 1
+
+
+def test_the_slot_of_an_old_process_is_taken_until_it_has_ended(town):
+    client, b = town.client(), town.host("b", slots=1)
+    town.host("c", slots=1)
+    apply(client, entry("a", host="b"))
+    start = run_all(b)["a"]
+    apply(client, entry("a", host="c"))
+    client.register("waits", host=None)
+    assert not b.take(Start), "a process of a still runs there"
+    b.obey_stop(start)
+    assert b.one(Start).spec["name"] == "waits"
 
 
 def test_the_sources_of_the_masters_configuration_are_its_own(town, one):
@@ -397,6 +444,54 @@ def test_a_bad_revision_stops_its_rollout_by_itself(town):
     assert again.revision == 3
     ready(host, again)
     assert len(stopped(host, starts)) == 1
+
+
+def test_one_bad_revision_after_another_takes_no_more_away(town):
+    """Who was on the way to the last one is so to the next: with its process or without."""
+    client, host, starts = rolling(town)
+    (first,) = stopped(host, starts)
+    for nice in (2, 3):
+        host.end(run_all(host)[first], code=1)  # it waits for its restart
+        apply(client, *(entry(name, nice=nice) for name in NAMES))
+        assert not host.take(Stop)
+    running = run_all(host)[first]
+    apply(client, *(entry(name, nice=4) for name in NAMES))
+    (stop,) = host.take(Stop)
+    assert stop.token == running.token, "who has proved nothing is not missed"
+    host.end(running, stop.reason, code=0)
+    assert run_all(host)[first].revision == 5
+    assert not host.take(Stop)
+    town.pass_time(limits.healthy_s + 1)
+    assert len(stopped(host, starts)) == 1
+
+
+def test_who_said_ready_is_waited_for_over_several_revisions(town):
+    client, host = town.client(), town.host()
+    apply(client, entry("a"), entry("b"))
+    starts = run_all(host)
+    for start in starts.values():
+        ready(host, start)
+    apply(client, entry("a", nice=1), entry("b", nice=1))
+    (first,) = stopped(host, starts)
+    second = run_all(host)
+    apply(client, entry("a", nice=2), entry("b", nice=2))
+    assert stopped(host, second) == [first]
+    again = run_all(host)[first]
+    town.pass_time(10 * limits.healthy_s)
+    assert not host.take(Stop)
+    ready(host, again)
+    assert len(stopped(host, starts)) == 1
+
+
+def test_the_pace_of_a_rollout_can_be_changed(town):
+    client, host, starts = rolling(town)
+    assert len(stopped(host, starts)) == 1
+    same = apply(client, *(entry(name, nice=1) for name in NAMES), max_unavailable=3)
+    assert same.unchanged == len(NAMES) and not same.changes
+    assert len(stopped(host, starts)) == 2
+    town.crash()
+    rows = {row.name: row.max_unavailable for row in town.disk.specs.values()}
+    assert set(rows.values()) == {3}
 
 
 def test_a_new_master_goes_on_with_the_rollout(town):

@@ -21,8 +21,9 @@ from posthouse_agent import orders, warden_effects
 from posthouse_agent.core import AgentCore
 from posthouse_agent.effects import Give
 from posthouse_agent.warden_core import WardenCore
-from posthouse_master import lifecycle
+from posthouse_master import declare, lifecycle
 from posthouse_master.core import MasterCore
+from posthouse_master.declare import Declarations
 from posthouse_master.effects import Room, Send
 from posthouse_master.eventlog import EventLog, Page
 from posthouse_master.hosts import Hosts
@@ -30,6 +31,8 @@ from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
+from posthouse_master.rollout import Rollout
+from posthouse_master.starter import Starter
 from posthouse_master.store.base import Life, PutEvent
 from posthouse_master.store.memory import MemoryStore
 from posthouse_master.turn import Turn
@@ -196,12 +199,12 @@ def terminate_is_lost_when_it_races_a_crash(monkeypatch: pytest.MonkeyPatch) -> 
 
 @mutant(12, within=20)
 def crash_is_restarted_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = Lifecycle._restart_in
+    true = Starter.restart_in
 
     def restart_in(self: Any, turn: Any, registration: Any, _delay_s: float) -> None:
         true(self, turn, registration, 0.0)
 
-    monkeypatch.setattr(Lifecycle, "_restart_in", restart_in)
+    monkeypatch.setattr(Starter, "restart_in", restart_in)
 
 
 @mutant(20, within=50)
@@ -240,7 +243,7 @@ def trimmed_log_says_that_nothing_is_new(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(EventLog, "trimmed_in", lambda *_: 0)
 
 
-@mutant(3, 7, within=50)
+@mutant(3, 7, 22, within=50)
 def slot_keeps_its_generation(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Registry.take_slot
 
@@ -317,6 +320,77 @@ def status_says_started_before_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(View, "status", status)
 
 
+# --- declarations ---
+
+
+@mutant(22, within=30)
+def what_is_no_longer_declared_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Declarations, "_prunes", lambda *_: [])
+
+
+@mutant(22, within=30)
+def other_content_passes_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Declarations._step
+
+    def step(self: Any, *arguments: Any) -> Any:
+        found = true(self, *arguments)
+        return None if found is not None and found.action == "update" else found
+
+    monkeypatch.setattr(Declarations, "_step", step)
+
+
+@mutant(23, within=30)
+def rollout_takes_all_away_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Rollout._advance
+
+    def advance(self: Any, turn: Any, source: str) -> None:
+        self._busy.pop(source, None)
+        for key in self._outdated.get(source, ()):
+            self._registry.get(*key).max_unavailable = 1000
+        true(self, turn, source)
+
+    monkeypatch.setattr(Rollout, "_advance", advance)
+
+
+@mutant(23, within=30)
+def new_revision_is_believed_as_soon_as_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time(self: Any, registration: Any, now_s: float) -> None:
+        if self._proves_itself(registration):
+            self._timers.set(("proof", registration.key), now_s)
+
+    monkeypatch.setattr(Rollout, "_time", time)
+
+
+@mutant(23, within=100)
+def next_bad_revision_takes_another_one_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Lifecycle.revise
+
+    def revise(self: Any, turn: Any, registration: Any, *arguments: Any) -> None:
+        placed = registration.placed
+        true(self, turn, registration, *arguments)
+        if not placed:
+            registration.proven_revision = registration.revision
+
+    monkeypatch.setattr(Lifecycle, "revise", revise)
+
+
+@mutant(20, 23, within=100)
+def rollout_is_forgotten_with_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Registry.restore
+
+    def restore(self: Any, *rows: Any) -> Any:
+        registration = true(self, *rows)
+        registration.ran_revision = registration.proven_revision = registration.revision
+        return registration
+
+    monkeypatch.setattr(Registry, "restore", restore)
+
+
+@mutant(13, within=50)
+def host_is_named_without_a_slot_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declare, "_moves", lambda _step: False)
+
+
 # --- the disk ---
 
 
@@ -366,7 +440,7 @@ def error_of_the_disk_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the link ---
 
 
-@mutant(0, 8, 20, within=100)
+@mutant(0, 8, 17, 20, within=100)
 def gap_in_the_sequence_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Link.receive
 

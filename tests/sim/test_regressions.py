@@ -40,7 +40,7 @@ def test_a_slot_that_a_pinned_registration_held_is_given_to_who_waits() -> None:
     machine.slots = 1
     simulation.ledger.workers_per_host_max["a"] = 1
     world = simulation.world
-    world.at(2.0, lambda: client.register(name="pinned", host="a", restart_time=9.0))
+    world.at(2.0, lambda: client.register(name="pinned", host="a", restart_time=4.0))
     world.at(3.0, lambda: machine.live[0].kill(9))
     world.at(4.0, lambda: client.register(name="waits", host=None, restart_time=1.0))
     world.at(5.0, lambda: client.terminate(client.handles[0]))

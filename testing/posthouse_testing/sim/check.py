@@ -144,7 +144,7 @@ class Checker:
     def _not_too_soon(self, key: Key, last: Process) -> None:
         """A crash restart is never sooner than restart_time unless an operator asks for it; other
         rules restart at once."""
-        restart_s = self.ledger.wires[key].get("restart_time", 5.0)
+        restart_s = self.ledger.runs[key][last.incarnation].restart_s
         ended = self.ledger.exit_of(last)
         if ended is None or ended.stop is not None or last.died_s is None:
             return

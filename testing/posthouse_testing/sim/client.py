@@ -18,10 +18,14 @@ from posthouse.errors import (
     ResourceExhausted,
     TimedOut,
     Unreachable,
+    UploadLost,
 )
 from posthouse.ids import Cursor
 from posthouse.messages import (
     MUTATING,
+    Applied,
+    Apply,
+    DeclarePart,
     Drain,
     Explain,
     GetStatus,
@@ -61,6 +65,7 @@ from posthouse.session import (
 from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART, EventKind, ShutdownMode
 from posthouse_testing.sim.check import Checker, Watching
+from posthouse_testing.sim.deploy import Deployer
 from posthouse_testing.sim.network import Dealer, Network
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.world import World
@@ -170,6 +175,8 @@ class Client:
 
     def __post_init__(self) -> None:
         self.clock = self.world.clock()
+        declared = self.checker.ledger.declared
+        self.deployer = Deployer(self.world, declared, self.hosts, self.ask)
 
     # --- its process ---
 
@@ -323,6 +330,21 @@ class Client:
                 self.checker.fail(10, f"{question}: first {question.answer!r}, then {outcome!r}")
             return
         question.answer = outcome
+        if isinstance(question.request, Apply | DeclarePart):
+            self.deployer.answered(question.request, outcome)
+            if isinstance(question.request, DeclarePart) or isinstance(outcome, UploadLost):
+                return  # it is said again as another one
+        self._heard(question, outcome)
+        if mutating and not self.calm and self.world.chance(0.2):
+            act = self.doubt if self.world.chance(0.8) else self.abuse
+            self.world.after(self.world.random.uniform(0.0, 3.0), act, question)
+
+    def _heard(self, question: Question, outcome: Reply | PosthouseError) -> None:
+        """What the first answer tells."""
+        if isinstance(outcome, Applied):
+            self.handles += [
+                str(change.handle.id) for change in outcome.changes if change.handle is not None
+            ]
         if isinstance(outcome, Registered):
             assert isinstance(question.request, Register)
             self.checker.registered(self.name, question.request, outcome)
@@ -337,9 +359,6 @@ class Client:
         elif isinstance(outcome, WorkersPage):
             for worker in outcome.workers:
                 self.checker.told(self.name, worker.status)
-        if mutating and not self.calm and self.world.chance(0.2):
-            act = self.doubt if self.world.chance(0.8) else self.abuse
-            self.world.after(self.world.random.uniform(0.0, 3.0), act, question)
 
     def _retry(self, question: Question) -> None:
         if question.answer is None:
@@ -445,6 +464,12 @@ class Client:
 
     # --- at the end ---
 
+    @property
+    def asking(self) -> bool:
+        """A request of it is under way."""
+        open_ = any(question.answer is None for question in self.questions.values())
+        return open_ or self.deployer.busy
+
     def unsettled(self) -> list[str]:
         """What it still waits for."""
         waits = [
@@ -452,6 +477,8 @@ class Client:
             for question in self.questions.values()
             if question.answer is None
         ]
+        if self.deployer.busy:
+            waits.append(f"client {self.name}: a deployment is under way")
         for follower in self.followers:
             newest = self.checker.ledger.newest(follower.stream)
             if not follower.over and follower.cursor is not None and follower.cursor < newest:

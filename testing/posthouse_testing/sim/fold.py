@@ -48,6 +48,9 @@ class Fold:
                 self.hastened = self.hastened and row.kind is EventKind.START_FAILED
             case EventKind.HELD:
                 self.life = Life.HELD
+            case EventKind.REVISED:
+                # A delay was earned by what it was.
+                self.hastened = self.hastened or self.life is Life.WAITING
             case EventKind.RELEASED if self.stopping is StopReason.HOLD:
                 self.stopping = StopReason.RESTART  # STOP had left: it comes to a restart
             case EventKind.RELEASED:

@@ -41,6 +41,7 @@ from posthouse_master.store.base import (
     StateRow,
     TrimEvents,
 )
+from posthouse_testing.sim.declared import Declarations
 from posthouse_testing.sim.fold import Fold
 from posthouse_testing.sim.process import Process
 from posthouse_testing.sim.world import Violation, World
@@ -58,6 +59,10 @@ class Run:
     starting: int = 0  # sequences of its rows; 0: not there
     started: int = 0
     terminal: int = 0
+    revision: int = 0
+    ready: bool = False
+    ended_s: float | None = None  # when its end became durable
+    restart_s: float = 0.0  # what counted then
 
 
 @dataclass(slots=True)
@@ -89,6 +94,10 @@ class Ledger:
     finished: dict[Key, Event] = field(default_factory=dict)  # UNREGISTERED rows
     barred: dict[int, str] = field(default_factory=dict)  # tokens never to be forked: why
     newest_token: int = 0
+    declared: Declarations = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.declared = Declarations(self.world, self)
 
     def fail(self, number: int, text: str) -> NoReturn:
         raise Violation(number, text)
@@ -103,6 +112,7 @@ class Ledger:
             _APPLY[type(op)](self, op)
         self._limits()
         self._agree(ops)
+        self.declared.whole()
 
     def loaded(self, snapshot: Snapshot) -> None:
         """What a new master finds must be what was committed."""
@@ -116,6 +126,7 @@ class Ledger:
             "events": {row.sequence: row.body for row in snapshot.events},
             "requests": {(row.principal, row.request): row for row in snapshot.requests},
             "hosts": {row.name: row for row in snapshot.hosts},
+            "groups": {row.name: row for row in snapshot.groups},
             "counters": snapshot.counters,
         }
         wanted: dict[str, Any] = {
@@ -125,6 +136,7 @@ class Ledger:
             "events": self.bodies,
             "requests": self.requests,
             "hosts": self.hosts,
+            "groups": self.groups,
             "counters": self.counters,
         }
         for what, value in wanted.items():
@@ -142,12 +154,14 @@ class Ledger:
     def on_registration(self, op: PutRegistration) -> None:
         row = op.row
         key = (row.slot, row.generation)
-        if key not in self.specs:
-            wire: dict[str, Any] = msgspec.msgpack.decode(row.spec)
-            self.wires[key] = wire
+        wire: dict[str, Any] = msgspec.msgpack.decode(row.spec)
+        self.wires[key] = wire
+        if key in self.specs:
+            self.declared.revised(key, self.specs[key], row)
+        else:
             tag = (wire.get("main_arg") or {}).get("tag", "")
             self.tags[tag].append(key)
-            if len(self.tags[tag]) > 1:
+            if tag and len(self.tags[tag]) > 1:
                 self.fail(10, f"request {tag} registered twice: {self.tags[tag]}")
             if row.generation != self.slots.get(row.slot, 0) + 1 and (
                 row.generation != self.slots.get(row.slot, 0)  # PutSlot may come first
@@ -166,6 +180,7 @@ class Ledger:
                 self.fail(11, f"{key} was unregistered and is {row.life} again")
             if old.stopping is StopReason.TERMINATE and row.token != old.token:
                 self.fail(11, f"{key} gets a new token after terminate")
+        self.declared.state(key, old, row)
         self.states[key] = row
 
     def on_request(self, op: PutRequest) -> None:
@@ -174,6 +189,7 @@ class Ledger:
         if old is not None and old != row:
             self.fail(10, f"request {row.request.hex()[:8]} of {row.principal} answered twice")
         self.requests[(row.principal, row.request)] = row
+        self.declared.answered(row)
 
     def on_slot(self, op: PutSlot) -> None:
         if op.generation < self.slots.get(op.slot, 0):
@@ -184,6 +200,7 @@ class Ledger:
         key = (op.slot, op.generation)
         if key not in self.finished:
             self.fail(9, f"{key} is dropped while it is {self.states[key].life}")
+        self.declared.dropped(key)
         self.dropped[key] = self.states.pop(key)
         del self.specs[key]
 
@@ -263,6 +280,7 @@ class Ledger:
         key = (event.slot, event.generation)
         if key in self.finished:
             self.fail(7, f"{line_of(event)} after UNREGISTERED")
+        self.declared.event(key, event)
         self.folds[key].apply(event)
         match event.kind:
             case EventKind.STARTING:
@@ -282,7 +300,7 @@ class Ledger:
             self.fail(3, f"{key} goes from incarnation {newest} to {event.incarnation}")
         if newest and not runs[newest].terminal:
             self.fail(7, f"{key} incarnation {event.incarnation} starts, {newest} never ended")
-        if self._terminated(key):
+        if self.terminated(key):
             self.fail(11, f"{key} is started after terminate")
         host = self.hosts.get(event.host)
         if host is not None and host.draining:
@@ -290,7 +308,8 @@ class Ledger:
         if event.token <= self.newest_token:
             self.fail(3, f"{key} is given token {event.token} after {self.newest_token}")
         self.newest_token = event.token
-        runs[event.incarnation] = Run(event.token, starting=event.sequence)
+        revision = self.specs[key].revision
+        runs[event.incarnation] = Run(event.token, starting=event.sequence, revision=revision)
 
     def _started(self, key: Key, event: Event) -> None:
         run = self.runs[key].get(event.incarnation or 0)
@@ -298,6 +317,7 @@ class Ledger:
             self.fail(7, f"{line_of(event)}: before its start or after its end")
         process = self.processes.get(run.token)
         if event.kind is EventKind.READY:
+            run.ready = True
             return
         if run.started:
             self.fail(7, f"{line_of(event)}: started twice")
@@ -310,7 +330,8 @@ class Ledger:
         run = self.runs[key].get(event.incarnation or 0)
         if run is None or run.terminal or run.token != event.token:
             self.fail(7, f"{line_of(event)}: not the end of a live incarnation ({run})")
-        run.terminal = event.sequence
+        run.terminal, run.ended_s = event.sequence, self.world.now_s
+        run.restart_s = self.wires[key].get("restart_time", 5.0)
         process = self.processes.get(run.token)
         if event.kind is EventKind.START_FAILED:
             if process is not None:
@@ -342,7 +363,7 @@ class Ledger:
         """E1, E2, E3: exit 0, NEVER_RESTART and terminate unregister; nothing else does."""
         facts = event.exit or ExitFacts()
         never = self.wires[key].get("restart_time", 5.0) == NEVER_RESTART
-        if event.stop is StopReason.TERMINATE or self._terminated(key):
+        if event.stop is StopReason.TERMINATE or self.terminated(key):
             final = True
         elif event.stop is not None:
             final = event.final  # kept, or as its kind of stop says
@@ -351,7 +372,8 @@ class Ledger:
         if event.final != final:
             self.fail(11, f"{line_of(event)}: final is {event.final}, must be {final}")
 
-    def _terminated(self, key: Key) -> bool:
+    def terminated(self, key: Key) -> bool:
+        """Whether somebody, or a prune, has asked for its end."""
         return any(
             row.kind is EventKind.STOP_REQUESTED and row.stop is StopReason.TERMINATE
             for row in self.streams[f"{key[0]}.{key[1]}"]

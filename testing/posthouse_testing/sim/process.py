@@ -55,7 +55,10 @@ class Process:
         """Draw how long it runs and how it ends, if nobody ends it before."""
         world, knobs = self.world, self.world.knobs
         self.stubborn = world.chance(knobs.stubborn)
-        if world.chance(0.3):
+        wish = self.spec.get("main_arg") or {}
+        if wish.get("bad"):
+            world.after(world.random.uniform(0.0, 0.3), self.end, "exited", 1, None)
+        if wish["ready"] if "ready" in wish else world.chance(0.3):
             world.after(world.random.uniform(0.001, 0.5), self._say_ready)
         if knobs.exit_rate:
             length_s = world.random.expovariate(knobs.exit_rate)

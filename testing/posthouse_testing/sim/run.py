@@ -17,6 +17,7 @@ from posthouse_master.core import MasterPolicy
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.check import Checker
 from posthouse_testing.sim.client import Client
+from posthouse_testing.sim.deploy import SOURCES
 from posthouse_testing.sim.faults import Fault, Stage, plan
 from posthouse_testing.sim.host import Machine
 from posthouse_testing.sim.ledger import Ledger
@@ -29,7 +30,9 @@ __all__ = ["SETTLE_S", "Failure", "Report", "Simulation", "simulate"]
 SETTLE_S = 60.0  # after the last fault everything is in order within this, in virtual time
 LOOK_S = 0.5  # how often it is looked at
 ACTION_RATE = 0.5  # what each client does a second
+DEPLOY_RATE = 0.3  # where clients deploy: by each, a second
 FOCUS_RATE = 1.5  # faults a second where their kinds are chosen
+PLENTY = 50  # slots of a host, or of the cluster, that no run uses up
 ENDING = 0.5  # share of seeds that end by terminating everything
 
 Echo = Callable[[str], None]
@@ -107,6 +110,7 @@ class Simulation:
             Client(world, self.network, self.checker, f"c{number}", list(names), calm=self.scripted)
             for number in range(1, knobs.clients + 1)
         ]
+        self._deployed_well = False
         self.stage = Stage(world, self.network, self.seat, self.machines, self.clients, self.ledger)
         self._squeeze = (
             {}
@@ -115,6 +119,7 @@ class Simulation:
                 "events_per_registration_max": random.choice((8, 256, 256)),
                 "start_attempt_s": random.choice((5.0, 60.0, 60.0)),
                 "page_items_max": random.choice((2, 256, 256)),
+                "healthy_s": random.choice((1.0, 3.0, 10.0)),
                 "retired_max": random.choice((1, 10_000, 10_000)),
                 "outbox_messages_max": random.choice((160, 1024, 1024)),  # 128 are kept free
             }
@@ -150,7 +155,9 @@ class Simulation:
         for client in self.clients:
             world.at(world.random.uniform(0.0, 1.0), client.start)
             if not self.scripted:
-                self._act(client)
+                self._often(ACTION_RATE, client.act)
+                if knobs.deploys:
+                    self._often(DEPLOY_RATE, client.deployer.deploy)
         for _ in range(knobs.workers):
             client = world.random.choice(self.clients)
             world.at(world.random.uniform(0.5, 3.0), client.register)
@@ -164,15 +171,17 @@ class Simulation:
             world.log("world", "everything is terminated")
             for client in self.clients:
                 client.terminate_all()
+            for source in SOURCES if knobs.deploys else ():
+                self.clients[0].deployer.withdraw(source)
             settled_s = max(settled_s, self._settle(self._unfinished))
         return Report(world.seed, world.trace_hash, world.figures, world.now_s, settled_s)
 
-    def _act(self, client: Client) -> None:
+    def _often(self, rate: float, act: Callable[[], None]) -> None:
         world = self.world
         at_s = world.random.uniform(1.0, 4.0)
         while at_s < world.knobs.faulty_s:
-            world.at(at_s, client.act)
-            at_s += world.random.expovariate(ACTION_RATE)
+            world.at(at_s, act)
+            at_s += world.random.expovariate(rate)
 
     def _calm(self) -> None:
         """Faults stop: cables are whole, forks succeed, workers behave and do not end."""
@@ -201,6 +210,7 @@ class Simulation:
         for client in self.clients:
             waits += client.unsettled()
         waits += self._drained(all_asked=not waits)
+        waits += self._deployed()
         checker = self.checker
         wanted = {}
         for key, state in self.ledger.states.items():
@@ -225,6 +235,28 @@ class Simulation:
             for name in names:
                 self.clients[0].drain(name, on=False)
         return [f"host {name} is drained" for name in names]
+
+    def _deployed(self) -> list[str]:
+        """Each source is declared once more, with content that runs, when nothing older is under
+        way; then everything comes to its newest revision."""
+        if not self.world.knobs.deploys:
+            return []
+        if not self._deployed_well:
+            # Not once everything is settled: bad content keeps it from being so.
+            if not any(client.asking for client in self.clients):
+                self._deployed_well = True
+                for source in SOURCES:
+                    self.clients[0].deployer.deploy_well(source)
+            return ["the last deployments are to come"]
+        return self.ledger.declared.unmet(
+            self.checker.living, self._has_no_room, self._hosts_with_room()
+        )
+
+    def _hosts_with_room(self) -> list[str]:
+        """Where nothing is ever refused for want of a slot."""
+        if self.ledger.workers_max < PLENTY:
+            return []
+        return [machine.name for machine in self.machines if machine.slots >= PLENTY]
 
     def _has_no_room(self, key: tuple[int, int]) -> bool:
         """Every host that it may run on is full: of processes, and of registrations that name the

@@ -66,6 +66,7 @@ class Knobs:
     shutdowns: bool  # clients shut the cluster down and drain hosts now and then
     keyed: bool  # keys name the peers; else the sockets are open, and HELLO does
     room: int  # frames that a socket takes for a peer that does not read
+    deploys: bool  # clients declare what their sources are to run
 
     @staticmethod
     def draw(random: Random) -> "Knobs":
@@ -91,6 +92,7 @@ class Knobs:
             shutdowns=pick((False, False, True)),
             keyed=pick((True, True, False)),
             room=pick((10, 1000, 1000)),
+            deploys=pick((False, True)),
         )
 
     @staticmethod
@@ -117,6 +119,7 @@ class Knobs:
             shutdowns=False,
             keyed=True,
             room=1000,
+            deploys=False,
         )
 
     def calm(self) -> "Knobs":
@@ -138,7 +141,17 @@ class Knobs:
         )
 
 
-_LASTING = ("hosts", "clients", "workers", "faulty_s", "drift", "batch", "delay_s", "keyed")
+_LASTING = (
+    "hosts",
+    "clients",
+    "workers",
+    "faulty_s",
+    "drift",
+    "batch",
+    "delay_s",
+    "keyed",
+    "deploys",
+)
 
 
 @dataclass(slots=True)
