@@ -68,13 +68,18 @@ class House:
     def find_warden(self) -> psutil.Process:
         (lock,) = Path(self._folder).glob("**/warden.lock")
         warden = self.daemons["warden"] = psutil.Process(int(lock.read_text()))
+        for child in warden.children():
+            title = " ".join(child.cmdline())
+            if title.startswith("posthouse zygote") and os.getsid(child.pid) == child.pid:
+                self.daemons["zygote"] = child
         return warden
 
     def cpu_s(self) -> dict[str, float]:
         found = {}
         for name, process in self.daemons.items():
             rest = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-            found[name] = (int(rest[11]) + int(rest[12])) / HZ
+            # A zygote's children are what forks its spares.
+            found[name] = sum(map(int, rest[11 : 15 if name == "zygote" else 13])) / HZ
         # What the children of the warden used, once it has reaped them.
         times = self.daemons["warden"].cpu_times()
         found["workers"] = times.children_user + times.children_system

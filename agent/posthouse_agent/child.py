@@ -47,15 +47,14 @@ class Terminated(SystemExit):
 _STREAMS: Final = ("stdin", "stdout", "stderr")
 
 
-class _Prepared:
-    """What every worker would else make for itself, and so pay for with pages of its own."""
-
-    streams: tuple[IO[Any], ...] = ()
-    stacks_fd = -1
+class _Stacks:
+    fd = -1  # kept open for faulthandler
 
 
 def prepare() -> None:
-    """In the zygote, once, before the first fork: make what is the same in all workers.
+    """In the zygote, once, when everything is loaded: make what is the same in all workers, which
+    each would else pay for with pages of its own. It leaves an interpreter as if it had just begun:
+    streams, no exit handlers of others, the signal handlers of W2.
 
     The streams are made over files of the kind that workers have, because a stream notes when it
     is made whether it can seek.
@@ -67,13 +66,22 @@ def prepare() -> None:
     try:
         for fd, source_fd in enumerate((null_fd, file_fd, file_fd)):
             os.dup2(source_fd, fd)
-        _Prepared.streams = _open_streams()
+        streams = _open_streams()
     finally:
         for fd, source_fd in enumerate(saved):
             os.dup2(source_fd, fd)
             os.close(source_fd)
         os.close(null_fd)
         os.close(file_fd)
+    for name, stream in zip(_STREAMS, streams, strict=True):
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    atexit._clear()  # noqa: SLF001 - there is no public way; what was loaded is no worker
+    faulthandler.enable(file=2)
+    # All signals are blocked here and until a worker's main.
+    for number, handler in _HANDLERS:
+        _set_handler(number, handler)
 
 
 def _open_streams() -> tuple[IO[Any], ...]:
@@ -219,37 +227,24 @@ def _environment(order: StartWorker, given: Inheritance) -> None:
 
 
 def _interpreter(order: StartWorker, given: Inheritance) -> None:
-    """An interpreter as if it had just begun: arguments, streams, no inherited handlers."""
+    """What is this worker's own; `prepare` has done the rest."""
     set_title(_asked(order, "name"))
     sys.argv = [_entry_point(order)]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    for name, stream in zip(_STREAMS, _Prepared.streams or _open_streams(), strict=True):
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    atexit._clear()  # noqa: SLF001 - there is no public way; the zygote's handlers are not ours
     progeny.switch_on()
     worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd, given.last_words_fd)
 
 
 def _handlers(order: StartWorker, given: Inheritance) -> None:
-    """The defaults of W2, all of them in place before anything is unblocked.
-
-    Differences: USR1 always sets the latch (ignoring it is PostgreSQL's trap N4). FPE of a worker
-    with DATABASE_CONNECTION keeps the kernel's action: a handler in Python cannot leave the
-    faulting instruction. INT cancels a statement, and there is none yet.
-    """
-    faulthandler.enable(file=2)
+    """The defaults of W2 (_HANDLERS), as far as they differ from worker to worker."""
+    _Leaving.shown = _asked(order, "type") or _asked(order, "name")
+    if int(_asked(order, "flags")) & _DATABASE:
+        _set_handler(_FPE, _DEFAULT)
     # Its own place in the file, at the end: behind the last words and the heartbeat.
     with suppress(OSError):
-        _Prepared.stacks_fd = os.open(
+        _Stacks.fd = os.open(
             f"/proc/self/fd/{given.last_words_fd}", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         )
-        faulthandler.register(worker.STACKS_SIGNAL, _Prepared.stacks_fd, all_threads=True)
-    _set_handler(_TERM, _make_die(_asked(order, "type") or _asked(order, "name")))
-    for number, handler in _HANDLERS:
-        _set_handler(number, handler)
-    if not _asked(order, "flags") & DATABASE_CONNECTION:
-        _set_handler(_FPE, _IGNORE)
+        faulthandler.register(worker.STACKS_SIGNAL, _Stacks.fd, all_threads=True)
 
 
 def _user(order: StartWorker, given: Inheritance) -> None:
@@ -304,38 +299,41 @@ def _wake(_number: int, _frame: FrameType | None) -> None:
     worker.latch.set()
 
 
-# Plain numbers for the functions beneath `signal`, whose enums would unshare fifty pages.
+def _die(_number: int, _frame: FrameType | None) -> None:
+    if _Leaving.now:
+        return  # PostgreSQL: no interrupt during proc_exit
+    text = f'FATAL: terminating background worker "{_Leaving.shown}" due to administrator command\n'
+    os.write(2, text.encode())  # not through a stream: the signal may have come inside it
+    raise Terminated(1)
+
+
+# The defaults of W2, in place before anything is unblocked. Differences: USR1 always sets the latch
+# (ignoring it is PostgreSQL's trap N4). FPE of a worker with DATABASE_CONNECTION keeps the kernel's
+# action: a handler in Python cannot leave the faulting instruction. INT cancels a statement, and
+# there is none yet. Plain numbers for the functions beneath `signal`, whose enums would unshare
+# fifty pages.
 _HANDLERS: Final = tuple(
     (int(number), handler if callable(handler) else int(handler))
     for number, handler in (
+        (signal.SIGTERM, _die),
         (signal.SIGQUIT, _quit),
         (signal.SIGUSR1, _wake),
         (signal.SIGINT, signal.SIG_IGN),
         (signal.SIGHUP, signal.SIG_IGN),
         (signal.SIGPIPE, signal.SIG_IGN),
         (signal.SIGUSR2, signal.SIG_IGN),
+        (signal.SIGFPE, signal.SIG_IGN),
         (signal.SIGCHLD, signal.SIG_DFL),
     )
 )
-_TERM: Final = int(signal.SIGTERM)
 _FPE: Final = int(signal.SIGFPE)
-_IGNORE: Final = int(signal.SIG_IGN)
+_DEFAULT: Final = int(signal.SIG_DFL)
+_DATABASE: Final = int(DATABASE_CONNECTION)
 _SET_MASK: Final = int(signal.SIG_SETMASK)
 _BLOCKED: Final = tuple(int(number) for number in worker.BLOCKED if number is not None)
 _beneath: Final = importlib.import_module("_signal")
 _set_handler: Final = _beneath.signal
 _set_mask: Final = _beneath.pthread_sigmask
-
-
-def _make_die(shown: str) -> Callable[[int, FrameType | None], None]:
-    def die(_number: int, _frame: FrameType | None) -> None:
-        if _Leaving.now:
-            return  # PostgreSQL: no interrupt during proc_exit
-        text = f'FATAL: terminating background worker "{shown}" due to administrator command\n'
-        os.write(2, text.encode())  # not through a stream: the signal may have come inside it
-        raise Terminated(1)
-
-    return die
 
 
 # --- main ---
@@ -410,9 +408,10 @@ def _last_words(fd: int, error: BaseException) -> None:
 
 
 class _Leaving:
-    """Whether the way out has begun; TERM's default handler looks."""
+    """What TERM's default handler looks at: whether the way out has begun, and whose it is."""
 
     now = False
+    shown = ""
 
 
 def _end_threads() -> None:

@@ -16,16 +16,19 @@ Whatever is killed in between, no order was given yet; the order itself is one p
 warden knows to have been sent or not.
 """
 
+import _socket
 import gc
 import importlib
+import importlib.util
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from posthouse import __version__, limits
 from posthouse_agent import child, native, procfs, zygote_line
@@ -37,6 +40,11 @@ __all__ = ["serve"]
 
 _STEP_S = 0.0002  # until the middle process has ended, which it does at once
 _FILES_A_PACKET = 100
+_COARSE_NS = 20_000_000  # file systems stamp with a clock that is behind by a tick of the kernel
+_SPARE = zygote_line.encode({"op": "spare"})
+_UNIX = int(socket.AF_UNIX)
+_PACKETS = int(socket.SOCK_SEQPACKET) | int(socket.SOCK_CLOEXEC)
+_LEVEL, _RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 
 
 class _Refused(Exception):
@@ -49,6 +57,7 @@ class _Refused(Exception):
 
 def serve(line: socket.socket, warden_pid: int) -> NoReturn:
     """The zygote's whole life."""
+    since_ns = time.time_ns() - _COARSE_NS
     native.die_with_parent()
     if os.getppid() != warden_pid:
         os._exit(1)
@@ -58,7 +67,7 @@ def serve(line: socket.socket, warden_pid: int) -> NoReturn:
         os._exit(0)
     try:
         _load(received.message)
-        _tell_ready(line)
+        _tell_ready(line, since_ns)
     except _Refused as refused:
         _refuse(line, refused.code, str(refused))
     while (received := zygote_line.receive(line)) is not None:
@@ -93,6 +102,8 @@ def _load(message: dict[str, Any]) -> None:
     sys.path[:0] = [folder for folder in message["path"] if folder not in sys.path]
     for name in message["preload"]:
         _preload(name)
+    # Finders of all folders of the path, which each worker would else make for its first import.
+    importlib.util.find_spec("posthouse_no_such_module")
     _drop_handlers()
     child.prepare()
     # A child's collection would touch, and so unshare, everything that was loaded here.
@@ -131,8 +142,8 @@ def _drop_handlers() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-def _tell_ready(line: socket.socket) -> None:
-    for at in range(0, len(files := _files()), _FILES_A_PACKET):
+def _tell_ready(line: socket.socket, since_ns: int) -> None:
+    for at in range(0, len(files := _files(since_ns)), _FILES_A_PACKET):
         part = files[at : at + _FILES_A_PACKET]
         zygote_line.send(line, {"op": "files", "files": part})
     zygote_line.send(
@@ -146,7 +157,7 @@ def _tell_ready(line: socket.socket) -> None:
     )
 
 
-def _files() -> list[list[Any]]:
+def _files(since_ns: int) -> list[list[Any]]:
     """The loaded modules' files and what tells whether they are still the same, the interpreter's
     own ones left out: nobody replaces them one by one."""
     own = f"{os.path.dirname(os.__file__)}/"
@@ -157,10 +168,14 @@ def _files() -> list[list[Any]]:
         if isinstance(path, str) and (not path.startswith(own) or path.startswith(kept)):
             found.add(path)
     listed: list[list[Any]] = []
+    now_ns = time.time_ns()
     for path in sorted(found)[: limits.runtime_files_max]:
         with suppress(OSError):
             seen = os.stat(path)
-            listed.append([path, seen.st_mtime_ns, seen.st_size, seen.st_ino])
+            mtime_ns = seen.st_mtime_ns
+            if since_ns <= mtime_ns <= now_ns:
+                mtime_ns = -1  # perhaps not what was loaded: the next look finds it changed
+            listed.append([path, mtime_ns, seen.st_size, seen.st_ino])
     return listed
 
 
@@ -212,14 +227,15 @@ def _be_spare(line: socket.socket, warden_pid: int, middle_pid: int) -> NoReturn
     native.die_with_parent()
     if os.getppid() != warden_pid:
         os._exit(1)
-    own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # Beneath the socket module, whose enums would unshare a hundred pages, twice for each worker.
+    own, theirs = _socket.socketpair(_UNIX, _PACKETS)
     try:
-        zygote_line.send(line, {"op": "spare"}, (theirs.fileno(),))
+        line.sendmsg([_SPARE], [(_LEVEL, _RIGHTS, struct.pack("i", theirs.fileno()))])
     except OSError:  # the warden has done with this zygote
         os._exit(0)
     theirs.close()
-    line.close()
-    received = zygote_line.receive(own)
+    os.close(line.detach())
+    received = zygote_line.receive(cast("socket.socket", own))
     if received is None:
         os._exit(0)
     message = received.message

@@ -23,10 +23,12 @@ import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import MISSING, dataclass, fields
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 from posthouse import limits
+from posthouse_agent.start_worker import Inheritance, StartWorker
 
 __all__ = [
     "BIND_NOW",
@@ -76,16 +78,34 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 def decode(data: bytes) -> dict[str, Any]:
     """The inverse. Raises ValueError."""
-    message = json.loads(data, object_hook=_unwrapped)
+    text = data.decode()
+    scan = _scan_marked if '{"$' in text else _scan
+    try:
+        message, end = scan(text, 0)
+    except StopIteration:
+        raise ValueError("not JSON") from None
+    if end != len(text):
+        raise ValueError("more than one object")
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
         raise ValueError('a message is an object with a text "op"')
     return message
 
 
 def fit(cls: type[_Record], values: Mapping[str, Any]) -> _Record:
-    """The record, without what another version has put in."""
-    known = cls.__slots__  # type: ignore[attr-defined]
-    return cls(**{name: value for name, value in values.items() if name in known})
+    """What reads as the record, with the defaults of what another version did not send. Not an
+    instance: each field of a frozen one is set by a call, in pages of the worker's own."""
+    return cast("_Record", SimpleNamespace(**{**_DEFAULTS[cls], **values}))
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    given = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+    made = {f.name: f.default_factory() for f in fields(cls) if f.default_factory is not MISSING}
+    return given | made
+
+
+_DEFAULTS: dict[type[Any], dict[str, Any]] = {
+    cls: _defaults(cls) for cls in (StartWorker, Inheritance)
+}
 
 
 def _wrapped(value: Any) -> Any:
@@ -111,6 +131,11 @@ def _unwrapped(value: dict[str, Any]) -> Any:
 
 
 _MARKS = ("$bytes", "$map")
+
+# Made once, and without a call of ours for each object where no object is marked: a worker pays
+# for what it touches with pages of its own, and json.loads() is sixty of them.
+_scan = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_scan_marked = json.JSONDecoder(object_hook=_unwrapped).scan_once  # type: ignore[attr-defined]
 
 
 def send(

@@ -101,12 +101,10 @@ class _Zygote:
     line: socket.socket
     since_s: float
     ready: bool = False
-    code: str = ""
     files: list[list[Any]] = field(default_factory=list)
     asked: int = 0  # spares that are on their way
     asked_s: float = 0.0
     again_s: float = 0.0  # no forks before this: the last one failed
-    checked: int = -1  # the round in which its files were last looked at
 
 
 @dataclass(slots=True)
@@ -116,6 +114,9 @@ class _Seat:
     name: str
     recipe: _Recipe | None = None  # of the last start that was wanted
     zygote: _Zygote | None = None
+    code: str = ""  # revision of what the spares, and those of the next fork, have loaded
+    files: list[list[Any]] = field(default_factory=list)  # and what it is made of
+    checked: int = -1  # the round in which these files were last looked at
     spares: deque[Spare] = field(default_factory=deque)
     waiting: deque[tuple[StartWorker, float]] = field(default_factory=deque)  # and until when
     failures: int = 0
@@ -253,11 +254,10 @@ class Zygotes:
     def _renew_if_changed(self, seat: _Seat) -> None:
         """Look at the files behind what was loaded; once a round is often enough, because nothing
         was forked for an order of this round before."""
-        zygote = seat.zygote
-        if zygote is None or not zygote.ready or zygote.checked == self._round:
+        if seat.checked == self._round:
             return
-        zygote.checked = self._round
-        for path, mtime_ns, size, inode in zygote.files:
+        seat.checked = self._round
+        for path, mtime_ns, size, inode in seat.files:
             try:
                 found = os.stat(path)
             except OSError:
@@ -355,11 +355,14 @@ class Zygotes:
                 zygote.files += message["files"][:room]
             case "ready":
                 zygote.ready = True
-                zygote.code = _revision(message, zygote.files)
-                seat.trouble = None
+                code = _revision(message, zygote.files)
+                if code != seat.code:  # else what is left of one that died is as good
+                    _close_all(seat.spares)
+                seat.code, seat.files, seat.trouble = code, zygote.files, None
+                seat.checked = -1
                 self._log(
                     f"runtime {seat.name}: pid {zygote.pid}, Python {message['python']}, posthouse "
-                    f"{message['version']}, revision {zygote.code}, {len(zygote.files)} files"
+                    f"{message['version']}, revision {code}, {len(zygote.files)} files"
                 )
             case "refused":
                 text = str(message["reason"])
@@ -371,9 +374,9 @@ class Zygotes:
                     self._refuse_all(seat, "fork_failed", str(message["reason"]), retry=True)
             case "spare":
                 zygote.asked = max(0, zygote.asked - 1)
-                self._on_spare(seat, zygote, received)
+                self._on_spare(seat, received)
 
-    def _on_spare(self, seat: _Seat, zygote: _Zygote, received: zygote_line.Received) -> None:
+    def _on_spare(self, seat: _Seat, received: zygote_line.Received) -> None:
         if not received.descriptors:
             reason = os.strerror(EMFILE)
             self._refuse_all(seat, "fork_failed", reason, retry=True)
@@ -395,7 +398,7 @@ class Zygotes:
             pidfd=pidfd,
             socket=line,
             runtime=seat.name,
-            code=zygote.code,
+            code=seat.code,
         )
         if process is None or process.parent != self._pid or _ended(line):
             spare.close()
@@ -435,8 +438,8 @@ class Zygotes:
     def _retire(self, seat: _Seat, reason: str, *, keep_spares: bool = False) -> None:
         """Close everything that comes from this zygote; what has begun as a worker goes on."""
         if not keep_spares:
-            while seat.spares:
-                seat.spares.popleft().close()
+            _close_all(seat.spares)
+            seat.files = []
         zygote = seat.zygote
         if zygote is None:
             return
@@ -480,6 +483,11 @@ def _execute(argv: list[str], env: dict[str, str]) -> int:
         os.waitpid(pid, 0)
         raise OSError(int(failed), os.strerror(int(failed)), argv[0])
     return pid
+
+
+def _close_all(spares: deque[Spare]) -> None:
+    while spares:
+        spares.popleft().close()
 
 
 def _ended(line: socket.socket) -> bool:

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from posthouse import limits
@@ -68,9 +69,7 @@ class Channel:
     """The worker's end. Thread-safe: one thread reads at a time, the others find their replies."""
 
     def __init__(self, fd: int) -> None:
-        # detached: Python must not close it when this object goes, the process's end does.
-        self._socket = socket.socket(fileno=fd)
-        self._socket.setblocking(False)
+        self._fd = fd
         self._lock = threading.RLock()
         self._next_id = 1
         self._awaited: set[int] = set()
@@ -79,7 +78,15 @@ class Channel:
         self.on_notice: Callable[[dict[str, Any]], None] = lambda _: None
 
     def fileno(self) -> int:
-        return self._socket.fileno()
+        return self._fd
+
+    @cached_property
+    def _socket(self) -> socket.socket:
+        """Not before it is needed: most workers say nothing, and each would pay for it with pages
+        of its own. Nobody closes it but the process's end."""
+        made = socket.socket(fileno=self._fd)
+        made.setblocking(False)
+        return made
 
     @property
     def closed(self) -> bool:
@@ -142,7 +149,7 @@ class Channel:
 
     def _wait_readable(self, timeout_s: float) -> None:
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        poll.register(self._fd, select.POLLIN)
         poll.poll(timeout_s * 1000)
 
     def _receive(self) -> bytes | None:

@@ -340,3 +340,35 @@ def test_version_of_python_that_is_too_old(host, agent):
     failed = agent.expect(ForkFailed, order.token)
     assert (failed.code, failed.retry) == ("runtime_unusable", False), host.warden_log()
     assert "posthouse needs 3.11 or newer" in failed.reason
+
+
+def test_spares_of_a_dead_zygote_are_not_used_once_their_code_has_changed(
+    host, agent, eventually, alive
+):
+    code = host.folder / "code"
+    code.mkdir()
+    module = code / "versioned.py"
+    body = "import json\ndef look(arg):\n    print(json.dumps({'version': VERSION}))\n"
+    module.write_text("VERSION = 1\n" + body)
+    host.code, host.preload = str(code), ["versioned"]
+    host.run(agent, "versioned:look")
+    eventually(lambda: spares_of(host))
+    zygote = zygote_of(host)
+    os.kill(zygote, signal.SIGKILL)
+    eventually(lambda: not alive(zygote))
+    _write_later(module, "VERSION = 2\n" + body)
+    ended = host.run(agent, "versioned:look")
+    assert host.said(ended.slot) == [{"version": 2}]
+
+
+def test_file_that_changes_while_it_is_loaded(host, agent):
+    """What was loaded may be what is on the disk now, or what was there before: load it again."""
+    code = host.folder / "code"
+    code.mkdir()
+    body = "import json\ndef look(arg):\n    print(json.dumps({'version': VERSION}))\n"
+    second = f"VERSION = 2\n{body}"
+    first = f"VERSION = 1\nfrom pathlib import Path\nPath(__file__).write_text({second!r})\n{body}"
+    (code / "restless.py").write_text(first)
+    host.code, host.preload = str(code), ["restless"]
+    ended = host.run(agent, "restless:look")
+    assert host.said(ended.slot) == [{"version": 2}]
