@@ -1,6 +1,8 @@
-"""The units' own commands, with the sample configurations, started as systemd starts them.
+"""The units' own commands, with the sample configurations, started and ended as systemd does it.
 
-Only the folders are exchanged: /opt/posthouse/bin, /etc/posthouse, /run, /var/lib, /var/log.
+Only the folders are exchanged (/opt/posthouse/bin, /opt/acme/lib, /etc/posthouse, /run, /var/lib,
+/var/log), and watchdogs are sixty times as fast. The stand-in knows Type=notify, WatchdogSec,
+KillMode, Delegate and RuntimeDirectory: what these units rest on.
 """
 
 import contextlib
@@ -11,19 +13,44 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
 
+import posthouse
+from posthouse import BackgroundWorker
+from posthouse_agent import cgroups
+
 Service = Callable[[str], "Running"]
+FASTER = 60
+
+JOBS = """
+import os
+from posthouse import worker
+
+def serve(path):
+    worker.before_exit(lambda: open(path, "a").write("ended in order\\n"))
+    worker.unblock_signals()
+    worker.ready()
+    while True:
+        worker.latch.wait(worker.EXIT_ON_PM_DEATH, timeout=60)
+"""
 
 
 class Running:
     """A service that was started, and the socket on which it talks to its manager."""
 
-    def __init__(self, argv: list[str], env: dict[str, str], home: Path, log: Path) -> None:
+    def __init__(
+        self, argv: list[str], env: dict[str, str], home: Path, log: Path, group: Path | None = None
+    ) -> None:
+        self.group = group
+        if group is not None:  # its own cgroup, which Delegate=yes makes its to divide
+            group.mkdir()
+            into = f'echo $$ > {group}/cgroup.procs; exec "$@"'
+            argv = ["sh", "-c", into, "sh", *argv]
         self._address = str(home / f"n{len(list(home.glob('n*')))}")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._address)
@@ -58,6 +85,17 @@ class Running:
                 self.process.kill()
                 self.process.wait()
             self._socket.close()
+            self.clear()
+
+    def clear(self) -> list[int]:
+        """What systemd does once the main process is gone: kill the rest of its cgroup, and remove
+        it. Returns who was left."""
+        if self.group is None:
+            return []
+        left = cgroups.members(str(self.group))
+        assert not cgroups.sweep(str(self.group), 10.0)
+        self.group = None
+        return left
 
 
 @pytest.fixture
@@ -68,7 +106,10 @@ def service(root: Path) -> Iterator[Service]:
         "/opt/posthouse/bin/posthouse": f"{sys.executable} -m posthouse_cli",
         **{f"/{name}/": f"{home}/{name}/" for name in ("etc/posthouse", "run")},
         **{f"/var/{name}/": f"{home}/{name}/" for name in ("lib", "log")},
+        "/opt/acme/lib": f"{home}/acme",
     }
+    (home / "acme/acme").mkdir(parents=True)
+    (home / "acme/acme/jobs.py").write_text(JOBS)
 
     def here(text: str) -> str:
         for old, new in exchanged.items():
@@ -98,11 +139,73 @@ def service(root: Path) -> Iterator[Service]:
                     folder.mkdir(parents=True, exist_ok=True)
                     folder.chmod(int(settings[f"{key}Mode"], 8))
             argv = shlex.split(here(settings["ExecStart"]))
-            running = Running(argv, env, home, home / f"{unit}.log")
+            given = dict(env)
+            if "WatchdogSec" in settings:
+                seconds = float(settings["WatchdogSec"].removesuffix("s"))
+                given["WATCHDOG_USEC"] = str(int(seconds * 1e6 / FASTER))
+            group = _group(unit) if settings.get("Delegate") == "yes" else None
+            running = Running(argv, given, home, home / f"{unit}.log", group)
             ending.callback(running.end)
             return running
 
         yield start
+
+
+def _group(unit: str) -> Path | None:
+    """A cgroup for a service, where one can be made."""
+    own = cgroups.own_folder("")
+    if own is None or not os.access(own, os.W_OK) or os.geteuid() != 0:
+        return None
+    return Path(own, f"posthouse-{unit}-{os.getpid()}-{time.monotonic_ns()}")
+
+
+def test_a_restart_of_the_agents_unit_touches_no_worker(service: Service) -> None:
+    """KillMode=process and RuntimeDirectoryPreserve: the next one finds warden and workers. Its
+    watchdog is fed by the loop that does the work."""
+    master, warden, agent = (service(f"posthouse-{n}") for n in ("master", "warden", "agent"))
+    for running in (master, warden, agent):
+        running.told("READY=1")
+    home = warden.log.parent
+    with posthouse.connect(f"ipc://{home}/run/posthouse/clients.sock") as client:
+        handle = client.register(
+            BackgroundWorker(
+                name="w", main="acme.jobs:serve", main_arg=str(home / "said"), restart_time=0.1
+            )
+        )
+        first = handle.wait_for_ready(timeout=20)
+        group = warden.group
+        if group is not None:  # Delegate=yes, and the warden alone in there: a cgroup a worker
+            (found,) = group.glob("posthouse-*/[0-9]*")
+            assert cgroups.members(str(found)) == [first.pid]
+        for _ in range(2):
+            assert agent.end() == 0
+            agent = service("posthouse-agent")
+            agent.told("READY=1")
+            agent.told("WATCHDOG=1")
+        status = handle.status(timeout=20)
+        assert (status.pid, status.incarnation) == (first.pid, 1)
+
+        # The warden's unit crashes: what is left of its cgroup is killed, and it begins again.
+        warden.process.kill()
+        warden.process.wait(20)
+        warden.clear()
+        warden = service("posthouse-warden")
+        warden.told("READY=1")
+        deadline_s = time.monotonic() + 20
+        while (status := handle.status(timeout=20)).incarnation < 2 or not status.ready:
+            assert time.monotonic() < deadline_s, status
+            time.sleep(0.02)
+        assert status.last_exit is not None
+        assert status.last_exit.cause == "warden_died"
+        assert not (home / "said").exists()
+
+        # It is stopped: KillMode=mixed sends TERM to the main process only, which ends the workers
+        # in their own way; nobody is left for systemd to kill.
+        warden.process.send_signal(signal.SIGTERM)
+        warden.told("STOPPING=1")
+        assert warden.process.wait(20) == 0
+        assert (home / "said").read_text() == "ended in order\n"
+        assert warden.clear() == []
 
 
 def test_the_services_start_and_end_as_systemd_expects(service: Service) -> None:
