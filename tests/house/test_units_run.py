@@ -7,12 +7,14 @@ KillMode, Delegate and RuntimeDirectory: what these units rest on.
 
 import contextlib
 import os
+import queue
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from configparser import ConfigParser
@@ -54,7 +56,9 @@ class Running:
         self._address = str(home / f"n{len(list(home.glob('n*')))}")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self._address)
-        self._socket.settimeout(20)
+        self._messages: queue.Queue[list[str]] = queue.Queue()
+        # Read at once, as a manager does: the kernel queues ten, and what is beyond is dropped.
+        threading.Thread(target=self._read, daemon=True).start()
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
@@ -65,14 +69,20 @@ class Running:
                 stderr=output,
             )
 
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while message := self._socket.recv(4096):
+                self._messages.put(message.decode().split("\n"))
+
     def told(self, word: str) -> None:
         """Wait until it has said so; other messages may come first."""
+        deadline_s = time.monotonic() + 20
         while True:
             try:
-                message = self._socket.recv(4096).decode()
-            except TimeoutError:
+                message = self._messages.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            except queue.Empty:
                 raise AssertionError(f"no {word}:\n{self.log.read_text()}") from None
-            if word in message.split("\n"):
+            if word in message:
                 return
 
     def end(self) -> int:
@@ -84,6 +94,8 @@ class Running:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
+            with contextlib.suppress(OSError):  # the second time
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
             self.clear()
 
