@@ -48,10 +48,12 @@ from posthouse.messages import (
     Stop,
     StopDone,
     Welcome,
+    WorkerAnswer,
+    WorkerAsks,
 )
 from posthouse.messages import SetLatch as LatchCommand
 from posthouse.settings import AgentSettings
-from posthouse_agent import admission, inventory
+from posthouse_agent import admission, asking, inventory
 from posthouse_agent.effects import (
     AnswerWorker,
     ConnectionBroken,
@@ -332,11 +334,15 @@ class AgentCore:
             case Signal():
                 worker = self._known(message.token, "signal")
                 if worker is not None:
-                    order = SignalWorker(token=message.token, signal=message.signal)
+                    order = SignalWorker(
+                        token=message.token, signal=message.signal, handled=message.handled
+                    )
                     self._effects.append(Give(worker.warden, order))
             case LatchCommand():
                 if self._known(message.token, "set_latch") is not None:
                     self._effects.append(SetLatch(message.token))
+            case WorkerAnswer(token=token):
+                self._effects.append(AnswerWorker(token, asking.answer(message)))
             case RenewRuntimes(runtime=runtime):
                 self._renew_runtimes(runtime, now)
             case ReadLog():
@@ -525,7 +531,14 @@ class AgentCore:
         match message.get("op"):
             case "ready" if worker is not None:
                 self._became_ready(worker)
-            case "ready":
+            case "ask" if worker is not None:
+                asked = asking.ask(worker, message)
+                if isinstance(asked, WorkerAsks):
+                    self._tell(asked)  # without a session it is lost, and said again
+                    self._effects.append(Consume(token))
+                    return
+                answer["error"] = asked
+            case "ready" | "ask":
                 pass  # its end was reported before its last words were read
             case op:
                 text = f"this agent does not know the operation {str(op)[:64]!r}"

@@ -66,8 +66,11 @@ class StopWorker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalWorker:
+    """`handled`: only to a process that does not leave it at its deadly default."""
+
     token: int
     signal: int
+    handled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

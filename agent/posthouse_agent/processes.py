@@ -246,9 +246,12 @@ class Processes:
 
     # --- ending ---
 
-    def kill(self, token: int, number: int) -> None:
-        """Send a signal; a process that is dead already does not mind."""
+    def kill(self, token: int, number: int, *, handled: bool = False) -> None:
+        """Send a signal; a process that is dead already does not mind. `handled`: only if it has
+        seen to it that this signal does not end it."""
         worker = self._workers.get(token)
+        if handled and worker is not None and not procfs.minds(worker.pid, number):
+            return
         if worker is not None:
             worker.killed |= number == signal.SIGKILL
             with suppress(ProcessLookupError):

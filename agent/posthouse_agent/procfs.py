@@ -21,6 +21,7 @@ __all__ = [
     "is_process",
     "kill_if",
     "marked_by",
+    "minds",
     "newest_pid",
     "pids",
     "predicament",
@@ -180,3 +181,13 @@ def marked_by(pid: int, instance: str) -> int | None:
                 if found and found[1] == instance:
                     return int(found[2])
     return None
+
+
+def minds(pid: int, number: int) -> bool:
+    """Whether the process catches, ignores or blocks this signal, by the kernel's word."""
+    try:
+        status = slurp(f"/proc/{pid}/status").decode(errors="replace")
+    except OSError:
+        return False
+    masks = re.findall(r"^Sig(?:Cgt|Ign|Blk):\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)

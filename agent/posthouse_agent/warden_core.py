@@ -187,6 +187,8 @@ class WardenCore:
                 worker = self._live.get(token)
                 if worker is None or not worker.pid or not 0 < signal <= 64:
                     return []
+                if order.handled:
+                    return [Kill(token, signal, handled=True)]
                 return self._kill(worker, signal, now)
             case RenewRuntime(name=name):
                 return [Renew(name)]

@@ -277,6 +277,7 @@ class Kill:
 
     token: int
     signal: int
+    handled: bool = False  # not to a process that leaves it at its deadly default
 
 
 @dataclass(frozen=True, slots=True)

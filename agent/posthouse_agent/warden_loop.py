@@ -264,7 +264,7 @@ class Warden:
                 case Fork() | Recall() | Renew():
                     answers += self._on_runtime(effect)
                 case Kill(token=token, signal=number):
-                    self._processes.kill(token, number)
+                    self._processes.kill(token, number, handled=effect.handled)
                 case Look() | Listen():
                     answers += self._look(effect)
                 case Reap(token=token):

@@ -19,6 +19,7 @@ from posthouse.errors import (
 )
 from posthouse.spec import BackgroundWorker
 from posthouse_master.placement import Fleet, Host
+from posthouse_master.registrants import is_worker
 from posthouse_master.registry import Registration, Registry
 
 __all__ = ["Admit"]
@@ -31,7 +32,6 @@ _HOLDERS_SHOWN: Final = 5
 # Fields that would be without effect in this version, and what to do instead. Refused, because a
 # field that is silently ignored is a promise that is silently broken.
 _NOT_YET: Final = {
-    "notify": "no notification by signal yet: handles, events and waits never need it",
     "crash_domain": "no shared memory yet, so no crash domains",
 }
 
@@ -43,8 +43,17 @@ class Admit:
         self._registry = registry
         self._fleet = fleet
 
-    def offered(self, spec: BackgroundWorker) -> None:
-        """Raises RefusedError for a field that this version does not offer."""
+    def offered(self, spec: BackgroundWorker, by: str = "") -> None:
+        """Raises RefusedError for a field that this version does not offer, or not to `by`."""
+        if spec.notify and not is_worker(by):
+            raise RefusedError(
+                "notify is True: only a worker that registers through its host's agent "
+                "(worker.register) is a process that can be signalled",
+                hint="leave notify out: handles, events and waits never need it",
+                field="notify",
+                value="True",
+                rule="only for a registration that a worker makes",
+            )
         for name, told in _NOT_YET.items():
             value: Any = getattr(spec, name)
             if value != _DEFAULTS[name]:

@@ -7,6 +7,7 @@ Invariant: a row, and the loss of an old one that it leads to, are in the same t
 it tells of.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -38,6 +39,7 @@ class Chronicle:
         self._registry = registry
         self._log = log
         self._watchers = watchers
+        self.on_row: Callable[[Turn, EventKind, Registration], None] | None = None
 
     @property
     def next_sequence(self) -> int:
@@ -82,6 +84,8 @@ class Chronicle:
                 registration.trimmed_to = gone[-1]
                 self._registry.changed[registration.key] = registration
         self._watchers.grown(stream)
+        if registration is not None and self.on_row is not None:
+            self.on_row(turn, kind, registration)
         return event
 
     def forget(self, turn: Turn, registration: Registration) -> None:

@@ -77,7 +77,7 @@ class Commands:
         if self._starter.phase is Phase.STOPPING:
             raise ShuttingDown("the cluster is shutting down", hint="register again when it is up")
         self._admit.source(message.source)
-        self._admit.offered(spec)
+        self._admit.offered(spec, session.principal)
         self._admit.unique(spec)
         self._admit.slots([spec])
         packed = _pack(spec.to_wire())

@@ -26,6 +26,7 @@ from posthouse.ids import Instant
 from posthouse.messages import (
     AGENT_TO_MASTER,
     CLIENT_TO_MASTER,
+    KIND_OF,
     MUTATING,
     Apply,
     Credit,
@@ -66,6 +67,8 @@ from posthouse.messages import (
     Terminate,
     Unsubscribe,
     Unsupported,
+    WorkerAnswer,
+    WorkerAsks,
 )
 from posthouse.states import Phase
 from posthouse_master.admit import Admit
@@ -97,6 +100,7 @@ from posthouse_master.notify import Watchers
 from posthouse_master.pace import DEFAULT_PACE, Pace, PacePolicy
 from posthouse_master.phase_watch import PhaseWatch
 from posthouse_master.placement import Fleet
+from posthouse_master.registrants import Registrants
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
 from posthouse_master.rollout import Rollout
@@ -115,6 +119,7 @@ from posthouse_master.view import View
 __all__ = ["MasterCore", "MasterPolicy"]
 
 _Handler = Callable[[Turn, Session, Any], Reply | None]
+_OF_WORKERS: Final = (Register, GetStatus, Terminate, LatchWorker)
 _ALLOWED: Final = {"agents": AGENT_TO_MASTER, "clients": CLIENT_TO_MASTER}
 
 
@@ -156,6 +161,8 @@ class MasterCore:
         self.door = FrontDoor(snapshot.term, policy.version, self._timers, entropy)
         self.watchers = Watchers(self.log, self.door)
         chronicle = Chronicle(self.registry, self.log, self.watchers)
+        self.registrants = Registrants(self.registry, self.fleet, self.door)
+        chronicle.on_row = self.registrants.told
         self.starter = Starter(
             self.registry, self.fleet, self.door, chronicle, self._timers, Pace(policy.pace)
         )
@@ -236,6 +243,7 @@ class MasterCore:
             Ready: self.hosts.ready,
             Exited: self.hosts.exited,
             StopDone: self.hosts.stop_done,
+            WorkerAsks: self._worker_asks,
             LogChunk: self._answers.relayed,
             StackDump: self._answers.relayed,
         }
@@ -463,6 +471,27 @@ class MasterCore:
         if answer is not None:
             self.book.remember(turn, session.principal, message, answer)
         return answer
+
+    def _worker_asks(self, turn: Turn, agent: Session, message: WorkerAsks) -> None:
+        request = codec.decode_body(message.kind, message.body)
+        if not isinstance(request, _OF_WORKERS):
+            raise BadFrame(f"{type(request).__name__} is nothing that a worker asks")
+        try:
+            session = self.registrants.admit(agent, message)
+            handler = self._client_handlers[type(request)]
+            answer = self._answer(turn, session, request, handler)
+            assert answer is not None
+        except InternalError:
+            raise
+        except PosthouseError as error:
+            answer = failed(request.request, error)
+        told = WorkerAnswer(
+            token=message.token,
+            call=message.call,
+            kind=KIND_OF[type(answer)],
+            body=codec.encode_body(answer),
+        )
+        self.door.command(turn, agent, told)
 
     # --- the disk ---
 

@@ -17,7 +17,7 @@ from posthouse import limits
 from posthouse.errors import BadFrame, InternalError
 from posthouse.messages import KIND_OF, KINDS, Message
 
-__all__ = ["NO_SESSION", "Envelope", "decode", "encode", "encode_body", "frame"]
+__all__ = ["NO_SESSION", "Envelope", "decode", "decode_body", "encode", "encode_body", "frame"]
 
 NO_SESSION = bytes(limits.session_bytes)
 
@@ -90,6 +90,12 @@ def decode(data: bytes | memoryview, bytes_max: int = limits.client_frame_bytes_
     except Exception as error:  # noqa: BLE001 - msgpack raises a dozen unrelated classes
         raise BadFrame(f"not msgpack within limits: {type(error).__name__}: {error}") from None
     return _envelope(parts)
+
+
+def decode_body(kind: int, body: bytes) -> Message | None:
+    """The message of a map that travelled inside another message, by the same rules. Raises
+    BadFrame; None for a kind that is not known here."""
+    return decode(frame(kind, NO_SESSION, 0, 0, 0, body)).body
 
 
 def _envelope(parts: Any) -> Envelope:

@@ -144,6 +144,8 @@ warden_frame_bytes_max: Final = 262_144  # agent <-> warden, one SEQPACKET messa
 channel_frame_bytes_max: Final = (
     131_072  # worker <-> agent; a registration with a full main_arg fits
 )
+worker_request_bytes_max: Final = 196_608  # a full record, packed; with its envelope one frame
+worker_repeat_s: Final = 1.0  # a worker asks again: its agent or the master may have changed
 exit_records_max: Final = 100_000  # unconfirmed exits a warden keeps; it refuses starts beyond
 log_read_bytes_max: Final = 65_536  # one page of a worker's log
 log_bytes_max: Final = 16 * 1024 * 1024  # default size of one worker's kept output

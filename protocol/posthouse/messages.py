@@ -265,6 +265,20 @@ class StackDump(Message, frozen=True, kw_only=True):
     error: Text = ""
 
 
+class WorkerAsks(Message, frozen=True, kw_only=True):
+    """A request of a running worker, of which this is the host: `body` is the map of a REGISTER,
+    GET_STATUS, TERMINATE or LATCH_WORKER (`kind`). The master answers it with WORKER_ANSWER, in
+    the name of the worker, if the token is that of the registration's present process on this
+    very host. A worker repeats its request, under the same id, until it is answered."""
+
+    slot: Int
+    generation: Int
+    token: Int
+    call: Int
+    kind: Int
+    body: Annotated[bytes, Meta(max_length=limits.worker_request_bytes_max)]
+
+
 # --- master -> agent ---------------------------------------------------------------------------
 
 
@@ -296,12 +310,14 @@ class Stop(Message, frozen=True, kw_only=True):
 
 
 class Signal(Message, frozen=True, kw_only=True):
-    """Send a signal to the process of this token."""
+    """Send a signal to the process of this token. `handled`: only if the process handles, ignores
+    or blocks it by the kernel's word, so that it is not ended by it; that is a notification."""
 
     slot: Int
     generation: Int
     token: Int
     signal: Annotated[int, Meta(ge=1, le=64)]
+    handled: bool = False
 
 
 class SetLatch(Message, frozen=True, kw_only=True):
@@ -337,6 +353,15 @@ class DumpStacks(Message, frozen=True, kw_only=True):
     slot: Int
     generation: Int
     token: Int
+
+
+class WorkerAnswer(Message, frozen=True, kw_only=True):
+    """Answers WORKER_ASKS: the map of the reply, and its kind."""
+
+    token: Int
+    call: Int
+    kind: Int
+    body: Annotated[bytes, Meta(max_length=limits.worker_request_bytes_max)]
 
 
 # --- client -> master --------------------------------------------------------------------------
@@ -713,9 +738,9 @@ class CursorTooOld(Message, frozen=True, kw_only=True):
 KINDS: dict[int, type[Message]] = {
     1: Hello, 2: Welcome, 3: Refused, 4: Renew, 5: Grant, 6: Ack, 7: Unsupported, 8: Goodbye,
     10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
-    18: StackDump,
+    18: StackDump, 19: WorkerAsks,
     20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog, 25: RenewRuntimes,
-    26: DumpStacks,
+    26: DumpStacks, 27: WorkerAnswer,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
     35: Hold, 36: Release, 37: Restart, 38: Drain,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
@@ -736,7 +761,7 @@ UNSEQUENCED: frozenset[type[Message]] = frozenset(
 
 AGENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Inventory, Started, StartFailed, Ready, Exited,
-     StopDone, LogChunk, StackDump)
+     StopDone, LogChunk, StackDump, WorkerAsks)
 )  # fmt: skip
 MASTER_TO_AGENT = frozenset(
     (
@@ -753,6 +778,7 @@ MASTER_TO_AGENT = frozenset(
         ReadLog,
         RenewRuntimes,
         DumpStacks,
+        WorkerAnswer,
     )
 )
 CLIENT_TO_MASTER = frozenset(

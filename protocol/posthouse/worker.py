@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from posthouse import limits
+from posthouse import limits, registrant
 from posthouse.channel import Channel
 from posthouse.errors import UsageError
 from posthouse.ids import HandleId
@@ -38,6 +38,7 @@ from posthouse.latch import (
     Latch,
     WaitEvent,
 )
+from posthouse.registrant import WorkerHandle, WorkerStatus
 from posthouse.spec import BackgroundWorker
 
 __all__ = [
@@ -49,6 +50,8 @@ __all__ = [
     "TIMEOUT",
     "Entry",
     "WaitEvent",
+    "WorkerHandle",
+    "WorkerStatus",
     "before_exit",
     "block_signals",
     "entry",
@@ -56,6 +59,7 @@ __all__ = [
     "latch",
     "on_exit",
     "ready",
+    "register",
     "unblock_signals",
 ]
 
@@ -165,6 +169,17 @@ def ready() -> None:
     if not me.ready:
         me.channel.send("ready")
         me.ready = True
+
+
+def register(worker: BackgroundWorker, *, timeout: float = 10.0) -> WorkerHandle:
+    """Register another worker, through this host's agent [RegisterDynamicBackgroundWorker].
+
+    It acts with the rights of a client, under this worker's name, and has exactly one effect even
+    if agent or master are killed meanwhile. With `notify=True` this process gets SIGUSR1 whenever
+    that worker starts or stops, which sets its latch, for as long as it lives; handles and waits
+    need no such signal. What it registers stays when it ends (D9).
+    """
+    return registrant.register(_me().channel, worker, timeout)
 
 
 def heartbeat() -> None:

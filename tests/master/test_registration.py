@@ -211,7 +211,6 @@ def test_the_clusters_bound_per_host_counts_as_well(towns):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("notify", True),
         ("crash_domain", "other"),
     ],
 )

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from msgspec import inspect
 
-from posthouse import limits
+from posthouse import codec, limits
 from posthouse.codec import NO_SESSION, Envelope, decode, encode
 from posthouse.messages import (
     KIND_OF,
@@ -91,6 +91,8 @@ from posthouse.messages import (
     Unsupported,
     WardenRef,
     Welcome,
+    WorkerAnswer,
+    WorkerAsks,
     WorkersPage,
 )
 from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
@@ -339,6 +341,18 @@ MESSAGES: dict[str, Message] = {
     ),
     "signal": Signal(slot=3, generation=1, token=77, signal=10),
     "set_latch": SetLatch(slot=3, generation=1, token=77),
+    "worker_asks": WorkerAsks(
+        slot=3,
+        generation=1,
+        token=78,
+        call=4,
+        kind=KIND_OF[GetStatus],
+        body=codec.encode_body(GetStatus(request=REQUEST, ref="ingest")),
+    ),
+    "worker_answer": WorkerAnswer(
+        token=78, call=4, kind=KIND_OF[Done], body=codec.encode_body(Done(request=REQUEST))
+    ),
+    "signal.handled": Signal(slot=3, generation=1, token=78, signal=10, handled=True),
     "stack_dump": StackDump(read=5, text="process 4242, sleeping\n", error=""),
     "stack_dump.error": StackDump(read=5, error="it has no process here any more"),
     "dump_stacks": DumpStacks(read=5, slot=3, generation=1, token=78),

@@ -166,7 +166,7 @@ class WardenNode(Node):
             case warden.Recall(token):
                 self.world.figures["starts that were taken back"] += 1
                 del self.waiting[token]
-            case warden.Kill(token, signal):
+            case warden.Kill(token=token, signal=signal):
                 self.world.log(self.name, f"signal {signal} to token {token}")
                 machine.processes[token].kill(signal)
             case warden.Look(token):

@@ -116,3 +116,44 @@ def hang(how: str) -> None:
 def busy_loop() -> None:
     while True:
         pass
+
+
+def boss(arg: dict[str, Any]) -> None:
+    """Registers helpers one after the other, and says what it sees of them."""
+    from posthouse import BackgroundWorker
+    from posthouse.errors import AlreadyRegistered
+
+    worker.unblock_signals()
+    worker.ready()
+    for number in range(arg.get("helpers", 1)):
+        print("registers", number, flush=True)
+        spec = BackgroundWorker(
+            name=f"{arg['prefix']}-{number}", main="jobs:idle", notify=arg.get("notify", False)
+        )
+        handle = worker.register(spec, timeout=60)
+        if arg.get("notify"):
+            worker.latch.wait(worker.LATCH_SET, worker.EXIT_ON_PM_DEATH, timeout=30)
+            print("woken", worker.latch.is_set(), flush=True)
+        now = handle.wait_for_ready(timeout=60)
+        print("sees", now.state, now.host, now.pid, now.ready, flush=True)
+    if arg.get("terminates"):
+        print("terminates", handle.terminate(), flush=True)
+        print("gone", handle.wait_until_unregistered(timeout=60).final, flush=True)
+        print("again", handle.terminate(), flush=True)
+        try:
+            worker.register(BackgroundWorker(name=worker.entry().name, main="jobs:idle"))
+        except AlreadyRegistered as error:
+            print("refused", error.code, flush=True)
+    idle(None)
+
+
+def deadly(arg: str) -> None:
+    """Registers with notify, then leaves USR1 at its deadly default."""
+    from posthouse import BackgroundWorker
+
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    worker.unblock_signals()
+    handle = worker.register(BackgroundWorker(name=arg, main="jobs:idle", notify=True), timeout=60)
+    handle.wait_for_ready(timeout=60)
+    print("lives", flush=True)
+    idle(None)
