@@ -26,6 +26,8 @@ SECTIONS = {
     "T": "Restarts and the order of starts",
     "G": "Phases",
     "N": "Notification, shutdown, the end of the postmaster",
+    "W": "Inside the worker",
+    "L": "Latches",
 }
 
 

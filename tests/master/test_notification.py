@@ -176,3 +176,16 @@ def test_n2_n3_with_the_registrants_end_its_notifications_end(town):
     host.run()
     host.end(child, code=1)
     assert host.take(Signal) == []
+
+
+def test_w8_healed_every_worker_is_seen_and_can_be_ended(town):
+    """PostgreSQL: one without a database session is in no view, and cannot be terminated by pid.
+    Healed: lists and handles know all of them; none needs a database."""
+    client, host = town.client(), town.host("b")
+    client.register("w")
+    start = host.run(pid=77)
+    status = client.status("w")
+    assert (str(status.state), status.pid) == ("started", 77)
+    assert client.terminate("w").changed
+    host.obey_stop(start)
+    assert client.status("w").final

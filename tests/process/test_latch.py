@@ -22,7 +22,10 @@ def _agent(shared_agent):
     return shared_agent
 
 
-def test_rules(host, agent):
+def test_l1_l2_l5_l6_l7_l10_rules(host, agent):
+    """PostgreSQL's rules of the latch: a flag that stays, which only its owner waits for; a wait
+    names the postmaster's death; a set latch wins; time counts from the call; an end
+    is readable."""
     ended = host.run(agent, "latch_rules")
     assert ended.facts["code"] == 0, ended.facts
     results = host.said(ended.slot)[0]["results"]
@@ -47,7 +50,9 @@ def test_rules(host, agent):
     }
 
 
-def test_set_in_a_signal_handler_and_interrupted_waits(host, agent):
+def test_l7_l9_set_in_a_signal_handler_and_interrupted_waits(host, agent):
+    """PostgreSQL: SetLatch is for handlers and never fails, cheap where it is set; an interrupted
+    wait goes on with the time that is left. So here."""
     ended = host.run(agent, "set_in_handler")
     assert ended.facts["code"] == 0, ended.facts
     assert host.said(ended.slot) == [
@@ -56,7 +61,9 @@ def test_set_in_a_signal_handler_and_interrupted_waits(host, agent):
     ]
 
 
-def test_set_before_the_worker_waits_is_kept(host, agent, eventually):
+def test_l1_l3_set_before_the_worker_waits_is_kept(host, agent, eventually):
+    """PostgreSQL: set before the wait, it returns at once, so a loop that resets, looks and waits
+    loses nothing. So here, from another process."""
     order = host.order("late_waiter")
     agent.give(order)
     agent.expect(Forked)
@@ -174,7 +181,8 @@ def test_latch_without_a_worker():
             call()
 
 
-def test_latch_owned_by_this_process():
+def test_l2_latch_owned_by_this_process():
+    """PostgreSQL: one owner. So here."""
     latch = Latch()
     fd = os.eventfd(0, os.EFD_NONBLOCK)
     latch.own(fd)

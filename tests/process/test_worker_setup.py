@@ -9,7 +9,7 @@ import pytest
 
 from posthouse import worker
 from posthouse.errors import UsageError
-from posthouse_agent.orders import Ended, SignalWorker
+from posthouse_agent.orders import Ended, SignalWorker, StopWorker
 
 
 @pytest.fixture(name="host")
@@ -43,7 +43,9 @@ def test_entry_is_the_registration(host, agent):
     }
 
 
-def test_process_is_set_up(host, agent):
+def test_w1_w7_process_is_set_up(host, agent):
+    """PostgreSQL: session leader, the title is the name, then main. So here, and what Linux has
+    besides: limits, no new privileges, the end with the parent."""
     facts, said = facts_of(
         host,
         agent,
@@ -82,7 +84,10 @@ def test_defaults_of_the_set_up(host, agent):
     assert found["nofile"] == list(resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
-def test_signals_are_blocked_at_main(host, agent):
+def test_w1_w2_w4_signals_are_blocked_at_main(host, agent):
+    """PostgreSQL: blocked but QUIT, with handlers already in place; HUP, PIPE, USR2 ignored.
+    So here. Besides QUIT, what reports a fault of the process itself is not blocked, and the
+    signal that has stacks written."""
     _, said = facts_of(host, agent, "report")
     blocked = set(said[1]["blocked"])
     assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD} <= blocked
@@ -170,7 +175,19 @@ def test_main_that_returns_exits_0(host, agent):
     assert host.run(agent, "nothing").facts["code"] == 0
 
 
-def test_uncaught_error(host, agent):
+def test_w5_healed_a_worker_that_never_unblocks_is_killed_after_its_grace(host, agent):
+    """PostgreSQL: its TERM stays pending for ever, and a shutdown with it. Healed: KILL follows."""
+    forked = host.begin(agent, "idle", restart_time=60)
+    stop = StopWorker(
+        token=forked.token, slot=forked.slot, reason="hold", signal=signal.SIGTERM, grace_s=0.2
+    )
+    agent.give(stop)
+    ended = agent.expect(Ended, forked.token)
+    assert (ended.facts["signal"], ended.stop) == (signal.SIGKILL, "hold")
+
+
+def test_w6_uncaught_error(host, agent):
+    """PostgreSQL: logged, then exit 1. So here; the traceback is a fact of the exit as well."""
     ended = host.run(agent, "fail")
     facts = ended.facts
     assert facts["code"] == 1
@@ -225,7 +242,9 @@ def test_set_up_that_fails_is_an_exit_with_the_reason(host, agent, spec, text):
     assert "posthouse could not set up this worker's process" in facts["traceback"]
 
 
-def test_term_by_default_ends_from_inside_the_handler(host, agent):
+def test_w2_w3_w7_term_by_default_ends_from_inside_the_handler(host, agent):
+    """PostgreSQL: dies on the spot with FATAL, told by its type. So here; what is on the stack is
+    unwound, and the callbacks run, so a lock held by `with` is let go (W3)."""
     forked = host.begin(agent, "term_while_busy", name="busy", type="crunchers")
     agent.give(SignalWorker(token=forked.token, signal=signal.SIGTERM))
     ended = agent.expect(Ended, forked.token)
@@ -239,13 +258,16 @@ def test_term_by_default_ends_from_inside_the_handler(host, agent):
     assert "traceback" not in ended.facts
 
 
-def test_ignored_signals_and_usr1(host, agent):
+def test_w2_w4_n4_l4_ignored_signals_and_usr1(host, agent):
+    """PostgreSQL: USR1 is ignored without the database flag (N4). Healed: it sets the latch.
+    HUP and USR2 are ignored, as there."""
     ended = host.run(agent, "signalled")
     assert ended.facts["code"] == 0, ended.facts
     assert host.said(ended.slot) == [{"woken": ["LATCH_SET"]}, {"alive": True}]
 
 
-def test_quit_skips_callbacks(host, agent):
+def test_w2_quit_skips_callbacks(host, agent):
+    """PostgreSQL: _exit(2) without callbacks. So here."""
     facts = host.run(agent, "quit_self").facts
     assert facts["code"] == 2
     assert "output_tail" not in facts
@@ -261,7 +283,9 @@ def test_quit_skips_callbacks(host, agent):
         ("term in callback", 0),
     ],
 )
-def test_exit_callbacks(host, agent, arg, code):
+def test_w6_exit_callbacks(host, agent, arg, code):
+    """PostgreSQL: before_shmem_exit, then on_shmem_exit and on_proc_exit, each last first, each
+    once, and no interrupt meanwhile. So here; threads end between them, atexit comes last."""
     facts = host.run(agent, "callbacks", arg).facts
     assert facts["code"] == code
     lines = [
@@ -273,7 +297,8 @@ def test_exit_callbacks(host, agent, arg, code):
     assert lines == order, facts["output_tail"]
 
 
-def test_callbacks_are_bounded(host, agent):
+def test_w6_callbacks_are_bounded(host, agent):
+    """PostgreSQL: at most 20 of each kind. So here, with the error at the call."""
     ended = host.run(agent, "many_callbacks")
     assert host.said(ended.slot) == [{"error": "out of on_exit slots: at most 20"}]
 

@@ -136,6 +136,7 @@ def boss(arg: dict[str, Any]) -> None:
             print("woken", worker.latch.is_set(), flush=True)
         now = handle.wait_for_ready(timeout=60)
         print("sees", now.state, now.host, now.pid, now.ready, flush=True)
+        print("latch", worker.latch.is_set(), flush=True)
     if arg.get("terminates"):
         print("terminates", handle.terminate(), flush=True)
         print("gone", handle.wait_until_unregistered(timeout=60).final, flush=True)
