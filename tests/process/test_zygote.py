@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,18 @@ def test_renewal_on_demand(host, agent, alive):
     host.run(agent, "nothing")
     assert zygote_of(host) != before
     assert alive(forked.pid, forked.pid_start)
+
+
+def test_every_code_of_a_runtime_is_in_the_reference():
+    """Strangers' masters read them in START_FAILED."""
+    root = Path(__file__).parents[2]
+    told = tomllib.loads((root / "docs" / "reference" / "notes.toml").read_text())["start_failed"]
+    source = "".join(
+        (root / "agent" / "posthouse_agent" / name).read_text()
+        for name in ("boot.py", "zygote.py", "zygotes.py", "warden_core.py")
+    )
+    codes = set(re.findall(r'"((?:runtime|preload)_(?:un\w+|f\w+|s\w+)|recalled)"', source))
+    assert {"runtime_slow", "preload_failed", "recalled"} <= codes <= set(told) | {"runtime_files"}
 
 
 def test_changed_configuration_makes_a_new_zygote(host, agent):
