@@ -79,6 +79,10 @@ class Daemon:
         except subprocess.TimeoutExpired:
             raise TimedOut(f"{self!r} did not end within {timeout} s; log: {self.log}") from None
 
+    def last_words(self, lines: int = 10) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
     def kill(self) -> None:
         """kill -9, and wait until it is gone."""
         if self.alive:
@@ -233,7 +237,10 @@ class LocalCluster:
         while not wanted <= up:
             for daemon in (self.master, *(self._agents[host] for host in wanted)):
                 if not daemon.alive:
-                    raise PosthouseError(f"{daemon!r} ended; see {daemon.log}")
+                    raise PosthouseError(
+                        f"{daemon!r} ended with status {daemon.wait()}; its last words:\n"
+                        f"{daemon.last_words()}"
+                    )
             if time.monotonic() > deadline_s:
                 missing = ", ".join(sorted(wanted - up))
                 raise TimedOut(f"not up after {self.timeout} s: {missing}; last: {last}")
