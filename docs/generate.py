@@ -44,6 +44,8 @@ SHARED = (
     records.Status,
     records.WorkerInfo,
     records.HostInfo,
+    records.HostUse,
+    records.WorkerUse,
     messages.HostVerdict,
     messages.Missing,
     messages.Declared,

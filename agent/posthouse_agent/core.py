@@ -34,14 +34,15 @@ from posthouse.messages import (
     Exited,
     Goodbye,
     Hello,
+    HostTold,
     LogChunk,
+    Measure,
     Message,
     ReadLog,
     Ready,
     RenewRuntimes,
     Running,
     Signal,
-    StackDump,
     Start,
     Started,
     StartFailed,
@@ -65,6 +66,7 @@ from posthouse_agent.effects import (
     Input,
     Leave,
     LogRead,
+    MeasureUse,
     Note,
     ReadLogFile,
     Reload,
@@ -73,6 +75,7 @@ from posthouse_agent.effects import (
     StacksTaken,
     TakeStacks,
     Tick,
+    UseMeasured,
     WardenGone,
     WardenUp,
     WorkerSaid,
@@ -169,7 +172,7 @@ class AgentCore:
                 self._reported(kind, report)
             case WorkerSaid(token, message):
                 self._worker_said(token, message)
-            case LogRead() | StacksTaken():
+            case LogRead() | StacksTaken() | UseMeasured():
                 chunk = self._reads.done(event)
                 if chunk is not None:
                     self._tell(chunk)
@@ -341,6 +344,8 @@ class AgentCore:
             case LatchCommand():
                 if self._known(message.token, "set_latch") is not None:
                     self._effects.append(SetLatch(message.token))
+            case Measure():
+                self._read(self._reads.ask_use(message, self._workers.values()))
             case WorkerAnswer(token=token):
                 self._effects.append(AnswerWorker(token, asking.answer(message)))
             case RenewRuntimes(runtime=runtime):
@@ -359,8 +364,8 @@ class AgentCore:
         if self._dialler.open:
             self._end_session("its runtimes are loaded anew", now)
 
-    def _read(self, answer: ReadLogFile | TakeStacks | LogChunk | StackDump) -> None:
-        if isinstance(answer, LogChunk | StackDump):
+    def _read(self, answer: ReadLogFile | TakeStacks | MeasureUse | LogChunk | HostTold) -> None:
+        if isinstance(answer, LogChunk | HostTold):
             self._tell(answer)
         else:
             self._effects.append(answer)

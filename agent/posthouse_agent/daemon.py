@@ -22,7 +22,7 @@ import zmq
 from posthouse import keys, limits, paths, systemd, transport
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings
-from posthouse_agent import admission, facts, identity, logs, stacks
+from posthouse_agent import admission, facts, identity, logs, stacks, usage
 from posthouse_agent.channels import Channels
 from posthouse_agent.chores import Chores
 from posthouse_agent.core import AgentCore
@@ -37,6 +37,7 @@ from posthouse_agent.effects import (
     Input,
     Leave,
     LogRead,
+    MeasureUse,
     NeedWarden,
     Note,
     ReadLogFile,
@@ -48,6 +49,7 @@ from posthouse_agent.effects import (
     TakeStacks,
     Tick,
     Transmit,
+    UseMeasured,
     WardenGone,
     WardenUp,
     WorkerSaid,
@@ -285,7 +287,7 @@ class _Shell:
             self._wardens[result.kind] = result.connection
             self._epoll.register(result.connection.fileno(), select.EPOLLIN)
             self._feed(WardenUp(result.kind))
-        elif isinstance(result, WardenGone | LogRead | StacksTaken):
+        elif isinstance(result, WardenGone | LogRead | StacksTaken | UseMeasured):
             self._feed(result)
         elif isinstance(result, logs.Looked):
             for note in self._keeper.looked(result):
@@ -329,6 +331,8 @@ class _Shell:
             case TakeStacks():
                 # A thread of its own: a process that is stopped writes nothing for seconds.
                 assert self._looks.submit(partial(stacks.take, effect)), "bounded by the core"
+            case MeasureUse():
+                assert self._looks.submit(partial(usage.measure, effect)), "bounded by the core"
             case SetLatch(token):
                 self._channels.set_latch(token)
             case Note():

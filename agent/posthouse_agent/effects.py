@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from posthouse.dial import Redial, Transmit
+from posthouse.messages import Running
+from posthouse.records import HostUse, WorkerUse
 from posthouse_agent.orders import Order, Report
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Input",
     "Leave",
     "LogRead",
+    "MeasureUse",
     "NeedWarden",
     "Note",
     "ReadLogFile",
@@ -35,6 +38,7 @@ __all__ = [
     "TakeStacks",
     "Tick",
     "Transmit",
+    "UseMeasured",
     "WardenGone",
     "WardenUp",
     "WorkerSaid",
@@ -126,6 +130,16 @@ class StacksTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class UseMeasured:
+    """What became of a MeasureUse."""
+
+    read: int
+    host: HostUse
+    workers: tuple[WorkerUse, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; due at AgentCore.wake_s, harmless at any time."""
 
@@ -151,6 +165,7 @@ Input = (
     | WorkerSaid
     | LogRead
     | StacksTaken
+    | UseMeasured
     | Tick
     | Reload
     | Leave
@@ -212,6 +227,15 @@ class TakeStacks:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureUse:
+    """Look what the host and these workers use. Answered by UseMeasured."""
+
+    read: int
+    workers: tuple[Running, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerWorker:
     """Put this message into the worker's channel."""
 
@@ -243,6 +267,7 @@ Effect = (
     | SetLatch
     | ReadLogFile
     | TakeStacks
+    | MeasureUse
     | AnswerWorker
     | Consume
     | Note

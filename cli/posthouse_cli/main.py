@@ -54,6 +54,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "release": ("act", "Workers"),
     "restart": ("act", "Workers"),
     "hosts": ("read", "Cluster"),
+    "top": ("top", "Cluster"),
     "drain": ("drain", "Cluster"),
     "reload": ("reload", "Cluster"),
     "shutdown": ("act", "Cluster"),

@@ -21,22 +21,25 @@ from posthouse.messages import (
     Failed,
     GetStacks,
     GetStatus,
+    GetUsage,
     HostsPage,
+    HostTold,
     HostVerdict,
     ListHosts,
     ListWorkers,
     LogChunk,
+    Measure,
     Output,
     ReadLog,
     ReadOutput,
     Reply,
     Request,
-    StackDump,
     Stacks,
     StatusReply,
     Subscribe,
     Subscribed,
     Unsubscribe,
+    Usage,
     WorkersPage,
 )
 from posthouse.records import HostInfo, WorkerInfo
@@ -260,6 +263,17 @@ class Answers:
         )
         self._door.command(turn, agent, command)
 
+    def usage(self, turn: Turn, session: Session, message: GetUsage) -> None:
+        """Ask the host; the answer comes with its HOST_TOLD."""
+        host = self._fleet.hosts.get(message.host)
+        agent = self._door.get(host.session) if host is not None and host.settled else None
+        if host is None or agent is None:
+            what = "has not joined" if host is None else "is not reachable now"
+            raise RefusedError(f"host {message.host} {what}", hint="see `posthouse hosts`")
+        number = self._relay(turn, session, message, agent)
+        command = Measure(read=number, after=message.after, limit=message.limit)
+        self._door.command(turn, agent, command)
+
     def _relay(self, turn: Turn, session: Session, message: Request, agent: Session) -> int:
         """The number under which an agent answers this request."""
         reads = self._reads.setdefault(agent.identity, {})
@@ -282,7 +296,7 @@ class Answers:
             )
             self._door.answer(turn, client, failed(read.request, error))
 
-    def relayed(self, turn: Turn, agent: Session, message: LogChunk | StackDump) -> None:
+    def relayed(self, turn: Turn, agent: Session, message: LogChunk | HostTold) -> None:
         """A host's answer, for who asked."""
         self._timers.cancel(("read", (agent.identity, message.read)))
         read = self._reads.get(agent.identity, {}).pop(message.read, None)
@@ -293,7 +307,15 @@ class Answers:
         if message.error:
             error = RefusedError(f"host {agent.host}: {message.error}")
             answer = failed(read.request, error)
-        elif isinstance(message, StackDump):
+        elif isinstance(message, HostTold) and message.host is not None:
+            answer = Usage(
+                request=read.request,
+                host=agent.host,
+                use=message.host,
+                workers=message.workers,
+                more=message.more,
+            )
+        elif isinstance(message, HostTold):
             answer = Stacks(request=read.request, host=agent.host, text=message.text)
         else:
             answer = Output(

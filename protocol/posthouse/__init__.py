@@ -43,7 +43,15 @@ if TYPE_CHECKING:
     from posthouse.ids import Cursor, HandleId
     from posthouse.messages import HostVerdict
     from posthouse.preload import StaticRegistry
-    from posthouse.records import ClusterPhase, Event, ExitFacts, HostInfo, Status, WorkerInfo
+    from posthouse.records import (
+        ClusterPhase,
+        Event,
+        ExitFacts,
+        HostInfo,
+        HostUsage,
+        Status,
+        WorkerInfo,
+    )
     from posthouse.settings import ClientSettings
     from posthouse.spec import BackgroundWorker
     from posthouse.states import (
@@ -84,6 +92,7 @@ __all__ = [
     "Handle",
     "HandleId",
     "HostInfo",
+    "HostUsage",
     "HostVerdict",
     "InternalError",
     "InvalidField",
@@ -126,7 +135,7 @@ _NAMES: Final = {
     "handle": "EventStream Explanation Handle Output",
     "ids": "Cursor HandleId",
     "messages": "HostVerdict",
-    "records": "ClusterPhase Event ExitFacts HostInfo Status WorkerInfo",
+    "records": "ClusterPhase Event ExitFacts HostInfo HostUsage Status WorkerInfo",
     "preload": "StaticRegistry",
     "settings": "ClientSettings",
     "spec": "BackgroundWorker",

@@ -20,6 +20,7 @@ from posthouse.messages import (
     Done,
     Drain,
     Drained,
+    GetUsage,
     GroupRegistered,
     HostsPage,
     ListHosts,
@@ -28,9 +29,10 @@ from posthouse.messages import (
     Registered,
     RegisterGroup,
     Shutdown,
+    Usage,
     WorkersPage,
 )
-from posthouse.records import ClusterPhase, HostInfo, Status, WorkerInfo
+from posthouse.records import ClusterPhase, HostInfo, HostUsage, Status, WorkerInfo, WorkerUse
 from posthouse.settings import ClientSettings
 from posthouse.spec import BackgroundWorker
 from posthouse.states import Every, ShutdownMode
@@ -271,6 +273,19 @@ class Cluster:
             more = page.more and bool(page.hosts)
             after = page.hosts[-1].name if page.hosts else after
         return found
+
+    def usage(self, host: str, *, timeout: float | None = None) -> HostUsage:
+        """What a host and the workers on it use now. Raises RefusedError if it is not reachable."""
+        deadline = self._connection.deadline(timeout)
+        workers: list[WorkerUse] = []
+        after, more = 0, True
+        while more:
+            request = GetUsage(request=new_request_id(), host=host, after=after)
+            page = self._connection.ask(request, Usage, deadline)
+            workers += page.workers
+            more = page.more and bool(page.workers)
+            after = page.workers[-1].token if page.workers else after
+        return HostUsage(page.host, page.use, tuple(workers))
 
     def phase(self, *, timeout: float | None = None) -> ClusterPhase:
         """Where the cluster is: which start times are reached, and why."""

@@ -16,6 +16,7 @@ from posthouse.records import (
     Finite,
     HandleRef,
     HostInfo,
+    HostUse,
     Int,
     Name,
     Pid,
@@ -24,6 +25,7 @@ from posthouse.records import (
     Text,
     Word,
     WorkerInfo,
+    WorkerUse,
 )
 from posthouse.states import Every, Phase, ShutdownMode, StopReason
 
@@ -257,12 +259,16 @@ class LogChunk(Message, frozen=True, kw_only=True):
     error: Text = ""
 
 
-class StackDump(Message, frozen=True, kw_only=True):
-    """Answers DUMP_STACKS."""
+class HostTold(Message, frozen=True, kw_only=True):
+    """Answers DUMP_STACKS (`text`) and MEASURE (`host`, `workers`; `more`: ask again after the last
+    one's token)."""
 
     read: Int
     text: Annotated[str, Meta(max_length=limits.stacks_bytes_max)] = ""
     error: Text = ""
+    host: HostUse | None = None
+    workers: Annotated[list[WorkerUse], Items] = []
+    more: bool = False
 
 
 class WorkerAsks(Message, frozen=True, kw_only=True):
@@ -353,6 +359,15 @@ class DumpStacks(Message, frozen=True, kw_only=True):
     slot: Int
     generation: Int
     token: Int
+
+
+class Measure(Message, frozen=True, kw_only=True):
+    """Tell what the host and its workers with tokens above `after` use now. Answered by
+    HOST_TOLD."""
+
+    read: Int
+    after: Int = 0
+    limit: Annotated[int, Meta(ge=1, le=limits.page_items_max)] = limits.page_items_max
 
 
 class WorkerAnswer(Message, frozen=True, kw_only=True):
@@ -533,6 +548,15 @@ class GetStacks(Request, frozen=True, kw_only=True):
     ref: Ref
 
 
+class GetUsage(Request, frozen=True, kw_only=True):
+    """Ask a host what it and its workers use: processors, memory, descriptors. Answered by a page
+    (USAGE) of workers by token, after `after`."""
+
+    host: Name
+    after: Int = 0
+    limit: Annotated[int, Meta(ge=1, le=limits.page_items_max)] = limits.page_items_max
+
+
 class Subscribe(Request, frozen=True, kw_only=True):
     """Follow the event log after (`timeline`, `sequence`), of one registration if `ref` is given.
     Answered by SUBSCRIBED, then EVENTS while there is credit. `sequence` 0: from the oldest row
@@ -682,6 +706,15 @@ class Stacks(Reply, frozen=True, kw_only=True):
     text: Annotated[str, Meta(max_length=limits.stacks_bytes_max)]
 
 
+class Usage(Reply, frozen=True, kw_only=True):
+    """See HOST_TOLD."""
+
+    host: Name
+    use: HostUse
+    workers: Annotated[list[WorkerUse], Items] = []
+    more: bool = False
+
+
 class Subscribed(Reply, frozen=True, kw_only=True):
     """EVENTS follow after this place. Rows up to `missing_to` may be missing, because sequence 0
     asks for what is kept; 0: none is."""
@@ -738,19 +771,19 @@ class CursorTooOld(Message, frozen=True, kw_only=True):
 KINDS: dict[int, type[Message]] = {
     1: Hello, 2: Welcome, 3: Refused, 4: Renew, 5: Grant, 6: Ack, 7: Unsupported, 8: Goodbye,
     10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
-    18: StackDump, 19: WorkerAsks,
+    18: HostTold, 19: WorkerAsks,
     20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog, 25: RenewRuntimes,
-    26: DumpStacks, 27: WorkerAnswer,
+    26: DumpStacks, 27: WorkerAnswer, 28: Measure,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
     35: Hold, 36: Release, 37: Restart, 38: Drain,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
     45: Subscribe, 46: Credit, 47: Unsubscribe,
     50: Apply, 51: RegisterGroup, 52: DeclarePart,
-    54: GetStacks,
+    54: GetStacks, 55: GetUsage,
     60: Registered, 61: Done, 62: StatusReply, 63: WorkersPage, 64: HostsPage, 65: Explained,
     66: Output, 67: Subscribed, 68: Failed, 69: Events, 70: CursorTooOld,
     71: Drained, 72: Applied, 73: GroupRegistered,
-    76: Stacks,
+    76: Stacks, 77: Usage,
 }  # fmt: skip
 KIND_OF: dict[type[Message], int] = {cls: kind for kind, cls in KINDS.items()}
 
@@ -761,7 +794,7 @@ UNSEQUENCED: frozenset[type[Message]] = frozenset(
 
 AGENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Inventory, Started, StartFailed, Ready, Exited,
-     StopDone, LogChunk, StackDump, WorkerAsks)
+     StopDone, LogChunk, HostTold, WorkerAsks)
 )  # fmt: skip
 MASTER_TO_AGENT = frozenset(
     (
@@ -779,16 +812,19 @@ MASTER_TO_AGENT = frozenset(
         RenewRuntimes,
         DumpStacks,
         WorkerAnswer,
+        Measure,
     )
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
      Apply, RegisterGroup, DeclarePart, Shutdown, Hold, Release, Restart, Drain, GetStatus,
-     ListWorkers, ListHosts, Explain, ReadOutput, GetStacks, Subscribe, Credit, Unsubscribe)
+     ListWorkers, ListHosts, Explain, ReadOutput, GetStacks,
+     GetUsage, Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
     (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Applied, GroupRegistered,
-     Done, Drained, StatusReply, WorkersPage, HostsPage, Explained, Output, Stacks, Subscribed,
+     Done, Drained, StatusReply, WorkersPage, HostsPage, Explained, Output, Stacks, Usage,
+     Subscribed,
      Failed, Events, CursorTooOld)
 )  # fmt: skip
 

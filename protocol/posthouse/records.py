@@ -19,8 +19,11 @@ __all__ = [
     "ExitFacts",
     "HandleRef",
     "HostInfo",
+    "HostUsage",
+    "HostUse",
     "Status",
     "WorkerInfo",
+    "WorkerUse",
 ]
 
 Int = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -200,6 +203,39 @@ class WorkerInfo(Record, frozen=True, kw_only=True):
     retired: bool = False
     starts: Int = 0
     failures: Int = 0
+
+
+class WorkerUse(Record, frozen=True, kw_only=True):
+    """What one worker's process uses now. `cpu_s` is the processor time since its start;
+    `pss_bytes` its share of memory, absent where the host may not look."""
+
+    slot: Int
+    generation: Int
+    token: Int
+    pid: Pid
+    cpu_s: Finite = 0.0
+    rss_bytes: Int = 0
+    pss_bytes: Int | None = None
+    descriptors: Int | None = None
+    threads: Int = 0
+
+
+class HostUse(Record, frozen=True, kw_only=True):
+    """What a host has and what of it is in use. `load` is the mean of runnable processes over
+    one minute."""
+
+    cpus: Int = 0
+    load: Finite = 0.0
+    memory_bytes: Int = 0
+    available_bytes: Int = 0
+
+
+class HostUsage(msgspec.Struct, frozen=True):
+    """What a host and its workers use, as `Cluster.usage` tells it."""
+
+    host: str
+    use: HostUse
+    workers: tuple[WorkerUse, ...]
 
 
 class HostInfo(Record, frozen=True, kw_only=True):

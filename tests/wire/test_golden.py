@@ -45,18 +45,21 @@ from posthouse.messages import (
     Failed,
     GetStacks,
     GetStatus,
+    GetUsage,
     Goodbye,
     Grant,
     GroupRegistered,
     Hello,
     Hold,
     HostsPage,
+    HostTold,
     HostVerdict,
     Inventory,
     LatchWorker,
     ListHosts,
     ListWorkers,
     LogChunk,
+    Measure,
     Message,
     Missing,
     Output,
@@ -76,7 +79,6 @@ from posthouse.messages import (
     Shutdown,
     Signal,
     SignalWorker,
-    StackDump,
     Stacks,
     Start,
     Started,
@@ -89,13 +91,23 @@ from posthouse.messages import (
     Terminate,
     Unsubscribe,
     Unsupported,
+    Usage,
     WardenRef,
     Welcome,
     WorkerAnswer,
     WorkerAsks,
     WorkersPage,
 )
-from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
+from posthouse.records import (
+    Event,
+    ExitFacts,
+    HandleRef,
+    HostInfo,
+    HostUse,
+    Status,
+    WorkerInfo,
+    WorkerUse,
+)
 from posthouse.spec import BackgroundWorker
 from posthouse.states import (
     EventKind,
@@ -353,8 +365,35 @@ MESSAGES: dict[str, Message] = {
         token=78, call=4, kind=KIND_OF[Done], body=codec.encode_body(Done(request=REQUEST))
     ),
     "signal.handled": Signal(slot=3, generation=1, token=78, signal=10, handled=True),
-    "stack_dump": StackDump(read=5, text="process 4242, sleeping\n", error=""),
-    "stack_dump.error": StackDump(read=5, error="it has no process here any more"),
+    "host_told": HostTold(read=5, text="process 4242, sleeping\n", error=""),
+    "host_told.error": HostTold(read=5, error="it has no process here any more"),
+    "host_told.use": HostTold(
+        read=5,
+        host=HostUse(cpus=2, load=0.5, memory_bytes=8_000_000_000, available_bytes=6_000_000_000),
+        workers=[
+            WorkerUse(
+                slot=3,
+                generation=1,
+                token=78,
+                pid=4242,
+                cpu_s=1.5,
+                rss_bytes=20_000_000,
+                pss_bytes=3_000_000,
+                descriptors=8,
+                threads=1,
+            )
+        ],
+        more=True,
+    ),
+    "measure": Measure(read=5, after=77, limit=100),
+    "get_usage": GetUsage(request=REQUEST, host="b", after=77, limit=100),
+    "usage": Usage(
+        request=REQUEST,
+        host="b",
+        use=HostUse(cpus=2),
+        workers=[WorkerUse(slot=3, generation=1, token=78, pid=4242)],
+        more=True,
+    ),
     "dump_stacks": DumpStacks(read=5, slot=3, generation=1, token=78),
     "get_stacks": GetStacks(request=REQUEST, ref="ingest"),
     "stacks": Stacks(request=REQUEST, host="b", text="process 4242, sleeping\n"),
@@ -562,7 +601,18 @@ def given_fields(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def test_every_field_is_in_some_golden_frame() -> None:
-    records = (WardenRef, Running, Exit, ExitFacts, Event, Status, WorkerInfo, HostInfo)
+    records = (
+        WardenRef,
+        Running,
+        Exit,
+        ExitFacts,
+        Event,
+        Status,
+        WorkerInfo,
+        HostInfo,
+        WorkerUse,
+        HostUse,
+    )
     expected = {
         found for cls in (*KINDS.values(), *records, HostVerdict) for found in optional_fields(cls)
     }

@@ -7,6 +7,7 @@ the master's state. Invariant: nothing of it survives it but what lies in socket
 from typing import TYPE_CHECKING, Any
 
 from posthouse.dial import Redial, Transmit
+from posthouse.records import HostUse
 from posthouse.settings import AgentSettings
 from posthouse_agent import effects as agent_effects
 from posthouse_agent import orders
@@ -122,6 +123,9 @@ class AgentNode(Node):
                 del processes[token].channel[0]
             case agent_effects.ReadLogFile(read):
                 self.world.after(0.01, self.submit, agent_effects.LogRead(read))
+            case agent_effects.MeasureUse(read, _, more):
+                used = agent_effects.UseMeasured(read, HostUse(), (), more)
+                self.world.after(0.01, self.submit, used)
             case agent_effects.TakeStacks(read):
                 self.world.after(0.01, self.submit, agent_effects.StacksTaken(read, error="none"))
             case agent_effects.SetLatch(token):
