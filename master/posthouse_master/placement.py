@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
+from posthouse import limits
 from posthouse.messages import Running
 from posthouse.spec import BackgroundWorker
 from posthouse.states import StartTime
@@ -82,6 +83,7 @@ class Wants(NamedTuple):
     module: str
     start_time: StartTime = StartTime.POSTMASTER_START
     barred: frozenset[str] = frozenset()
+    failing: bool = False  # it has failed more than once in a row
 
 
 def wants_of(spec: BackgroundWorker, barred: frozenset[str] = frozenset()) -> Wants:
@@ -206,7 +208,10 @@ class Fleet:
         if wants.host:
             host = self.hosts.get(wants.host)
             return [host] if host is not None and not _misfit(wants, host) else []
-        wants = wants._replace(start_time=StartTime.POSTMASTER_START, barred=frozenset())
+        # What does not concern what a host must have.
+        wants = wants._replace(
+            start_time=StartTime.POSTMASTER_START, barred=frozenset(), failing=False
+        )
         found = self._fitting.get(wants)
         if found is None:
             found = [host for host in self.hosts.values() if not _misfit(wants, host)]
@@ -214,21 +219,25 @@ class Fleet:
         return found
 
 
+_Order = tuple[float, int]  # since when it waits; who came first among those of one moment
+
+
 @dataclass(slots=True, eq=False)
 class _Line:
     """Equal wants, oldest first. Who has left stays as an entry that is skipped."""
 
-    entries: list[tuple[int, Key]] = field(default_factory=list)
+    entries: list[tuple[_Order, Key]] = field(default_factory=list)
     head: int = 0
     waiting: int = 0
 
 
 class StartQueue:
-    """Who waits for a host, in lines of equal wants."""
+    """Who waits for a host, in lines of equal wants. Who fails again and again counts as having
+    come a second later: a storm of them keeps no other restart waiting, and is not starved."""
 
     def __init__(self) -> None:
         self._lines: dict[str, dict[Wants, _Line]] = {}  # by the host they name, "" for any
-        self._where: dict[Key, tuple[int, Wants]] = {}
+        self._where: dict[Key, tuple[_Order, Wants]] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -244,7 +253,7 @@ class StartQueue:
     def __repr__(self) -> str:
         return f"StartQueue({len(self._where)} waiting)"
 
-    def add(self, key: Key, wants: Wants) -> None:
+    def add(self, key: Key, wants: Wants, now_s: float) -> None:
         """Join the line of its wants, at the end; if it is there already, keep the place."""
         if key in self._where:
             if self._where[key][1] == wants:
@@ -255,8 +264,10 @@ class StartQueue:
             line.entries = [entry for entry in line.entries if self._valid(*entry)]
             line.head = 0
         self._count += 1
-        self._where[key] = (self._count, wants)
-        line.entries.append((self._count, key))
+        since_s = now_s + limits.failing_start_later_s if wants.failing else now_s
+        order = (since_s, self._count)
+        self._where[key] = (order, wants)
+        line.entries.append((order, key))
         line.waiting += 1
 
     def discard(self, key: Key) -> None:
@@ -275,7 +286,7 @@ class StartQueue:
     def for_host(self, host: Host, fits: Callable[[Wants, Host], bool]) -> Iterator[Key]:
         """Those that this host could take, who has waited longest first. The taker discards what
         it takes, and stops asking when the host has no more room."""
-        heap: list[tuple[int, int, _Line]] = []  # (order, place in the line, line)
+        heap: list[tuple[_Order, int, _Line]] = []  # (order, place in the line, line)
         for name in (host.name, ""):
             for wants, line in self._lines.get(name, {}).items():
                 if fits(wants, host):
@@ -291,7 +302,7 @@ class StartQueue:
             if place < len(line.entries):
                 heappush(heap, (line.entries[place][0], place, line))
 
-    def _valid(self, order: int, key: Key) -> bool:
+    def _valid(self, order: _Order, key: Key) -> bool:
         found = self._where.get(key)
         return found is not None and found[0] == order
 

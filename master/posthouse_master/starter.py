@@ -60,7 +60,8 @@ class Starter:
         if registration.strays:
             return  # asked again when the last of them is known to be gone
         wants = wants_of(registration.spec, registration.barred)
-        self.queue.add(registration.key, wants)
+        wants = wants._replace(failing=registration.streak > 1)
+        self.queue.add(registration.key, wants, turn.now.boot_s)
         host = self._fleet.choose(wants)
         if host is not None:
             self.serve(turn, host)  # who has waited longer for this host goes first

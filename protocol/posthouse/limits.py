@@ -102,7 +102,8 @@ disk_probe_s_max: Final = 10.0  # between two attempts to make the reserve again
 token_ahead_max: Final = 2**32  # of what the registry drew; 1,000 starts a second for 50 days
 read_output_s: Final = 10.0  # for a host to answer; a page is read in milliseconds
 answers_waiting_max: Final = 1024  # for room in a client's link: as many as it may have asked for
-starts_in_flight_max: Final = 64  # of one host: at 2 ms a fork, 130 ms until a stop gets its turn
+starts_in_flight_max: Final = 16  # of one host: keeps it busy, and a stop waits 100 ms for its turn
+failing_start_later_s: Final = 1.0  # who fails again and again has its place in line from then on
 start_attempt_s: Final = 60.0  # a START unanswered on a live session this long is asked about again
 
 starts_per_round: Final = 128  # that a change of the phase leads to between two looks at events

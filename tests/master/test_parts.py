@@ -149,7 +149,7 @@ def test_the_queue_is_first_come_first_served_per_host(steps):
         key = (number, 1)
         if what == "add":
             wants = wants_of(BackgroundWorker(name="w", main="m:f", host=host or None))
-            queue.add(key, wants)
+            queue.add(key, wants, 0.0)
             if (key, host) not in model:
                 model = [entry for entry in model if entry[0] != key]
                 model.append((key, host))
@@ -176,7 +176,7 @@ def test_a_line_that_never_empties_does_not_grow_for_ever(monkeypatch):
     queue = StartQueue()
     wants = wants_of(BackgroundWorker(name="w", main="m:f"))
     for number in range(500):
-        queue.add((number, 1), wants)
+        queue.add((number, 1), wants, 0.0)
         if number >= 3:
             first = next(queue.for_host(Host("b"), lambda *_: True))
             assert first == (number - 3, 1)

@@ -89,6 +89,44 @@ def test_t6_newcomers_do_not_put_off_who_has_waited_longer(town):
     assert first.spec["name"] == "first0"
 
 
+def test_t6_a_storm_does_not_put_off_the_restart_of_another(town):
+    """PostgreSQL: all wait in one list. posthouse: who fails again and again waits a second longer
+    than the others, and no more than that."""
+    client, host = town.client(), town.host()
+    client.register("calm", restart_time=2)
+    for n in range(3 * WAVE):
+        client.register(f"storm{n}", restart_time=0, restart_budget=(1000, 0.001))
+    calm, *flying = host.take(Start)
+    started(host, [calm])
+
+    def fail_some(count: int) -> list[str]:
+        come = []
+        for _ in range(count):
+            start = flying.pop(0)
+            started(host, [start])
+            host.end(start, code=1)
+            host.acknowledge()
+            client.acknowledge()
+            found = host.take(Start)
+            flying.extend(found)
+            come += names(found)
+        return come
+
+    fail_some(9 * WAVE)  # each has failed more than once, and all of them wait in line
+    host.end(calm, code=1)
+    waited = 0
+    while "calm" not in fail_some(8):  # 80 a second, of those that wait
+        waited += 1
+        town.pass_time(0.1)
+        assert waited <= 22, "it is due after 2 s, and then the next one"
+    assert waited >= 19
+    later: set[str] = set()
+    for _ in range(20):
+        town.pass_time(0.1)
+        later |= set(fail_some(8))
+    assert len(later) == 3 * WAVE, "and none of the others is starved"
+
+
 def test_t6_a_stop_does_not_wait_behind_a_mass_of_starts(town):
     client, host = town.client(), town.host()
     client.register("calm")

@@ -22,7 +22,11 @@ _ENDS = (EventKind.EXITED, EventKind.START_FAILED)
 @click.argument("host", metavar="HOST")
 @click.option("--force", is_flag=True, help="Also stop workers that are pinned to the host.")
 @click.option(
-    "--grace", type=DURATION, help="KILL after this, where a worker's own stop grace is longer."
+    "--deadline",
+    "--grace",
+    "grace",
+    type=DURATION,
+    help="All that is stopped is gone after this: KILL where a worker's own stop grace is longer.",
 )
 @click.option("--undo", is_flag=True, help="Let the host have starts again.")
 @click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
