@@ -32,6 +32,7 @@ __all__ = [
     "TimedOut",
     "UnknownHost",
     "Unreachable",
+    "UploadLost",
     "UsageError",
     "from_wire",
 ]

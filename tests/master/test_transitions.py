@@ -56,7 +56,7 @@ def test_cell(life, step):
         assert (registration.life, registration.pid) == (life, None)
         assert not registry.changed
         return
-    registry.move(registration, step, pid=1)
+    registry.move(registration, step, pid=1, host="b")
     assert (registration.life, registration.pid) == (after, 1)
     assert list(registry.changed) == [registration.key]
     placed = after in (Life.STARTING, Life.RUNNING)

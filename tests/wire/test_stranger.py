@@ -192,7 +192,9 @@ class Agent(Stranger):
         welcome = self.open()
         listed = list(self.running.values())
         self.send(INVENTORY, page=0, last=False, running=listed)
-        self.send(INVENTORY, page=1, last=True, exits=list(self.exits.values()))
+        exits = list(self.exits.values())
+        seen = max([*self.running, *self.exits], default=0)
+        self.send(INVENTORY, page=1, last=True, exits=exits, highest_token=seen)
         self.settled()
         self.exits.clear()
         return welcome
