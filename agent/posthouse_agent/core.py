@@ -98,6 +98,7 @@ from posthouse_agent.orders import (
 )
 from posthouse_agent.reads import Reads
 from posthouse_agent.telling import Telling
+from posthouse_agent.view import HostView
 from posthouse_agent.wards import WardenSeat
 
 __all__ = ["AgentCore"]
@@ -118,6 +119,7 @@ class AgentCore:
         self._dialler = Dialler(self._hello, entropy, self._digest)
         self._seats = {kind: WardenSeat(kind, entropy) for kind in kinds}
         self._workers: dict[int, Running] = {}  # by token, as the wardens reported them
+        self._names: dict[int, str] = {}  # of the same workers, for people
         self._exits: dict[int, tuple[str, Exit]] = {}  # by token: the warden's kind, and the exit
         self._starting: dict[int, str] = {}  # tokens of unanswered orders: the warden's kind
         self._stopping: dict[int, tuple[Stop, set[str]]] = {}  # unanswered, and by which wardens
@@ -128,6 +130,9 @@ class AgentCore:
         self._term = (0, 0)  # timeline and epoch of the newest master of that registry
         self._digest_now: bytes | None = None
         self._left = False
+        self._sessions = 0
+        self._lost = "none was open yet"  # why there is no session
+        self._granted_s: float | None = None  # stamp of the renewal that was granted last
         self._effects: list[Effect] = []
 
     def __repr__(self) -> str:
@@ -160,6 +165,26 @@ class AgentCore:
     def unconfirmed(self) -> list[int]:
         """Tokens of the exits that the master has not confirmed."""
         return list(self._exits)
+
+    def view(self, now: Instant) -> HostView:
+        """What /metrics and the health checks of this host show."""
+        granted_s = self._granted_s
+        settings = self._settings
+        return HostView(
+            host=settings.host,
+            version=self._facts.version,
+            at_unix_s=now.unix_s,
+            session=self._dialler.open,
+            told=self._telling.told,
+            lost=f"no session with the master ({settings.master}): {self._lost}",
+            sessions=self._sessions,
+            granted_unix_s=None if granted_s is None else now.unix_s - (now.boot_s - granted_s),
+            slots=settings.max_worker_processes,
+            starting=len(self._starting),
+            unconfirmed=len(self._exits),
+            workers=tuple((self._names.get(t, ""), w) for t, w in self._workers.items()),
+            wardens=tuple(seat.view() for seat in self._seats.values()),
+        )
 
     # --- the one way in ---
 
@@ -256,8 +281,10 @@ class AgentCore:
                     self._opened(welcome, now)
                 case dial.Lost(reason):
                     self._forget_session()
+                    self._lost = reason
                     self._note("session.lost", reason=reason)
                 case dial.Rejected(refused):
+                    self._lost = f"refused: {refused.message}"
                     self._note(
                         "session.refused",
                         code=refused.code,
@@ -265,8 +292,8 @@ class AgentCore:
                         hint=refused.hint,
                         retry_after_s=refused.retry_after_s,
                     )
-                case dial.Granted():
-                    pass  # leases have no deadline yet
+                case dial.Granted(stamp_s):
+                    self._granted_s = stamp_s  # leases have no deadline yet
                 case dial.Delivered(message):
                     self._command(message, now)
 
@@ -278,6 +305,7 @@ class AgentCore:
             self._end_session("an older master", now)
             return
         self._registry, self._term = welcome.registry, term
+        self._sessions += 1
         self._note(
             "session.opened",
             epoch=welcome.epoch,
@@ -468,6 +496,7 @@ class AgentCore:
         worker = inventory.running_of(kind, forked)
         self._starting.pop(forked.token, None)
         self._workers[forked.token] = worker
+        self._names[forked.token] = forked.name
         self._digest_now = None
         if not forked.known:
             self._note("worker.started", **_named(forked), pid=forked.pid)
@@ -485,6 +514,7 @@ class AgentCore:
             return
         self._starting.pop(ended.token, None)
         self._workers.pop(ended.token, None)
+        self._names.pop(ended.token, None)
         self._digest_now = None
         worker = inventory.exit_of(ended)
         self._exits[ended.token] = (kind, worker)
@@ -525,6 +555,7 @@ class AgentCore:
 
     def _forget_warden(self, kind: str) -> None:
         self._workers = {t: w for t, w in self._workers.items() if w.warden != kind}
+        self._names = {t: name for t, name in self._names.items() if t in self._workers}
         self._exits = {t: entry for t, entry in self._exits.items() if entry[0] != kind}
         self._digest_now = None
 

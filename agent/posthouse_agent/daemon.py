@@ -15,11 +15,11 @@ import signal
 import socket
 from collections import deque
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from posthouse import keys, limits, paths, systemd, transport
+from posthouse import keys, limits, loopback, paths, systemd, transport
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings
 from posthouse_agent import admission, facts, identity, logs, stacks, usage
@@ -60,6 +60,9 @@ from posthouse_agent.orders import Ended, Forked, Order
 from posthouse_agent.talk import Talk
 from posthouse_agent.wardens import WardenConnection, WardenLost, WardenStarter
 
+if TYPE_CHECKING:
+    from posthouse_agent.web import Server
+
 __all__ = ["run"]
 
 _LOCK_S = 5.0  # how often the lock's file is looked for
@@ -82,8 +85,9 @@ def run(settings: AgentSettings) -> int:
         talk = Talk(settings.log_format, host=settings.host)
         try:
             settings = _existing_users(settings, talk)
+            web = _web(settings)
             starter = WardenStarter(settings, _descriptors(settings, talk))
-            shell = _Shell(settings, client_keys, starter, lock, talk)
+            shell = _Shell(settings, client_keys, starter, lock, talk, web)
             try:
                 return shell.run()
             finally:
@@ -110,6 +114,7 @@ class _Shell:
         starter: WardenStarter,
         lock: FolderLock,
         talk: Talk,
+        web: "Server | None",
     ) -> None:
         self._settings = settings
         self._talk = talk
@@ -127,6 +132,9 @@ class _Shell:
         self._threads = {chores.fileno(): chores for chores in (self._chores, self._looks)}
         for descriptor in self._threads:
             self._epoll.register(descriptor, select.EPOLLIN)
+        self._web = web
+        if web is not None:
+            self._epoll.register(web.fileno(), select.EPOLLIN)
         self._keeper = LogKeeper(settings, self._chores.submit)
         self._starter = starter
         self._lock = lock
@@ -166,6 +174,8 @@ class _Shell:
         return 0
 
     def close(self) -> None:
+        if self._web is not None:
+            self._web.close()
         self._line.close(_GOODBYE_MS)
         for connection in self._wardens.values():
             connection.close()
@@ -234,6 +244,9 @@ class _Shell:
         if descriptor in self._threads:
             for result in self._threads[descriptor].collect():
                 self._done(result)
+            return
+        if self._web is not None and descriptor == self._web.fileno():
+            self._web.answer(lambda: self._core.view(facts.instant()))
             return
         if descriptor == self._signals[0].fileno():
             with contextlib.suppress(BlockingIOError):
@@ -401,6 +414,15 @@ def _keys(settings: AgentSettings) -> keys.ClientKeys | None:
             hint="posthouse keygen makes them; insecure is for other users' experiments",
         )
     return None
+
+
+def _web(settings: AgentSettings) -> "Server | None":
+    """Health and metrics, if they are wanted. Their libraries are loaded only then."""
+    if settings.http is None:
+        return None
+    from posthouse_agent.web import Server
+
+    return Server(loopback.bind(settings.http), settings.runtime_dir)
 
 
 def _existing_users(settings: AgentSettings, talk: Talk) -> AgentSettings:

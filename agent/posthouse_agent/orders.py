@@ -128,6 +128,7 @@ class Forked:
     known: bool = False  # part of a snapshot
     stuck: str = ""  # as in Stuck
     log_bytes: int = limits.log_bytes_max  # the bound of its output
+    name: str = ""  # for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

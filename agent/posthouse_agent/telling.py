@@ -35,6 +35,11 @@ class Telling:
         self._carried.clear()
         self._pages = self._progress = 0
 
+    @property
+    def told(self) -> bool:
+        """Whether the master has acknowledged the whole inventory of this session."""
+        return 0 < self._pages <= self._progress
+
     def add(self, message: Message, carries: list[int]) -> None:
         self._queue.append((message, carries))
 

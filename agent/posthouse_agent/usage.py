@@ -16,7 +16,7 @@ from posthouse.records import HostUse, WorkerUse
 from posthouse_agent import procfs
 from posthouse_agent.effects import MeasureUse, UseMeasured
 
-__all__ = ["measure"]
+__all__ = ["measure", "pss_bytes"]
 
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB$", re.MULTILINE)
 
@@ -43,7 +43,7 @@ def _of(worker: Running) -> WorkerUse | None:
         descriptors = None
         with contextlib.suppress(psutil.AccessDenied):
             descriptors = process.num_fds()
-        pss = _pss_bytes(worker.pid)
+        pss = pss_bytes(worker.pid)
     except psutil.Error:
         return None
     now = procfs.read(worker.pid)
@@ -62,7 +62,7 @@ def _of(worker: Running) -> WorkerUse | None:
     )
 
 
-def _pss_bytes(pid: int) -> int | None:
+def pss_bytes(pid: int) -> int | None:
     """Its share of memory: what workers of one runtime share is counted once over all of them."""
     try:
         found = _PSS.search(procfs.slurp(f"/proc/{pid}/smaps_rollup"))

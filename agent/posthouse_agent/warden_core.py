@@ -72,6 +72,7 @@ class _Worker:
     stop_signal: int
     stop_grace_s: float
     log_bytes: int
+    name: str
     watchdog_s: float | None = None
     listen_at_s: float | None = None  # it has a watchdog: whether it has been heard by then
     silent: bool = False  # it was ended for that
@@ -231,7 +232,12 @@ class WardenCore:
         )
         signal, grace_s = _stop_rule(order.spec)
         self._live[token] = _Worker(
-            intent, signal, grace_s, output_bytes(order.spec), _watchdog_s(order.spec)
+            intent,
+            signal,
+            grace_s,
+            output_bytes(order.spec),
+            str(order.spec.get("name", "")),
+            _watchdog_s(order.spec),
         )
         self._holders[order.slot] = token
         return [WriteJournal(intent), Fork(order)]
@@ -519,6 +525,7 @@ def _forked(w: _Worker, *, known: bool = False) -> orders.Forked:
         known=known,
         stuck=w.stuck,
         log_bytes=w.log_bytes,
+        name=w.name,
     )
 
 

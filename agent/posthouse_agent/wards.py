@@ -11,6 +11,7 @@ from posthouse import limits
 from posthouse.messages import WardenRef
 from posthouse_agent.effects import DropWarden, Effect, Give, NeedWarden
 from posthouse_agent.orders import PROTOCOL, Attach, Attached, Report, SnapshotEnd
+from posthouse_agent.view import WardenView
 
 __all__ = ["WardenSeat"]
 
@@ -43,6 +44,11 @@ class WardenSeat:
         return WardenRef(
             kind=self.kind, instance=self.attached.instance, protocol=self.attached.protocol
         )
+
+    def view(self) -> WardenView:
+        """What health checks see of it."""
+        pid = self.attached.pid if self.attached is not None else 0
+        return WardenView(kind=self.kind, pid=pid, complete=self.complete)
 
     def tick(self, now_s: float) -> list[Effect]:
         if now_s < self.wake_s:

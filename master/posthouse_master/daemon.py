@@ -24,7 +24,7 @@ import msgspec
 import structlog
 import zmq
 
-from posthouse import limits, systemd
+from posthouse import limits, loopback, systemd
 from posthouse.errors import ConfigError, PosthouseError, StoreError
 from posthouse.ids import Instant
 from posthouse.keys import ServerKeys, load_principals, server_keys
@@ -178,9 +178,9 @@ def _window(settings: MasterSettings, meter: Meter, opened: ExitStack) -> "Windo
     """What HTTP sees, if it is wanted. The web's libraries are loaded only then."""
     if settings.http is None:
         return None
-    from posthouse_master.web.server import Server, Window, bind
+    from posthouse_master.web.server import Server, Window
 
-    listening = bind(settings.http)
+    listening = loopback.bind(settings.http)
     window = Window(_version())
     opened.callback(window.close)
     opened.callback(Server(listening, window, meter).close)

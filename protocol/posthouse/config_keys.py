@@ -281,6 +281,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("allow_exec", _boolean),
         Key("users", _list_of(_matching(_NAME, "a user name"), 64)),
         Key("cgroups", _choice("auto", "on", "off")),
+        Key("http", _loopback, variable="POSTHOUSE_HOST_HTTP"),
         Key("start_wardens", _boolean),
         _log_format,
     ),

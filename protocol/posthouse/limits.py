@@ -79,6 +79,11 @@ preload_libraries_max: Final = 32  # processes at once as a master begins: some 
 preload_timeout_s_max: Final = 60.0  # for all of them; systemd gives a start 90 s
 preload_frames_max: Final = 10_001  # of one library: a declaration's workers and the end
 preload_output_bytes_max: Final = 8_192  # of what a library prints, its end; the log has it
+host_web_connections_max: Final = 16  # at a time, each with a thread of an agent; more are closed
+host_web_request_bytes_max: Final = 8_192  # of a GET with its headers
+host_web_s: Final = (
+    5.0  # for a request to come, for an agent's loop to answer, for a reader to read
+)
 metrics_workers_max: Final = 5_000  # names with series of their own: a page of 1.6 MB at the most
 reports_max: Final = 32  # of what is wrong with a configuration, told by ps and /readyz
 report_chars_max: Final = 512  # of one of them

@@ -70,6 +70,7 @@ class AgentSettings:
     users: tuple[str, ...] = ()  # run_as; empty: the agent's own only
     cgroups: str = "auto"  # one for each worker: auto (where delegated to the warden) | on | off
     runtimes: tuple[RuntimeSettings, ...] = (RuntimeSettings(name="default"),)
+    http: str | None = None  # address:port on loopback of /livez, /readyz and /metrics
     start_wardens: bool = True  # False: a missing warden is waited for; systemd starts it
     log_format: str = "auto"
 

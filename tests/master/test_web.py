@@ -108,7 +108,7 @@ def test_a_port_that_is_taken_is_refused_with_its_name() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        from posthouse_master.web.server import bind
+        from posthouse.loopback import bind
 
         with pytest.raises(ConfigError, match=f"http is '{address}'"):
             bind(address)

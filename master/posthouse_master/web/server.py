@@ -24,14 +24,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from posthouse.errors import ConfigError
 from posthouse.ids import Instant
 from posthouse_master.core import MasterCore
 from posthouse_master.web.meter import Meter
 from posthouse_master.web.metrics import expose
 from posthouse_master.web.picture import Picture, paint
 
-__all__ = ["Server", "Window", "bind"]
+__all__ = ["Server", "Window"]
 
 ANSWER_S: Final = 5.0  # a loop that does not answer for so long is not alive
 _ASKED_MAX: Final = 64  # readers that wait at a time; one more is told to come again
@@ -90,25 +89,6 @@ class Window:
     def close(self) -> None:
         self._reader.close()
         self._writer.close()
-
-
-def bind(address: str) -> socket.socket:
-    """A listening socket on host:port, loopback only. Raises ConfigError."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, int(port)))
-        listening.listen(64)
-    except OSError as error:
-        listening.close()
-        raise ConfigError(
-            f"http is {address!r}: cannot be served: {error.strerror}",
-            hint="is another master running? choose another port",
-        ) from error
-    return listening
 
 
 class Server:
