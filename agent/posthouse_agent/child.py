@@ -138,9 +138,11 @@ def _descriptors(_order: StartWorker, given: Inheritance) -> None:
     os.dup2(null, 0)
     os.dup2(given.log_fd, 1)
     os.dup2(given.log_fd, 2)
-    kept = sorted((given.channel_fd, given.latch_fd, given.last_words_fd, given.host_lock_fd))
+    kept = [given.channel_fd, given.latch_fd, given.last_words_fd, given.host_lock_fd]
+    if given.memory_fd != -1:
+        kept.append(given.memory_fd)
     low = 3
-    for fd in kept:
+    for fd in sorted(kept):
         os.closerange(low, fd)
         low = fd + 1
     os.closerange(low, 2**31 - 1)  # the kernel's close_range
@@ -231,7 +233,14 @@ def _interpreter(order: StartWorker, given: Inheritance) -> None:
     set_title(_asked(order, "name"))
     sys.argv = [_entry_point(order)]
     progeny.switch_on()
-    worker.begin(lambda: _entry(order), given.channel_fd, given.latch_fd, given.last_words_fd)
+    worker.interrupts.fire = _end_now
+    worker.begin(
+        lambda: _entry(order),
+        given.channel_fd,
+        given.latch_fd,
+        given.last_words_fd,
+        given.memory_fd,
+    )
 
 
 def _handlers(order: StartWorker, given: Inheritance) -> None:
@@ -302,6 +311,13 @@ def _wake(_number: int, _frame: FrameType | None) -> None:
 def _die(_number: int, _frame: FrameType | None) -> None:
     if _Leaving.now:
         return  # PostgreSQL: no interrupt during proc_exit
+    if worker.interrupts.held:
+        worker.interrupts.pending = True  # K20: it comes when the last lock is released
+        return
+    _end_now()
+
+
+def _end_now() -> None:
     text = f'FATAL: terminating background worker "{_Leaving.shown}" due to administrator command\n'
     os.write(2, text.encode())  # not through a stream: the signal may have come inside it
     raise Terminated(1)
@@ -421,9 +437,12 @@ def _end_threads() -> None:
 
 def _leave(status: int, last_words_fd: int) -> int:
     before, after = worker.exit_callbacks()
+    leave_memory = worker.interrupts.leave
     steps: Sequence[Callable[[int], int]] = (
+        lambda s: _guard(lambda: leave_memory(locks=True), last_words_fd, s),
         lambda s: _drain(before, last_words_fd, s),
         lambda s: _guard(_end_threads, last_words_fd, s),
+        lambda s: _guard(lambda: leave_memory(locks=False), last_words_fd, s),
         lambda s: _drain(after, last_words_fd, s),
         lambda s: _guard(atexit._run_exitfuncs, last_words_fd, s),  # noqa: SLF001 - as above
     )

@@ -30,9 +30,10 @@ from posthouse_agent import (
     zygote_line,
 )
 from posthouse_agent.cgroups import Cgroups
+from posthouse_agent.memory import Memory
 from posthouse_agent.memory_events import MemoryEvents
 from posthouse_agent.start_worker import StartWorker
-from posthouse_agent.warden_core import output_bytes
+from posthouse_agent.warden_core import crash_domain, output_bytes
 from posthouse_agent.zygotes import Spare
 
 __all__ = ["CannotFork", "Processes", "SpareGone", "WorkerProcess", "user_name"]
@@ -86,6 +87,7 @@ class _Ends(NamedTuple):
     theirs: int
     latch: int
     last_words: int
+    memory: tuple[int, int] | None  # ours and theirs, with SHMEM_ACCESS
 
 
 class Processes:
@@ -105,7 +107,8 @@ class Processes:
     ) -> None:
         self._log = log
         self._groups = groups
-        self._memory = MemoryEvents()
+        self._memory_events = MemoryEvents()
+        self.memory = Memory(log)
         self._is_zygotes = is_zygotes  # a session
         self._log_dir = log_dir
         self._instance = instance
@@ -171,7 +174,9 @@ class Processes:
                 "oom_score": self._oom_score,
             },
         }
-        descriptors = (ends.log, ends.theirs, ends.latch, ends.last_words, self._host_lock_fd)
+        descriptors = [ends.log, ends.theirs, ends.latch, ends.last_words, self._host_lock_fd]
+        if ends.memory is not None:
+            descriptors.append(ends.memory[1])
         try:
             zygote_line.send(spare.socket, message, descriptors, socket.MSG_DONTWAIT)
         except OSError as error:
@@ -200,6 +205,9 @@ class Processes:
         self._workers[order.token] = worker
         self._tokens[spare.pid] = order.token
         opened[:] = [ends.log, ends.theirs]
+        if ends.memory is not None:
+            self.memory.add(order.token, ends.memory[0])
+            opened.append(ends.memory[1])
         return worker
 
     def _other_user(self, order: StartWorker) -> str | None:
@@ -224,7 +232,9 @@ class Processes:
         last_words = os.memfd_create(f"posthouse-{self._instance}-{order.token}", os.MFD_CLOEXEC)
         opened.append(last_words)
         remains.begin_beats(last_words)
-        return _Ends(log, log_found, ours, theirs, latch, last_words)
+        memory = _socketpair() if crash_domain(order.spec) else None
+        opened += memory or ()
+        return _Ends(log, log_found, ours, theirs, latch, last_words, memory)
 
     def _own_log(self, log: int, found: os.stat_result, path: str, *, to_be_given: bool) -> None:
         """An output file is a regular file with one name, and nobody's but the worker's.
@@ -340,6 +350,8 @@ class Processes:
             facts["output_tail"] = tail
         if words:
             facts["traceback"] = words
+        if remains.lock_held(worker.last_words_fd):
+            facts["lock_held"] = True
         return facts
 
     def _who_killed(self, worker: WorkerProcess) -> dict[str, Any]:
@@ -347,7 +359,7 @@ class Processes:
         if worker.killed:
             return {"sender": "posthouse"}
         own = memory_events.kills_in(worker.group or None)
-        if own or (own is None and self._memory.take()):
+        if own or (own is None and self._memory_events.take()):
             return {"oom": True, "sender": "kernel"}
         return {"sender": "unknown"}
 
@@ -358,7 +370,13 @@ class Processes:
         os.waitid(os.P_PIDFD, worker.pidfd, _WAIT)
         for fd in (worker.pidfd, worker.channel_fd, worker.latch_fd, worker.last_words_fd):
             os.close(fd)
+        self.memory.close(token)
         self._drop_group(worker.group)
+
+    def ends_of(self, token: int) -> tuple[int, int] | None:
+        """Latch and pidfd of a worker."""
+        worker = self._workers.get(token)
+        return None if worker is None else (worker.latch_fd, worker.pidfd)
 
     def _make_group(self, token: int) -> str:
         if self._groups is None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from posthouse import limits
 from posthouse_agent.native import Death
 
-__all__ = ["begin_beats", "exit_facts", "last_words", "output_tail", "silent_s"]
+__all__ = ["begin_beats", "exit_facts", "last_words", "lock_held", "output_tail", "silent_s"]
 
 _ESCAPES: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|.)?")
 _BEAT: Final = struct.Struct("=q")  # as posthouse.worker writes it
@@ -83,7 +83,14 @@ def last_words(fd: int) -> str:
 
 def begin_beats(fd: int) -> None:
     """A worker's silence begins with its start."""
-    os.pwrite(fd, _BEAT.pack(time.monotonic_ns()), limits.traceback_bytes_max)
+    beat, held = _BEAT.pack(time.monotonic_ns()), _BEAT.pack(0)
+    os.pwrite(fd, beat + held, limits.traceback_bytes_max)
+
+
+def lock_held(fd: int) -> bool:
+    """Whether the worker ended with a lock of shared memory held, by its own record."""
+    data = os.pread(fd, _BEAT.size, limits.traceback_bytes_max + _BEAT.size)
+    return len(data) == _BEAT.size and _BEAT.unpack(data)[0] != 0
 
 
 def silent_s(fd: int) -> float:

@@ -45,4 +45,5 @@ class Inheritance:
     host_lock_fd: int
     user: str | None = None  # whom it becomes; None: it stays who the warden is
     cgroup: str = ""  # the folder of the one it joins, if any
+    memory_fd: int = -1  # its end of the memory line, with SHMEM_ACCESS only
     oom_score: int | None = None  # in place of the warden's own; None: it has that one anyway

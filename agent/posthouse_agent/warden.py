@@ -158,6 +158,7 @@ def _build(options: Options) -> Warden:
         boot_id=boot_id,
         pid=os.getpid(),
         run_as=not identity.missing_capabilities(),
+        entropy=os.urandom,
     )
     core.handle(recovered, instant())  # its entries are part of the rewrite
     groups = _find_groups(options, instance)

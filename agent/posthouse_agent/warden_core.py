@@ -5,15 +5,16 @@ slot. Must not know: pids as targets, sockets, files, clocks. Invariant: every t
 meant to fork gets exactly one Exited or NotForked entry, and the entry comes before the reap.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from posthouse import limits
 from posthouse.ids import Instant
 from posthouse.signals import SIGNALS
-from posthouse.states import StopReason
+from posthouse.states import SHMEM_ACCESS, StopReason
 from posthouse_agent import orders
+from posthouse_agent.domains import Domains
 from posthouse_agent.orders import (
     Confirm,
     NoteReady,
@@ -40,6 +41,8 @@ from posthouse_agent.warden_effects import (
     Listen,
     Look,
     Mark,
+    MemoryAsked,
+    MemoryFailed,
     NotForked,
     Ordered,
     Orphan,
@@ -58,10 +61,12 @@ from posthouse_agent.warden_effects import (
     WriteJournal,
 )
 
-__all__ = ["WardenCore", "output_bytes", "recover"]
+__all__ = ["WardenCore", "crash_domain", "output_bytes", "recover"]
 
 _KILL = SIGNALS["KILL"]
 _ABORT = SIGNALS["ABRT"]
+_QUIT = SIGNALS["QUIT"]
+_SHMEM = int(SHMEM_ACCESS)
 
 
 @dataclass(slots=True)
@@ -76,6 +81,7 @@ class _Worker:
     watchdog_s: float | None = None
     listen_at_s: float | None = None  # it has a watchdog: whether it has been heard by then
     silent: bool = False  # it was ended for that
+    domain: str = ""  # its crash domain, with SHMEM_ACCESS
     pid: int = 0
     pid_start: int = 0
     started_unix_s: float = 0.0
@@ -93,8 +99,16 @@ class WardenCore:
     """State machine of one warden. The first event is Recovered, also after an empty journal."""
 
     def __init__(
-        self, *, instance: str, kind: str, boot_id: str, pid: int, run_as: bool = False
+        self,
+        *,
+        instance: str,
+        kind: str,
+        boot_id: str,
+        pid: int,
+        run_as: bool = False,
+        entropy: Callable[[int], bytes] = lambda count: b"\x01" * count,
     ) -> None:
+        self._domains = Domains(entropy)  # of handles; without it no worker asks for memory
         self._run_as = run_as
         self._instance = instance
         self._kind = kind
@@ -154,7 +168,7 @@ class WardenCore:
             case Ordered(order=order):
                 effects = self._order(order, now)
             case ProcessEnded(token=token, facts=facts):
-                effects = self._on_end(token, facts)
+                effects = self._on_end(token, facts, now)
             case ProcessStuck(token=token, state=state):
                 self._live[token].stuck = state
                 effects = self._tell(orders.Stuck(token=token, state=state))
@@ -171,12 +185,17 @@ class WardenCore:
                 effects = self._on_time(event, now)
             case Terminating():
                 effects = self._on_term(now)
+            case MemoryAsked() | MemoryFailed():
+                effects = self._on_memory(event)
             case Recovered():
                 effects = self._on_recovered(event, now)
-        if self._terminating and not self._live and not self._ended:
-            self._ended = True
-            effects += [*self._tell(orders.Forget()), End(0)]
-        return effects
+        return effects + self._end_when_done()
+
+    def _end_when_done(self) -> list[Effect]:
+        if not self._terminating or self._live or self._ended:
+            return []
+        self._ended = True
+        return [*self._tell(orders.Forget()), End(0)]
 
     def _order(self, order: orders.Order, now: Instant) -> list[Effect]:
         match order:
@@ -238,6 +257,7 @@ class WardenCore:
             output_bytes(order.spec),
             str(order.spec.get("name", "")),
             _watchdog_s(order.spec),
+            domain=crash_domain(order.spec),
         )
         self._holders[order.slot] = token
         return [WriteJournal(intent), Fork(order)]
@@ -388,9 +408,12 @@ class WardenCore:
 
     # --- ending ---
 
-    def _on_end(self, token: int, facts: dict[str, Any]) -> list[Effect]:
+    def _on_end(self, token: int, facts: dict[str, Any], now: Instant) -> list[Effect]:
         w = self._live.pop(token)
         del self._holders[w.intent.slot]
+        resets = self._resets(w, token, facts, now)
+        if w.domain and (resets or token in self._domains.members(w.domain)):
+            facts = facts | self._domains.facts(w.domain)
         if w.stop and facts.get("cause") == "daemonised":
             # It was asked to end and did; that it left its helpers to us is no fault.
             facts = facts | {"cause": "exited", "code": 0}
@@ -410,7 +433,44 @@ class WardenCore:
             WriteJournal(Exited(token=token, facts=facts)),
             Reap(token),
             *self._tell(_ended(gone)),
+            *(effect for other in resets for effect in self._reset(other, now)),
+            *(self._domains.ended(token, w.domain) if w.domain else ()),
         ]
+
+    # --- shared memory ---
+
+    def _on_memory(self, event: MemoryAsked | MemoryFailed) -> list[Effect]:
+        worker = self._live.get(event.token)
+        if worker is None or not worker.domain:
+            return []
+        if isinstance(event, MemoryFailed):
+            self._domains.failed(worker.domain, event.number)
+            return []
+        return [*self._domains.asked(event.token, worker.domain, event.message)]
+
+    def _resets(
+        self, w: _Worker, token: int, facts: dict[str, Any], now: Instant
+    ) -> frozenset[int]:
+        """Who must end because a member of their domain died as it did. Whether its memory can be
+        trusted is told by how it died, not by who asked for that: it was killed, or left with
+        another code than 0 or 1, or with a lock held."""
+        if not w.domain or token not in self._domains.members(w.domain) or self._terminating:
+            return frozenset()
+        lock_held = facts.get("lock_held") is True
+        clean = facts.get("code") in (0, 1) and not lock_held
+        if clean or self._domains.facts(w.domain):
+            return frozenset()
+        signal, code = facts.get("signal"), facts.get("code")
+        how = f"ended by signal {signal}" if signal is not None else f"exited with code {code}"
+        held = " while it held a lock" if lock_held else ""
+        cause = f"worker {w.name} (pid {w.pid}) {how}{held}"
+        return self._domains.crashed(token, w.domain, cause, now.boot_s)
+
+    def _reset(self, token: int, now: Instant) -> list[Effect]:
+        """C1: QUIT, and KILL after 5 s. Another request for its end stands."""
+        worker = self._live[token]
+        reason = "" if worker.stop else StopReason.DOMAIN_RESET.value
+        return self._end_worker(worker, reason, _QUIT, limits.postmaster_grace_s, now)
 
     # --- beginnings ---
 
@@ -570,6 +630,14 @@ def output_bytes(spec: dict[str, Any]) -> int:
     """How much of this worker's output is kept."""
     value = spec.get("log_bytes")
     return max(value, limits.log_bytes_min) if isinstance(value, int) else limits.log_bytes_max
+
+
+def crash_domain(spec: dict[str, Any]) -> str:
+    """The crash domain of a worker with SHMEM_ACCESS; empty for one that has none."""
+    flags = spec.get("flags", 0)
+    if not isinstance(flags, int) or not flags & _SHMEM:
+        return ""
+    return str(spec.get("crash_domain") or "default")
 
 
 def _watchdog_s(spec: dict[str, Any]) -> float | None:

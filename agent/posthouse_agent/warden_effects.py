@@ -10,6 +10,7 @@ reap or the report that rests on it.
 from dataclasses import dataclass, field
 from typing import Any
 
+from posthouse_agent.domains import AnswerMemory, DropSegment, MakeSegment
 from posthouse_agent.orders import Attach, Order, Report, StartWorker
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "Listen",
     "Look",
     "Mark",
+    "MemoryAsked",
+    "MemoryFailed",
     "NotForked",
     "Ordered",
     "Orphan",
@@ -216,6 +219,22 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryAsked:
+    """A message of a worker's memory line: any map."""
+
+    token: int
+    message: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFailed:
+    """Answer to AnswerMemory: a segment that was to be given could not be made."""
+
+    token: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Terminating:
     """TERM to the warden: end every worker, then end."""
 
@@ -235,6 +254,8 @@ Event = (
     | ProcessEnded
     | ProcessStuck
     | Heard
+    | MemoryAsked
+    | MemoryFailed
     | Terminating
     | Tick
 )
@@ -314,4 +335,18 @@ class End:
     status: int
 
 
-Effect = WriteJournal | Fork | Recall | Renew | Kill | Look | Listen | Reap | Tell | End
+Effect = (
+    WriteJournal
+    | Fork
+    | Recall
+    | Renew
+    | Kill
+    | Look
+    | Listen
+    | Reap
+    | Tell
+    | MakeSegment
+    | DropSegment
+    | AnswerMemory
+    | End
+)

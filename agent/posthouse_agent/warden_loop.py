@@ -18,6 +18,7 @@ from posthouse import limits, systemd
 from posthouse.ids import Instant
 from posthouse_agent import native, procfs
 from posthouse_agent.agent_line import AgentLine
+from posthouse_agent.domains import AnswerMemory, DropSegment, MakeSegment
 from posthouse_agent.journal import Journal
 from posthouse_agent.orders import Attach, Report, StartWorker
 from posthouse_agent.processes import CannotFork, Processes, SpareGone
@@ -37,6 +38,8 @@ from posthouse_agent.warden_effects import (
     Kill,
     Listen,
     Look,
+    MemoryAsked,
+    MemoryFailed,
     Ordered,
     ProcessEnded,
     ProcessStuck,
@@ -155,6 +158,9 @@ class Warden:
             return
         if self._zygotes.hear(fd, instant().boot_s):
             return
+        if (token := self._processes.memory.token_of(fd)) is not None:
+            self._hear_memory(token)
+            return
         if not self._line.flush():
             self._handle(AgentGone())
             return
@@ -164,6 +170,38 @@ class Warden:
             return
         for order in orders:
             self._handle(AgentAttached(order) if isinstance(order, Attach) else Ordered(order))
+
+    def _hear_memory(self, token: int) -> None:
+        """One message, whatever else it has to say: others are heard in between."""
+        memory = self._processes.memory
+        message = memory.take(token)
+        if message is None:
+            self._close_memory(token)
+        elif message:
+            self._handle(MemoryAsked(token, message))
+
+    def _close_memory(self, token: int) -> None:
+        line_fd = self._processes.memory.line_of(token)
+        if line_fd is not None:
+            self._epoll.unregister(line_fd)
+            self._processes.memory.close(token)
+
+    def _on_memory(self, effect: MakeSegment | DropSegment | AnswerMemory) -> list[Event]:
+        memory = self._processes.memory
+        match effect:
+            case MakeSegment(number=number, size=size):
+                memory.make(number, size)
+            case DropSegment(number=number):
+                memory.drop(number)
+            case AnswerMemory(token=token):
+                lost = memory.answer(effect, self._processes.ends_of)
+                ends = self._processes.ends_of(token)
+                if effect.wake and ends is not None:
+                    with suppress(BlockingIOError):
+                        os.eventfd_write(ends[0], 1)
+                if lost is not None:
+                    return [MemoryFailed(token, lost)]
+        return []
 
     def _on_time(self) -> None:
         if self._watchdog_s is not None:
@@ -268,7 +306,10 @@ class Warden:
                 case Look() | Listen():
                     answers += self._look(effect)
                 case Reap(token=token):
+                    self._close_memory(token)
                     self._processes.reap(token)
+                case MakeSegment() | DropSegment() | AnswerMemory():
+                    answers += self._on_memory(effect)
                 case Tell(report=report, fds_of=token):
                     if not self._tell(report, token):
                         answers.append(AgentGone())
@@ -335,6 +376,8 @@ class Warden:
             return
         self._pidfds[made.pidfd] = order.token
         self._epoll.register(made.pidfd, select.EPOLLIN)
+        if (line_fd := self._processes.memory.line_of(order.token)) is not None:
+            self._epoll.register(line_fd, select.EPOLLIN)
         self._handle(
             ForkDone(
                 token=order.token,

@@ -241,5 +241,7 @@ def _be_spare(line: socket.socket, warden_pid: int, middle_pid: int) -> NoReturn
     message = received.message
     order = zygote_line.fit(StartWorker, message["order"])
     names = ("log_fd", "channel_fd", "latch_fd", "last_words_fd", "host_lock_fd")
-    descriptors = dict(zip(names, received.descriptors, strict=True))
+    descriptors = dict(zip(names, received.descriptors[: len(names)], strict=True))
+    if len(received.descriptors) > len(names):
+        descriptors["memory_fd"] = received.descriptors[len(names)]
     child.run(order, zygote_line.fit(Inheritance, message["given"] | descriptors))

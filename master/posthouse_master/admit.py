@@ -31,9 +31,7 @@ _HOLDERS_SHOWN: Final = 5
 
 # Fields that would be without effect in this version, and what to do instead. Refused, because a
 # field that is silently ignored is a promise that is silently broken.
-_NOT_YET: Final = {
-    "crash_domain": "no shared memory yet, so no crash domains",
-}
+_NOT_YET: Final[dict[str, str]] = {}
 
 
 class Admit:

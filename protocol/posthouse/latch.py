@@ -134,6 +134,10 @@ class Latch:
             if deadline is not None and time.monotonic() >= deadline:
                 return frozenset((TIMEOUT,))
 
+    def readable(self, fd: int) -> bool:
+        """Whether that descriptor is readable now; for posthouse.shmem."""
+        return bool(_poll([(fd, select.POLLIN)], 0.0))
+
     def note_postmaster(self, *, dead: bool) -> None:
         """The host's agent says whether this worker's cluster is gone for it."""
         self._postmaster_dead = dead

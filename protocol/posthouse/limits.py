@@ -175,6 +175,22 @@ leftovers_grace_s: Final = 1.0  # for multiprocessing's resource tracker and oth
 journal_slack_bytes: Final = 1024 * 1024  # a warden's journal grows by this before it is rewritten
 journal_ahead_bytes: Final = 65_536  # disk space taken in advance, so that an exit can be recorded
 exit_callbacks_max: Final = 20  # MAX_ON_EXITS, of each kind (W6)
+segment_bytes_max: Final = 1024**3  # shm_mq's own bound of a message; one above is a database
+segment_key_bytes_max: Final = 80  # a name of 63 bytes, as PostgreSQL's, and its kind before it
+segment_name_bytes_max: Final = 63  # NAMEDATALEN - 1
+segment_seats_max: Final = 4096  # ends of queues in one segment: two thousand queues
+domains_max: Final = 256  # crash domains of a host: one an application, and some for tests
+domain_segments_max: Final = 1024  # PostgreSQL has 64 and 5 for each process
+domain_bytes_max: Final = 4 * 1024**3  # of one crash domain: more is a host's that has none left
+domain_window_s: Final = 60.0  # a second reset so soon waits for restart_time, as a crash does
+domain_resets_max: Final = 16  # that are counted
+memory_asks_max: Final = 64  # unanswered questions of one worker about shared memory
+memory_message_bytes_max: Final = 4096  # names and numbers
+lock_wait_s: Final = 10.0  # for a lock, unless told otherwise: no one holds it for a second
+lock_look_s_max: Final = 0.002  # between two looks at a lock that is held
+locks_held_max: Final = 200  # MAX_SIMUL_LWLOCKS (K20)
+queue_message_bytes_max: Final = 1024**3 - 1  # MaxAllocSize, as shm_mq (K11)
+queue_look_s: Final = 0.25  # between two questions whether an expected peer still is to come
 postmaster_grace_s: Final = 5.0  # QUIT to KILL in immediate shutdown and crash (PostgreSQL's own)
 
 # --- daemons ---

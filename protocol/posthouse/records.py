@@ -58,6 +58,11 @@ class ExitFacts(Record, frozen=True, kw_only=True):
     "daemonised" or "watchdog" (it was ended because it gave no heartbeat) otherwise. Who sent KILL
     ("posthouse", "kernel" for want of memory, "unknown") is in `sender`; other signals leave it
     empty.
+
+    `lock_held`: it ended with a lock of shared memory held, which counts as a crash. With
+    `crash_domain` it began, or was ended by, a reset of that domain: `domain_cause` says whose end
+    that was, `domain_epoch` is the epoch that begins, `domain_resets` how many resets there were
+    within a minute.
     """
 
     cause: Annotated[str, Meta(max_length=32)] = "exited"
@@ -73,6 +78,11 @@ class ExitFacts(Record, frozen=True, kw_only=True):
     user_s: Finite | None = None
     system_s: Finite | None = None
     max_rss_bytes: Int | None = None
+    lock_held: bool = False
+    crash_domain: Annotated[str, Meta(max_length=64)] = ""
+    domain_epoch: Int | None = None
+    domain_cause: Annotated[str, Meta(max_length=512)] = ""
+    domain_resets: Int = 0
     output_tail: Annotated[str, Meta(max_length=8192)] = ""
     traceback: Annotated[str, Meta(max_length=32768)] = ""
 

@@ -55,6 +55,7 @@ class Repeat:
 
 
 _FIRST = Repeat()
+_AGAIN = "a reset once more within a minute"
 
 
 def decide(
@@ -73,12 +74,12 @@ def decide(
     """
     how = facts.describe()
     if stop is not None:
-        kind, rule, told = _ASKED[stop]
-        who = f" by {by}" if by else ""
-        if kind == "restart" and spec.restart_time == NEVER_RESTART and _ends_for_good(stop):
-            return Decision("unregister", 0.0, "C3", f"{told}{who} ({how}); never restarted")
-        return Decision(kind, 0.0, rule, f"{told}{who} ({how})")
-    if facts.code == 0 and facts.cause == "exited":
+        return _asked(spec, facts, stop, by)
+    if facts.lock_held:
+        how = f"{how} with a lock held"
+    if facts.crash_domain:
+        return _began_reset(spec, facts, how, repeat)
+    if facts.code == 0 and facts.cause == "exited" and not facts.lock_held:
         return Decision("unregister", 0.0, "E1", how)
     if facts.cause in _UNSEEN:
         return _again(spec, "E3", f"{how}, which is no fault of its own", _FIRST)
@@ -87,11 +88,35 @@ def decide(
     if facts.cause == "daemonised":
         told = "left processes behind as a daemon would; counts as exit code 1"
         return _again(spec, "E2", told, repeat)
-    if facts.code == 1:
+    if facts.code == 1 and not facts.lock_held:
         return _again(spec, "E2", how, repeat)
     if facts.signal == SIGNALS["TERM"]:
         return _again(spec, "E6", f"{how} from outside; counts as exit code 1", repeat)
     return _again(spec, "E3", f"{how}; a crash of its own", repeat)
+
+
+def _asked(spec: BackgroundWorker, facts: ExitFacts, stop: StopReason, by: str) -> Decision:
+    """Judged by the request."""
+    how = facts.describe()
+    kind, rule, told = _ASKED[stop]
+    who = f" by {by}" if by else ""
+    if stop is StopReason.DOMAIN_RESET and facts.crash_domain:
+        told = f"{told} {facts.crash_domain}: {facts.domain_cause}"
+        if facts.domain_resets > 1 and spec.restart_time != NEVER_RESTART:
+            return _again(spec, "C2", f"{told} ({how}); {_AGAIN}", _FIRST)
+    if kind == "restart" and spec.restart_time == NEVER_RESTART and _ends_for_good(stop):
+        return Decision("unregister", 0.0, "C3", f"{told}{who} ({how}); never restarted")
+    return Decision(kind, 0.0, rule, f"{told}{who} ({how})")
+
+
+def _began_reset(spec: BackgroundWorker, facts: ExitFacts, how: str, repeat: Repeat) -> Decision:
+    """C2: whoever crashes restarts at once with its domain, the first time."""
+    told = f"{how}; a crash that resets crash domain {facts.crash_domain}"
+    if spec.restart_time == NEVER_RESTART:
+        return Decision("unregister", 0.0, "C3", f"{told}; never restarted")
+    if facts.domain_resets > 1:
+        return _again(spec, "C2", f"{told}; {_AGAIN}", repeat)
+    return Decision("restart", 0.0, "C2", told)
 
 
 def decide_failed_start(

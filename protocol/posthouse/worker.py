@@ -129,9 +129,23 @@ class _Process:
     pid: int
     channel: Channel
     beat_fd: int
+    memory_fd: int = -1
     entry: Entry | None = None
     ready: bool = False
 
+
+@dataclass(slots=True)
+class _Interrupts:
+    """What posthouse.shmem and the code that ends a worker tell each other: locks that are held
+    (TERM's default waits for their release), and what is to be left on the way out."""
+
+    held: int = 0
+    pending: bool = False
+    fire: Callable[[], None] = lambda: None
+    leave: Callable[..., None] = lambda **_: None
+
+
+interrupts: Final = _Interrupts()
 
 _BEAT: Final = struct.Struct("=q")
 
@@ -233,14 +247,27 @@ def _me() -> _Process:
     return _process
 
 
-def begin(make_entry: Callable[[], Entry], channel_fd: int, latch_fd: int, beat_fd: int) -> None:
+def memory_fds() -> tuple[int, int]:
+    """The memory line (-1: without SHMEM_ACCESS), and the file of the record of held locks. For
+    posthouse.shmem."""
+    me = _me()
+    return me.memory_fd, me.beat_fd
+
+
+def begin(
+    make_entry: Callable[[], Entry],
+    channel_fd: int,
+    latch_fd: int,
+    beat_fd: int,
+    memory_fd: int = -1,
+) -> None:
     """Make this process a worker. Called once, by the code that forked it. `beat_fd`: the memory
     file that the warden looks into, behind the place of the traceback."""
     global _process  # noqa: PLW0603 - the process's own identity; there is one
     channel = Channel(channel_fd)
     channel.on_notice = _on_notice
     latch.own(latch_fd, channel)
-    _process = _Process(make_entry, os.getpid(), channel, beat_fd)
+    _process = _Process(make_entry, os.getpid(), channel, beat_fd, memory_fd)
 
 
 def _on_notice(message: dict[str, Any]) -> None:

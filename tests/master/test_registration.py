@@ -1,7 +1,5 @@
 """Registering: D1-D15, what is refused and why, what is listed."""
 
-import pytest
-
 from posthouse import limits
 from posthouse.messages import (
     Failed,
@@ -206,19 +204,6 @@ def test_the_clusters_bound_per_host_counts_as_well(towns):
     client = town.client()
     client.register("one", host="b")
     assert client.register_failed("two", host="b").detail["value"] == 1
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("crash_domain", "other"),
-    ],
-)
-def test_what_would_be_without_effect_is_refused(town, field, value):
-    answer = town.client().register_failed("w", **{field: value})
-    assert (answer.code, answer.detail["field"]) == ("refused", field)
-    assert "not offered by this version" in answer.message
-    assert answer.hint
 
 
 def test_a_viewer_may_read_and_nothing_else(town):
