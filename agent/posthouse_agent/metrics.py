@@ -48,6 +48,7 @@ class _Once(Collector):
         host = measured.host
         yield _gauge("build_info", "The agent's version.", [((view.version,), 1.0)], ("version",))
         yield _gauge("host_cpus", "Processors.", [((), host.cpus)])
+        yield _counter("host_cpu_busy_seconds", "Processor time spent.", [((), host.busy_s)])
         yield _gauge("host_load1", "Runnable processes, mean of a minute.", [((), host.load)])
         yield _gauge("host_memory_bytes", "Memory.", [((), host.memory_bytes)])
         yield _gauge(

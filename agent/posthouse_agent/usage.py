@@ -26,12 +26,20 @@ def measure(asked: MeasureUse) -> UseMeasured:
     memory = psutil.virtual_memory()
     host = HostUse(
         cpus=psutil.cpu_count() or 0,
+        busy_s=_busy_s(),
         load=os.getloadavg()[0],
         memory_bytes=memory.total,
         available_bytes=memory.available,
     )
     found = (_of(worker) for worker in asked.workers)
     return UseMeasured(asked.read, host, tuple(use for use in found if use), asked.more)
+
+
+def _busy_s() -> float:
+    """Processor time of all processors that was neither idle nor waiting. What virtual machines on
+    this host took is part of user already, and what others took from it is not its own."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def _of(worker: Running) -> WorkerUse | None:

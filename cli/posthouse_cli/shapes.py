@@ -15,6 +15,7 @@ from posthouse.messages import HostVerdict
 from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
 from posthouse.states import EventKind, WorkerState
 from posthouse_cli.durations import shown
+from posthouse_cli.load import HostLoad
 
 __all__ = [
     "EVENT_HEADER",
@@ -37,6 +38,7 @@ __all__ = [
     "host_json",
     "keys_text",
     "plan_json",
+    "size",
     "state_word",
     "status_json",
     "up_for",
@@ -91,10 +93,12 @@ def worker_json(info: WorkerInfo) -> dict[str, Any]:
     return {**status_json(info.status), **{k: v for k, v in values.items() if k != "status"}}
 
 
-def host_json(host: HostInfo) -> dict[str, Any]:
-    """A host."""
+def host_json(host: HostInfo, load: HostLoad | None) -> dict[str, Any]:
+    """A host; what it uses is null where it cannot be asked."""
     values: dict[str, Any] = _plain(host)
-    return values
+    use = None if load is None else load.use
+    values["cpu_percent"] = None if load is None else load.cpu_percent
+    return values | {key: getattr(use, key, None) for key in _USE_KEYS}
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -157,10 +161,12 @@ def worker_cells(info: WorkerInfo) -> tuple[str, ...]:
     )
 
 
-HOST_HEADER = ("HOST", "STATE", "WORKERS", "SLOTS", "LABELS", "VERSION")
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+_USE_KEYS = ("cpus", "load", "memory_bytes", "available_bytes")
+HOST_HEADER = ("HOST", "STATE", "WORKERS", "SLOTS", "CPU%", "LOAD", "MEMORY", "LABELS", "VERSION")
 
 
-def host_cells(host: HostInfo) -> tuple[str, ...]:
+def host_cells(host: HostInfo, load: HostLoad | None) -> tuple[str, ...]:
     """A line of `posthouse hosts`."""
     state = "reachable" if host.reachable else "unreachable"
     if not host.reachable and host.last_heard_s is not None:
@@ -170,7 +176,30 @@ def host_cells(host: HostInfo) -> tuple[str, ...]:
     if host.stuck:
         state += f", {host.stuck} that do not die"
     labels = ",".join(host.labels)
-    return (host.name, state, str(host.workers), str(host.slots), labels, host.version)
+    slots = str(host.slots)
+    return (host.name, state, str(host.workers), slots, *_load_cells(load), labels, host.version)
+
+
+def _load_cells(load: HostLoad | None) -> tuple[str, str, str]:
+    if load is None:
+        return ("", "", "")
+    use = load.use
+    percent = "" if load.cpu_percent is None else f"{load.cpu_percent:.0f}"
+    memory = f"{size(use.memory_bytes - use.available_bytes)} of {size(use.memory_bytes)}"
+    return (percent, f"{use.load:.2f} of {use.cpus}", memory)
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(1536)
+    '1.5KiB'
+    """
+    for unit in _UNITS[:-1]:
+        if count < 1024:
+            return f"{count:.1f}{unit}" if unit != "B" else f"{count:.0f}B"
+        count /= 1024
+    return f"{count:.1f}{_UNITS[-1]}"
 
 
 def verdict_json(verdict: HostVerdict) -> dict[str, Any]:
@@ -236,7 +265,7 @@ EVENT_KEYS = (
 )
 STATUS_KEYS = ("cursor", *Status.__struct_fields__)
 WORKER_KEYS = (*STATUS_KEYS, *(n for n in WorkerInfo.__struct_fields__ if n != "status"))
-HOST_KEYS = HostInfo.__struct_fields__
+HOST_KEYS = (*HostInfo.__struct_fields__, "cpu_percent", *_USE_KEYS)
 PLAN_KEYS = tuple(field.name for field in fields(Plan))
 
 

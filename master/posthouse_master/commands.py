@@ -26,6 +26,8 @@ from posthouse.messages import (
     Register,
     Registered,
     Release,
+    ReloadRuntimes,
+    RenewRuntimes,
     Restart,
     SetLatch,
     Signal,
@@ -38,7 +40,7 @@ from posthouse.states import Phase, StopReason
 from posthouse_master.admit import Admit
 from posthouse_master.hosts import Hosts
 from posthouse_master.lifecycle import Lifecycle
-from posthouse_master.placement import Fleet
+from posthouse_master.placement import Fleet, Host
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session
 from posthouse_master.starter import Starter
@@ -145,6 +147,18 @@ class Commands:
             left=[registration.name for registration in left[: limits.page_items_max]],
         )
 
+    def reload_runtimes(self, turn: Turn, session: Session, message: ReloadRuntimes) -> Done:
+        host = self._admit.known_host(message.host)
+        if message.runtime and message.runtime not in host.offer.runtimes:
+            raise RefusedError(
+                f"host {host.name} has no runtime {message.runtime!r}",
+                hint=f"it has {', '.join(host.offer.runtimes) or 'none'}",
+            )
+        agent = self._reachable(host)
+        turn.note("host.reload", host=host.name, runtime=message.runtime, by=session.principal)
+        self._door.command(turn, agent, RenewRuntimes(runtime=message.runtime))
+        return Done(request=message.request)
+
     def _registered(self, ref: str) -> Registration:
         """The live registration of a ref. Raises NoSuchWorker."""
         found = self._registry.find(ref)
@@ -186,7 +200,10 @@ class Commands:
             raise NotRunning(f"{found.short} is no longer registered")
         if found.life is not Life.RUNNING:
             raise NotRunning(f"{found.name!r} has no process now: {found.reason or found.life}")
-        host = self._fleet.hosts[found.host]
+        return found, self._reachable(self._fleet.hosts[found.host])
+
+    def _reachable(self, host: Host) -> Session:
+        """The session with this host's agent, if it may be told something now."""
         agent = self._door.get(host.session) if host.settled else None
         if agent is None:
             raise RefusedError(
@@ -194,4 +211,4 @@ class Commands:
             )
         if len(agent.backlog) >= _BACKLOG_MAX:
             raise RefusedError(f"host {host.name} is too busy", hint="try again in a moment")
-        return found, agent
+        return agent

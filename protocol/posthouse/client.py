@@ -28,6 +28,7 @@ from posthouse.messages import (
     Register,
     Registered,
     RegisterGroup,
+    ReloadRuntimes,
     Shutdown,
     Usage,
     WorkersPage,
@@ -70,6 +71,9 @@ def connect(
     engine = Engine(settings, version=posthouse.__version__, master_silence_s=master_silence_s)
     engine.start(settings.timeout_s if timeout is None else timeout)
     return Cluster(Connection(engine))
+
+
+_LAST_TOKEN = 2**63 - 1  # no worker has a higher one
 
 
 class Cluster:
@@ -274,18 +278,19 @@ class Cluster:
             after = page.hosts[-1].name if page.hosts else after
         return found
 
-    def usage(self, host: str, *, timeout: float | None = None) -> HostUsage:
-        """What a host and the workers on it use now. Raises RefusedError if it is not reachable."""
+    def usage(self, host: str, *, workers: bool = True, timeout: float | None = None) -> HostUsage:
+        """What a host and the workers on it use now; workers=False: only the host. Raises
+        RefusedError if it is not reachable."""
         deadline = self._connection.deadline(timeout)
-        workers: list[WorkerUse] = []
-        after, more = 0, True
+        found: list[WorkerUse] = []
+        after, more = 0 if workers else _LAST_TOKEN, True
         while more:
             request = GetUsage(request=new_request_id(), host=host, after=after)
             page = self._connection.ask(request, Usage, deadline)
-            workers += page.workers
+            found += page.workers
             more = page.more and bool(page.workers)
             after = page.workers[-1].token if page.workers else after
-        return HostUsage(page.host, page.use, tuple(workers))
+        return HostUsage(page.host, page.use, tuple(found))
 
     def phase(self, *, timeout: float | None = None) -> ClusterPhase:
         """Where the cluster is: which start times are reached, and why."""
@@ -342,6 +347,20 @@ class Cluster:
         running unless `force`. Returns once that is recorded. Raises UnknownHost."""
         request = Drain(request=new_request_id(request_id), host=host, force=force, grace_s=grace_s)
         return self._connection.ask(request, Drained, timeout)
+
+    def reload_runtimes(
+        self,
+        host: str,
+        runtime: str = "",
+        *,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> None:
+        """Have a host load the code of a runtime (without a name: of all) anew, for workers that
+        are started from now on; running ones go on. Returns once the host is being told. Raises
+        UnknownHost, and RefusedError where it is not reachable or has no such runtime."""
+        request = ReloadRuntimes(request=new_request_id(request_id), host=host, runtime=runtime)
+        self._connection.ask(request, Done, timeout)
 
     def undrain(
         self, host: str, *, timeout: float | None = None, request_id: bytes | None = None

@@ -501,6 +501,14 @@ class Drain(Request, frozen=True, kw_only=True):
     grace_s: Finite | None = None
 
 
+class ReloadRuntimes(Request, frozen=True, kw_only=True):
+    """Have a host load the code of this runtime (empty: of every one) anew for whatever is started
+    from now on; running workers go on. Answered by DONE once the host is being told."""
+
+    host: Name
+    runtime: Word = ""
+
+
 class GetStatus(Request, frozen=True, kw_only=True):
     """Answered by STATUS_REPLY; a stale handle answers STOPPED, an unknown name an error."""
 
@@ -775,7 +783,7 @@ KINDS: dict[int, type[Message]] = {
     20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog, 25: RenewRuntimes,
     26: DumpStacks, 27: WorkerAnswer, 28: Measure,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
-    35: Hold, 36: Release, 37: Restart, 38: Drain,
+    35: Hold, 36: Release, 37: Restart, 38: Drain, 39: ReloadRuntimes,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
     45: Subscribe, 46: Credit, 47: Unsubscribe,
     50: Apply, 51: RegisterGroup, 52: DeclarePart,
@@ -817,9 +825,9 @@ MASTER_TO_AGENT = frozenset(
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
-     Apply, RegisterGroup, DeclarePart, Shutdown, Hold, Release, Restart, Drain, GetStatus,
-     ListWorkers, ListHosts, Explain, ReadOutput, GetStacks,
-     GetUsage, Subscribe, Credit, Unsubscribe)
+     Apply, RegisterGroup, DeclarePart, Shutdown, Hold, Release, Restart, Drain, ReloadRuntimes,
+     GetStatus, ListWorkers, ListHosts, Explain, ReadOutput, GetStacks, GetUsage,
+     Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
     (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Applied, GroupRegistered,
@@ -841,6 +849,7 @@ MUTATING = frozenset(
         Release,
         Restart,
         Drain,
+        ReloadRuntimes,
     )
 )
 """Requests whose result is remembered with their id, in the same transaction as the effect."""

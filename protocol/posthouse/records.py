@@ -232,9 +232,10 @@ class WorkerUse(Record, frozen=True, kw_only=True):
 
 class HostUse(Record, frozen=True, kw_only=True):
     """What a host has and what of it is in use. `load` is the mean of runnable processes over
-    one minute."""
+    one minute; `busy_s` the processor time spent since the host was started."""
 
     cpus: Int = 0
+    busy_s: Finite = 0.0
     load: Finite = 0.0
     memory_bytes: Int = 0
     available_bytes: Int = 0

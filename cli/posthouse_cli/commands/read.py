@@ -20,6 +20,7 @@ from posthouse_cli.context import (
     worker_handle,
 )
 from posthouse_cli.durations import shown
+from posthouse_cli.load import look_at
 
 __all__ = ["hosts", "pid", "ps", "stacks", "status"]
 
@@ -64,16 +65,19 @@ def ps(
 @timeout_option("10s", "the master's answer")
 @verb
 def hosts(session: Session, as_json: bool, timeout: float | None) -> None:
-    """List the hosts that have ever joined.
+    """List the hosts that have ever joined, and what is in use of those that are reachable.
 
-    In a pipe: tab-separated, without the header.
+    CPU% is of all processors together, over a fifth of a second; LOAD the number of runnable
+    processes, mean of a minute. In a pipe: tab-separated, without the header.
     """
     found = session.cluster.hosts(timeout=timeout)
+    loads = look_at(session.cluster, found, timeout)
     if as_json:
         for host in found:
-            session.out.json(shapes.host_json(host))
+            session.out.json(shapes.host_json(host, loads.get(host.name)))
     else:
-        session.out.table(shapes.HOST_HEADER, [shapes.host_cells(host) for host in found])
+        rows = [shapes.host_cells(host, loads.get(host.name)) for host in found]
+        session.out.table(shapes.HOST_HEADER, rows)
         _tell_phase(session, timeout)
 
 

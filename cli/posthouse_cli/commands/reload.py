@@ -1,7 +1,8 @@
 """`posthouse reload`: have workers read their configuration again, or hosts load their code anew.
 
-Owns: which workers or agents are told. Must not know: what they do then. Invariant: a signal goes
-only to a process that holds an agent's lock, which it is the only one to hold.
+Owns: which workers or hosts are told, and by which way: through the master, or, where a folder is
+named, by a signal to the agent. Must not know: what they do then. Invariant: a signal goes only to
+a process that holds an agent's lock, which it is the only one to hold.
 """
 
 import fcntl
@@ -21,17 +22,23 @@ __all__ = ["reload"]
 
 @click.command()
 @click.argument("workers", metavar="[NAME|GROUP:*]...", nargs=-1)
-@click.option("--config", "file", metavar="FILE", help="The configuration of the agent to tell.")
-@click.option("--dir", "folder", metavar="DIR", help="The folder of a cluster on this machine.")
 @click.option("--host", metavar="NAME", help="Only this host.")
+@click.option("--runtime", metavar="NAME", default="", help="Only this runtime.")
+@click.option(
+    "--config", "file", metavar="FILE", help="Tell the agent of this configuration, by a signal."
+)
+@click.option(
+    "--dir", "folder", metavar="DIR", help="Tell the agents of this cluster folder, by a signal."
+)
 @timeout_option("10s", "the master's answer")
 @verb
 def reload(
     session: Session,
     workers: tuple[str, ...],
+    host: str | None,
+    runtime: str,
     file: str | None,
     folder: str | None,
-    host: str | None,
     timeout: float | None,
 ) -> int:
     """Have workers read their configuration again; without a name, hosts load code anew.
@@ -39,24 +46,47 @@ def reload(
     NAME: the worker's process is sent the reload signal of its registration (HUP). A Python worker
     that has no handler for it takes no notice; exit status 3 if one is not running.
 
-    Without NAME: the code of the runtimes on this machine is loaded anew, for workers that are
-    started from now on. Running workers go on with the code that they have; `posthouse status`
-    shows which. A changed
-    file is noticed without this. It is needed where a runtime was refused (it could not be loaded)
-    and where something else than a file has changed. All hosts of a cluster do the same when the
-    master gets a HUP.
+    Without NAME: every host that is reachable loads the code of its runtimes anew, for workers that
+    are started from now on. Running workers go on with the code that they have; `posthouse status`
+    shows which. A changed file is noticed without this. It is needed where a runtime was refused
+    (it could not be loaded) and where something else than a file has changed. The master does the
+    same when it gets a HUP. With --config or --dir the agents on this machine are told without a
+    master.
     """
     if workers:
-        if file or folder or host:
-            raise click.UsageError("--config, --dir and --host are for hosts: leave out the names")
+        if file or folder or host or runtime:
+            raise click.UsageError(
+                "--host, --runtime, --config and --dir are for hosts: leave out the names"
+            )
         for handle in worker_handles(session, workers, timeout):
             handle.reload(timeout=timeout)
             session.out.line(f"{handle.name} is told to reload")
         return 0
-    return _reload_hosts(file, folder, host)
+    if file is None and folder is None:
+        return _reload_hosts(session, host, runtime, timeout)
+    if runtime:
+        raise click.UsageError("a signal names no runtime: leave out --config and --dir")
+    return _signal_agents(file, folder, host)
 
 
-def _reload_hosts(file: str | None, folder: str | None, host: str | None) -> int:
+def _reload_hosts(session: Session, host: str | None, runtime: str, timeout: float | None) -> int:
+    cluster = session.cluster
+    if host is not None:
+        cluster.reload_runtimes(host, runtime, timeout=timeout)
+        session.out.line(f"{host}: told")
+        return 0
+    status = 0
+    for found in cluster.hosts(timeout=timeout):
+        if not found.reachable:
+            click.echo(f"posthouse: {found.name} is not reachable, and not told", err=True)
+            status = 1
+        elif not runtime or runtime in found.runtimes:
+            cluster.reload_runtimes(found.name, runtime, timeout=timeout)
+            session.out.line(f"{found.name}: told")
+    return status
+
+
+def _signal_agents(file: str | None, folder: str | None, host: str | None) -> int:
     if file is not None:
         settings = config.load_agent(file, flags={"host": host}).settings
         folders = [Path(settings.runtime_dir)]

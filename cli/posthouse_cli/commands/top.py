@@ -13,6 +13,7 @@ import click
 from posthouse import HostUsage
 from posthouse.errors import RefusedError, TimedOut
 from posthouse.records import WorkerUse
+from posthouse_cli import shapes
 from posthouse_cli.context import Session, json_option, timeout_option, verb
 from posthouse_cli.durations import DURATION
 
@@ -32,7 +33,6 @@ _KEYS = [
     "cpu_s",
     "handle",
 ]
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +138,8 @@ def _picture(looks: _Looks, lines: list[_Line]) -> Any:
 
     heads = [
         f"{usage.host}: load {usage.use.load:.2f} of {usage.use.cpus}, memory "
-        f"{_size(usage.use.memory_bytes - usage.use.available_bytes)} of "
-        f"{_size(usage.use.memory_bytes)}, {len(usage.workers)} workers"
+        f"{shapes.size(usage.use.memory_bytes - usage.use.available_bytes)} of "
+        f"{shapes.size(usage.use.memory_bytes)}, {len(usage.workers)} workers"
         for usage in looks.hosts
     ]
     heads += [f"{host}: not reachable" for host in looks.missing]
@@ -158,19 +158,11 @@ def _cells(line: _Line) -> tuple[str, ...]:
         line.host,
         str(use.pid),
         "" if line.cpu_percent is None else f"{line.cpu_percent:.1f}",
-        "" if use.pss_bytes is None else _size(use.pss_bytes),
-        _size(use.rss_bytes),
+        "" if use.pss_bytes is None else shapes.size(use.pss_bytes),
+        shapes.size(use.rss_bytes),
         "" if use.descriptors is None else str(use.descriptors),
         str(use.threads),
     )
-
-
-def _size(count: float) -> str:
-    for unit in _UNITS[:-1]:
-        if count < 1024:
-            return f"{count:.1f}{unit}" if unit != "B" else f"{count:.0f}B"
-        count /= 1024
-    return f"{count:.1f}{_UNITS[-1]}"
 
 
 def _json(line: _Line) -> dict[str, Any]:

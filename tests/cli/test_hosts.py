@@ -1,0 +1,49 @@
+"""`posthouse hosts`: what there is, and what is in use, by the kernel's own word."""
+
+import os
+import signal
+
+import psutil
+
+from posthouse import limits
+
+
+def test_hosts_show_what_is_in_use(objects, posthouse, idle, cluster):
+    hosts = {host["name"]: host for host in objects("hosts")}
+    assert hosts["b"]["workers"] >= 1
+    for host in hosts.values():
+        assert host["cpus"] == os.cpu_count()
+        assert host["memory_bytes"] == psutil.virtual_memory().total
+        assert 0 < host["available_bytes"] < host["memory_bytes"]
+        assert 0 <= host["cpu_percent"] <= 100
+        assert host["load"] >= 0
+    rows = {
+        line.split("\t")[0]: line.split("\t") for line in posthouse("hosts").stdout.splitlines()
+    }
+    name, state, workers, slots, percent, load, memory, _labels, version = rows["b"]
+    assert (name, state, slots) == ("b", "reachable", str(limits.workers_per_host_max))
+    assert int(workers) >= 1
+    assert 0 <= int(percent) <= 100
+    assert load.endswith(f" of {os.cpu_count()}")
+    assert memory.count("iB of ") == 1
+    assert version
+
+
+def test_a_busy_host_is_seen_to_be_busy(objects, posthouse, name):
+    posthouse("run", "jobs:hang", "--name", name, "--on", "a", "--detach", "--arg", '"loop"')
+    while min(host["cpu_percent"] for host in objects("hosts")) < 25:
+        pass  # one of two processors; the suite's time limit bounds it
+    posthouse("terminate", name)
+
+
+def test_a_host_that_cannot_be_asked_has_no_load_and_costs_only_its_time(objects, cluster):
+    agent = cluster.agent("a").pid
+    os.kill(agent, signal.SIGSTOP)
+    try:
+        hosts = {host["name"]: host for host in objects("hosts", "--timeout", "3s")}
+        assert hosts["a"]["load"] is None
+        assert hosts["a"]["cpu_percent"] is None
+        assert hosts["b"]["load"] is not None
+    finally:
+        os.kill(agent, signal.SIGCONT)
+        cluster.wait_for_hosts()
