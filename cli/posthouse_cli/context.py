@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 import posthouse
-from posthouse.errors import NoSuchWorker, Unreachable
+from posthouse.errors import NoSuchWorker, PosthouseError, Unreachable
 from posthouse_cli import durations, render
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+_COMPLETE_S = 1.0
 _CONNECT_S = 3.0  # a restarting master answers within this; without one, nobody waits longer
 
 
@@ -97,8 +98,25 @@ def timeout_option(default: str | None, what: str) -> Callable[[Function], Funct
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="JSON: one object, or one a line for lists."
 )
-worker_argument = click.argument("worker", metavar="NAME")
-workers_argument = click.argument("workers", metavar="NAME|GROUP:*...", nargs=-1, required=True)
+
+
+def _names(context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """What a shell may complete a worker's name to. Nobody waits long for a TAB, nor is an error
+    of any use there."""
+    master = context.params.get("master") or context.find_root().params.get("master")
+    try:
+        with posthouse.connect(master, timeout=_COMPLETE_S) as cluster:
+            workers = cluster.workers(timeout=_COMPLETE_S)
+            found = {info.status.name for info in workers}
+    except (PosthouseError, OSError):
+        return []
+    return sorted(name for name in found if name.startswith(begun))
+
+
+worker_argument = click.argument("worker", metavar="NAME", shell_complete=_names)
+workers_argument = click.argument(
+    "workers", metavar="NAME|GROUP:*...", nargs=-1, required=True, shell_complete=_names
+)
 
 
 def worker_handles(

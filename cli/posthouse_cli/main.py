@@ -45,6 +45,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "status": ("read", "Workers"),
     "logs": ("logs", "Workers"),
     "events": ("follow", "Workers"),
+    "why": ("why", "Workers"),
     "stacks": ("read", "Workers"),
     "wait": ("act", "Workers"),
     "pid": ("read", "Workers"),
@@ -60,8 +61,11 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "shutdown": ("act", "Cluster"),
     "master": ("daemons", "Cluster"),
     "agent": ("daemons", "Cluster"),
+    "config": ("config", "Cluster"),
     "keygen": ("keygen", "Cluster"),
+    "doctor": ("doctor", "Cluster"),
     "conformance": ("conformance", "Cluster"),
+    "completion": ("completion", "Cluster"),
     "version": ("version", "Cluster"),
 }
 
@@ -102,7 +106,7 @@ class _Verbs(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         verb = args[0]
-        if verb not in VERBS and not verb.startswith("-"):
+        if verb not in VERBS and not verb.startswith("-") and not ctx.resilient_parsing:
             what, hint = _NOT_VERBS.get(verb, ("", ""))
             if not what:
                 what = f"{verb!r} is no verb of posthouse"

@@ -207,12 +207,19 @@ def _once(read: Read) -> Read:
 
 
 def _environment(value: Any, from_text: bool) -> dict[str, str]:
-    good = not from_text and isinstance(value, dict) and len(value) <= limits.env_items_max
+    if from_text:  # NAME=VALUE,NAME=VALUE; a value with a comma needs the file
+        pairs = [part.partition("=") for part in value.split(",")] if value.strip() else []
+        good = all(equals for _, equals, _ in pairs)
+        value = {name.strip(): text for name, _, text in pairs} if good else None
+    good = isinstance(value, dict) and len(value) <= limits.env_items_max
     if not good or not all(
         re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and isinstance(text, str) and "\0" not in text
         for name, text in value.items()
     ):
-        raise Rule(f"a table of at most {limits.env_items_max} variable names and texts")
+        raise Rule(
+            f"a table of at most {limits.env_items_max} variable names and texts "
+            "(in the environment NAME=VALUE,NAME=VALUE)"
+        )
     return dict(value)
 
 

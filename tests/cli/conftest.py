@@ -74,3 +74,38 @@ def idle(posthouse: Callable[..., Ran], name: str) -> str:
     posthouse("run", "jobs:idle", "--name", name, "--on", "b", "--detach")
     posthouse("wait", name, "--for", "ready", "--timeout", "20")
     return name
+
+
+@contextlib.contextmanager
+def _only(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    for variable in before:
+        if variable.startswith("POSTHOUSE_"):
+            del os.environ[variable]
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture
+def environment() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """The environment with these POSTHOUSE_ variables and no others."""
+    return _only
+
+
+@pytest.fixture
+def bare() -> Callable[..., Ran]:
+    """A command that needs no cluster, in this process: bare("doctor", POSTHOUSE_HOST="b")."""
+
+    def run(*arguments: Any, status: int | None = 0, **variables: str) -> Ran:
+        out, err = io.StringIO(), io.StringIO()
+        with _only(**variables), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([str(each) for each in arguments])
+        ran = Ran(arguments, code, out.getvalue(), err.getvalue())
+        assert status in (None, code), ran
+        return ran
+
+    return run
