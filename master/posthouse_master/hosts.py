@@ -250,9 +250,9 @@ class Hosts:
                 left.append(registration)
                 continue
             if registration.stopping is None:
-                own_s = registration.spec.stop_grace_s
-                bounded_s = own_s if grace_s is None else min(own_s, max(0.0, grace_s))
-                self._lifecycle.stop(turn, registration, StopReason.DRAIN, by, grace_s=bounded_s)
+                self._lifecycle.stop(turn, registration, StopReason.DRAIN, by, grace_s=grace_s)
+            elif grace_s is not None:
+                self._lifecycle.hasten(turn, registration, grace_s)
             stopped.append(registration)
         return news, stopped, left
 

@@ -147,6 +147,7 @@ class Lifecycle:
         long it has been; a shutdown is over."""
         if registration.stopping is StopReason.SHUTDOWN:
             registration.stopping, registration.stop_by = None, ""
+            registration.stop_grace_s = None
         if registration.life is Life.WAITING:
             self._starter.restart_in(turn, registration, registration.restart_delay_s or 0.0)
         elif registration.life is Life.SUBMITTED:
@@ -311,6 +312,7 @@ class Lifecycle:
             stuck="",
             stopping=None,
             stop_by=by if final and stop is StopReason.TERMINATE else "",  # whose word ended it
+            stop_grace_s=None,
             reason=decision.reason,
             rule=decision.rule,
             restart_delay_s=decision.delay_s if again else None,
@@ -448,8 +450,8 @@ class Lifecycle:
         signal: str | None = None,
         grace_s: float | None = None,
     ) -> None:
-        """Have its process ended (M8). The word is durable before STOP leaves; a host that is
-        away hears it with its next inventory."""
+        """Have its process ended (M8). The word is durable before STOP leaves, with its grace; a
+        host that is away hears it with its next inventory."""
         first = registration.stopping is None
         stronger = registration.stopping is StopReason.TERMINATE or (
             reason is StopReason.SHUTDOWN and registration.stopping in _STRONGER_THAN_SHUTDOWN
@@ -459,8 +461,26 @@ class Lifecycle:
             self._chronicle.record(
                 turn, EventKind.STOP_REQUESTED, registration, stop=reason, by=by, rule="M8"
             )
-        if first or signal is not None or grace_s is not None:
+        hasten = grace_s is not None
+        if grace_s is not None and reason is not StopReason.SHUTDOWN:
+            self._bound(registration, grace_s)
+            grace_s = None
+        if first or signal is not None or hasten:
             self.send_stop(turn, registration, signal=signal, grace_s=grace_s)
+
+    def hasten(self, turn: Turn, registration: Registration, grace_s: float) -> None:
+        """Bring nearer the KILL of a process whose end is asked for already, whoever asked."""
+        if self._bound(registration, grace_s):
+            self.send_stop(turn, registration)
+
+    def _bound(self, registration: Registration, grace_s: float) -> bool:
+        """Keep the grace with the stop, as the next master must know it. Whether it is shorter."""
+        bound_s = registration.stop_grace_s
+        before_s = registration.spec.stop_grace_s if bound_s is None else bound_s
+        shorter = max(0.0, grace_s) < before_s
+        if shorter:
+            self._registry.move(registration, Step.STOP, stop_grace_s=max(0.0, grace_s))
+        return shorter
 
     def send_stop(
         self,
@@ -477,13 +497,13 @@ class Lifecycle:
         if session is None:
             return
         spec = registration.spec
+        bounds = [grace_s, registration.stop_grace_s]
         if self._starter.phase is Phase.STOPPING:
             # Also who is stopped for another reason, and whose host was away when it began.
             manner, bound_s = self.shutdown_manner
             signal = manner or signal
-            grace_s = min(
-                (given for given in (grace_s, bound_s) if given is not None), default=None
-            )
+            bounds.append(bound_s)
+        given = [bound for bound in bounds if bound is not None]
         self._door.command(
             turn,
             session,
@@ -494,7 +514,7 @@ class Lifecycle:
                 token=registration.token,
                 reason=registration.stopping,
                 signal=_signal(signal or spec.stop_signal),
-                grace_s=float(spec.stop_grace_s if grace_s is None else grace_s),
+                grace_s=float(min(given, default=spec.stop_grace_s)),
             ),
         )
 

@@ -128,6 +128,7 @@ class Registration:
     ready: bool = False
     stopping: StopReason | None = None
     stop_by: str = ""
+    stop_grace_s: float | None = None  # the shortest that its stop was asked for with
     reason: str = ""
     rule: str = ""
     restart_delay_s: float | None = None  # None while WAITING: as soon as it can be placed

@@ -113,6 +113,7 @@ class Starter:
             ready=False,
             stopping=None,
             stop_by="",
+            stop_grace_s=None,
             reason=f"starting on {host.name}",
             rule="M12" if registration.starts else "M5",
             restart_delay_s=None,

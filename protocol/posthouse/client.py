@@ -344,7 +344,9 @@ class Cluster:
         request_id: bytes | None = None,
     ) -> Drained:
         """Give a host no more starts and move its workers elsewhere. Those pinned to it are left
-        running unless `force`. Returns once that is recorded. Raises UnknownHost."""
+        running unless `force`. `grace_s` after the host has heard of it, what is being stopped is
+        killed, if its own stop grace is longer. Returns once that is recorded. Raises
+        UnknownHost."""
         request = Drain(request=new_request_id(request_id), host=host, force=force, grace_s=grace_s)
         return self._connection.ask(request, Drained, timeout)
 

@@ -493,7 +493,9 @@ class Shutdown(Request, frozen=True, kw_only=True):
 class Drain(Request, frozen=True, kw_only=True):
     """Give a host no more starts (`on`), or give it some again. Workers that may run elsewhere are
     stopped there and started elsewhere; those pinned to it are left running unless `force`.
-    `grace_s` bounds each worker's own stop grace. Answered by DRAINED."""
+    `grace_s` bounds each worker's own stop grace, from when its host hears of it, and is durable.
+    Asked again with a shorter one, it holds also for those whose end is asked for already. Answered
+    by DRAINED."""
 
     host: Name
     on: bool = True

@@ -41,7 +41,10 @@ def test_it_is_over_when_the_command_ends(running, mode):
 
 def test_smart_waits_for_the_workers_and_takes_no_new_ones(running):
     cluster, pid = running
-    assert cluster.run("shutdown", "-m", "smart", "--timeout", "0.3").returncode == 5
+    waited = cluster.run("shutdown", "-m", "smart", "--timeout", "0.3")
+    assert waited.returncode == 5
+    assert "the smart shutdown goes on; workers left: 1 on a" in waited.stderr
+    assert "a harder mode takes over" in waited.stderr
     assert sweep.identify(pid) is not None
     refused = cluster.run("run", "jobs:idle", "--name", "late", "--detach")
     assert refused.returncode == 1

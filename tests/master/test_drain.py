@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from posthouse.messages import Drain, Failed, ListHosts, Start, Stop
+from posthouse.messages import Drain, Failed, Hold, ListHosts, Start, Stop
 from posthouse.states import EventKind, StopReason, WorkerState
 
 
@@ -68,3 +68,57 @@ def test_a_drain_of_a_host_that_is_away_is_carried_out_when_it_is_back(town: Any
     host = town.agent("b", warden=None).open(settle=False)
     host.settle([running])
     assert host.one(Stop).reason is StopReason.DRAIN
+
+
+def test_a_deadline_outlives_the_master(town: Any) -> None:
+    """Its STOP was lost with the master: the next one does not fall back to the longer grace."""
+    host, client = town.host("b"), town.client()
+    client.register("w", stop_grace_s=300)
+    running = host.running(host.run())
+    client.ask(Drain, host="b", grace_s=2.0)
+    town.crash()
+    host = town.agent("b", warden=None).open(settle=False)
+    host.settle([running])
+    assert host.one(Stop).grace_s == 2.0
+
+
+def test_a_deadline_ends_with_the_process_it_was_given_for(town: Any) -> None:
+    host, client = town.host("b"), town.client()
+    client.register("w", stop_grace_s=300)
+    start = host.run()
+    client.ask(Drain, host="b", grace_s=2.0)
+    host.obey_stop(start)
+    other = town.host("c")
+    other.run()
+    client.ask(Drain, host="c")
+    assert other.one(Stop).grace_s == 300
+
+
+def test_a_second_drain_brings_the_end_nearer_and_never_puts_it_off(town: Any) -> None:
+    """Somebody loses patience with a worker that is being stopped, for whatever reason."""
+    host, client = town.host("b"), town.client()
+    for name in ("w", "held"):
+        client.register(name, stop_grace_s=300)
+        host.run()
+    client.ask(Hold, ref="held")
+    client.ask(Drain, host="b")
+    assert [(s.reason, s.grace_s) for s in host.take(Stop)] == [
+        (StopReason.HOLD, 300),
+        (StopReason.DRAIN, 300),
+    ]
+    client.ask(Drain, host="b", grace_s=1.0)
+    assert sorted((s.reason, s.grace_s) for s in host.take(Stop)) == [
+        (StopReason.DRAIN, 1.0),
+        (StopReason.HOLD, 1.0),
+    ]
+    client.ask(Drain, host="b", grace_s=60.0)
+    assert not host.take(Stop)
+    assert client.status("held").stopping is StopReason.HOLD
+
+
+def test_a_deadline_does_not_lengthen_a_worker_s_own_grace(town: Any) -> None:
+    host, client = town.host("b"), town.client()
+    client.register("w", stop_grace_s=3)
+    host.run()
+    client.ask(Drain, host="b", grace_s=60.0)
+    assert host.one(Stop).grace_s == 3

@@ -52,6 +52,7 @@ FULL = StateRow(
     ready=True,
     stopping=StopReason.TERMINATE,
     stop_by="client:local",
+    stop_grace_s=1.5,
     reason="running on b",
     rule="M5",
     restart_delay_s=0.0,

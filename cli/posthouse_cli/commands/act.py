@@ -9,8 +9,18 @@ from collections.abc import Callable
 
 import click
 
-from posthouse import Cursor, Event, EventKind, Handle, ShutdownMode, Status, WorkerState
-from posthouse.errors import NoSuchWorker, TimedOut, Unreachable
+from posthouse import (
+    Cluster,
+    Cursor,
+    Event,
+    EventKind,
+    Handle,
+    Phase,
+    ShutdownMode,
+    Status,
+    WorkerState,
+)
+from posthouse.errors import NoSuchWorker, PosthouseError, TimedOut, Unreachable
 from posthouse_cli import shapes
 from posthouse_cli.context import (
     Session,
@@ -31,6 +41,8 @@ _GOALS: dict[str, tuple[Callable[..., Status], Callable[[Status], bool]]] = {
     "exit": (Handle.wait_for_shutdown, lambda s: s.state is WorkerState.STOPPED),
     "gone": (Handle.wait_until_unregistered, lambda s: s.final),
 }
+_LAST_WORD_S = 2.0  # for the master to say how far a shutdown is
+_HOSTS_SHOWN = 10
 
 
 @click.command(epilog=shapes.keys_text(shapes.STATUS_KEYS))
@@ -216,6 +228,28 @@ def shutdown(session: Session, mode: str, timeout: float | None) -> int:
     over from a milder one. Hosts that are away have 10 s to come back; smart waits for them. Exit
     status 1 if a host was not reached or a worker did not end in time; 5 if it is not over yet.
     """
-    told = session.cluster.shutdown(mode, timeout=timeout)
+    try:
+        told = session.cluster.shutdown(mode, timeout=timeout)
+    except TimedOut as unanswered:
+        raise _not_over_yet(session.cluster, mode, unanswered) from None
     session.out.line(told)
     return 0 if told == f"{mode} shutdown" else 1
+
+
+def _not_over_yet(cluster: Cluster, mode: str, unanswered: TimedOut) -> TimedOut:
+    """What the master says of a shutdown that has not ended; if it says nothing, the error."""
+    try:
+        phase = cluster.phase(timeout=_LAST_WORD_S)
+        if phase.phase is not Phase.STOPPING:
+            return unanswered
+        running = [host for host in cluster.hosts(timeout=_LAST_WORD_S) if host.workers]
+    except PosthouseError:
+        return unanswered
+    on = ", ".join(f"{host.workers} on {host.name}" for host in running[:_HOSTS_SHOWN])
+    others = f" and on {more} other hosts" if (more := len(running) - _HOSTS_SHOWN) > 0 else ""
+    return TimedOut(
+        f"the {mode} shutdown goes on; workers left: {on}{others}"
+        if on
+        else f"the {mode} shutdown goes on",
+        hint="ask again to wait for its end; a harder mode takes over",
+    )

@@ -26,7 +26,8 @@ _ENDS = (EventKind.EXITED, EventKind.START_FAILED)
     "--grace",
     "grace",
     type=DURATION,
-    help="All that is stopped is gone after this: KILL where a worker's own stop grace is longer.",
+    help="KILL what is being stopped there after this, where a worker's own stop grace is longer; "
+    "counted from when the host hears of it.",
 )
 @click.option("--undo", is_flag=True, help="Let the host have starts again.")
 @click.option("--no-wait", is_flag=True, help="Return once it is recorded.")
@@ -45,7 +46,8 @@ def drain(
 
     Workers that are pinned to the host are left running, and named, unless --force; exit status 1
     says that some are left. The host stays drained, also over a restart of the master, until
-    `posthouse drain HOST --undo`.
+    `posthouse drain HOST --undo`. Asked again with a nearer deadline, or with --force, it takes
+    over from what was asked before; a deadline never gives a worker more time.
     """
     cluster = session.cluster
     if undo:
@@ -64,7 +66,12 @@ def drain(
         )
     if not no_wait and drained.stopped:
         _await(cluster, host, drained.left_count, before, deadline_s)
-    done = "is being emptied" if no_wait else "is drained"
+    if no_wait:
+        done = "is being emptied"
+    elif drained.left_count:
+        done = f"is drained but for {drained.left_count} pinned workers"
+    else:
+        done = "is drained"
     session.out.line(f"{host} {done}: {drained.stopped} workers stopped there")
     return 1 if drained.left_count else 0
 

@@ -111,6 +111,7 @@ class StateRow:
     ready: bool = False
     stopping: StopReason | None = None
     stop_by: str = ""
+    stop_grace_s: float | None = None  # asked for with the stop; None: its record's own
     reason: str = ""
     rule: str = ""
     restart_delay_s: float | None = None
