@@ -1,5 +1,6 @@
 """Workers come from their runtime's zygote: whatever dies there, nothing is lost or doubled."""
 
+import functools
 import importlib
 import os
 import re
@@ -254,6 +255,7 @@ def test_files_of_the_zygote_are_closed_in_a_worker(host, agent):
 # --- other interpreters and environments ---
 
 
+@functools.cache
 def interpreters():
     """Other minor versions of Python on this machine: (version, path)."""
     found = {}
@@ -277,10 +279,10 @@ def interpreter(good):
     pytest.skip("this machine has no other minor version of Python that would do")
 
 
-@pytest.fixture
-def other_python(tmp_path):
+@pytest.fixture(params=[(3, 12), (3, 13)], ids=lambda version: "{}.{}".format(*version))
+def other_python(request, tmp_path):
     """A virtual environment of another minor version, with nothing in it."""
-    path = interpreter(lambda version: version >= (3, 11))
+    path = interpreter(lambda version: version == request.param)
     subprocess.run([path, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     return str(tmp_path / "venv" / "bin" / "python")
 
