@@ -135,8 +135,9 @@ class LWLock:
         if not shared:
             self._word[0] = os.getpid()
 
-    def drop(self) -> None:
-        if not self._shared:
+    def drop(self, *, finished: bool = True) -> None:
+        """Give it back; not `finished`: nobody is to have it again in this epoch."""
+        if finished and not self._shared:
             self._word[0] = 0
         del _held[self._key]
         _unlock(self._at)
@@ -177,13 +178,13 @@ def _note() -> None:
 
 
 def _leave() -> None:
-    """On the way out: released, so that exit callbacks can take them; but it counts as a crash, as
-    if the record had not been seen: what they protected may be half done."""
+    """On the way out: what they protected may be half done, so it counts as a crash, and who gets
+    them next, an exit callback or another worker, is told."""
     with _mutex:
         if not _held:
             return
         count = len(_held)
         for lock in list(_held.values()):
-            lock.drop()
+            lock.drop(finished=False)
     _, fd = worker.memory_fds()
     os.pwrite(fd, _WORD.pack(count), limits.traceback_bytes_max + _WORD.size)

@@ -1,0 +1,96 @@
+"""Message queues between real workers (K10-K19)."""
+
+import zlib
+
+import pytest
+
+from posthouse_agent.orders import Ended
+
+SHMEM = 1
+
+
+@pytest.fixture(name="host")
+def _host(shared_host):
+    return shared_host
+
+
+@pytest.fixture(name="agent")
+def _agent(shared_agent):
+    return shared_agent
+
+
+@pytest.fixture(name="run")
+def _run(host, agent, request):
+    def run(*jobs):
+        """Begin all of them, one after another; what each said, when all have ended."""
+        domain = f"d{zlib.crc32(request.node.name.encode())}"
+        forked = [
+            host.begin(agent, f"queue_jobs:{main}", arg, flags=SHMEM, crash_domain=domain)
+            for main, arg in jobs
+        ]
+        facts = [agent.expect(Ended, one.token).facts for one in forked]
+        return [host.said(one.slot) for one in forked], facts
+
+    return run
+
+
+def test_k10_k11_k13_k14_both_ends_without_waiting(run):
+    ((said,),), (facts,) = run(("alone", None))
+    assert facts["code"] == 0, facts
+    assert said == {
+        "sizes": ["UsageError"] * 3,
+        "early": True,
+        "third": "SeatTaken",
+        "first": "before the receiver",
+        "empty ring": None,
+        "zero": [True, ""],
+        "begun": [False, "UsageError"],
+        "larger than the ring": True,
+        "wrong end": ["UsageError", "UsageError"],
+        "delivered": "last",
+        "then": "Detached",
+        "detached end": "UsageError",
+        "latch": said["latch"],
+    }
+
+
+def test_k12_every_wait_ends_when_its_time_is_over(run):
+    ((said,),), _ = run(("timeouts", None))
+    assert said["results"] == ["TimedOut"] * 3
+
+
+def test_k12_a_peer_that_never_comes(run):
+    ((said,),), _ = run(("never_comes", None))
+    assert said == {"error": "TimedOut", "waited": True, "attached": False}
+
+
+@pytest.mark.parametrize(
+    "ending", ["return", "exit", "kill", "partial", "partial exit", "partial kill"]
+)
+def test_k13_k18_k19_what_is_whole_is_received_then_the_sender_is_gone(run, ending):
+    """PostgreSQL never says so of a peer that was killed: it resets everybody. Here the kernel
+    tells, before the reset of the crash domain comes."""
+    (receiver, _), _ = run(
+        ("receive_all", [256, True]), ("send_some", [256, [0, 1, 64, 500, 8], ending])
+    )
+    assert receiver[1] == {"got": [0, 1, 64, 500, 8], "error": "Detached"}
+
+
+@pytest.mark.parametrize("ending", ["return", "exit", "kill"])
+def test_k13_k19_the_sender_is_told_at_once(run, ending):
+    (sender, _), _ = run(("send_until_detached", None), ("receive_some", [3, ending]))
+    assert sender[1] == {"error": "Detached"}
+
+
+@pytest.mark.parametrize("size", [72, 128, 1024])
+def test_k11_k15_k16_k17_l8_messages_in_order_whatever_the_ring(run, size):
+    (receiver, sender), facts = run(("pings", [size, 200]), ("ponger", [size, 200]))
+    assert receiver[1] == {"good": True, "latch": True}
+    assert sender == [{"done": True}]
+    assert [f["code"] for f in facts] == [0, 0]
+
+
+def test_corrupt_headers_are_told_not_believed(run):
+    ((said,),), (facts,) = run(("corrupt", None))
+    assert facts["code"] == 0, facts
+    assert set(said.values()) == {"Corrupt"}, said
