@@ -28,6 +28,8 @@ SECTIONS = {
     "N": "Notification, shutdown, the end of the postmaster",
     "W": "Inside the worker",
     "L": "Latches",
+    "C": "Crash domains",
+    "K": "Shared memory",
 }
 
 

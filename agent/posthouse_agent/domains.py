@@ -247,9 +247,9 @@ class Domains:
         if peer not in segment.holders:  # it has come and gone
             return [AnswerMemory(token, _reply(message) | {"peer": -1})]
         told = {"op": "peer", **seat, "role": role, "peer": token}
-        return [
-            AnswerMemory(token, _reply(message) | {"peer": peer}, _ends(peer)),
+        return [  # in this order: what the newcomer does finds the other one knowing whom to wake
             AnswerMemory(peer, told, _ends(token), wake=True),
+            AnswerMemory(token, _reply(message) | {"peer": peer}, _ends(peer)),
         ]
 
     # --- the table ---

@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,6 +66,11 @@ class MemoryLine:
             _close(fds)
             raise from_wire(str(error.get("code", "refused")), str(error.get("message", "")))
         return message, fds
+
+    def tell(self, op: str, **fields: Any) -> None:
+        """Without waiting: a domain that is being reset answers none of its members."""
+        with self._lock, suppress(Unreachable):
+            self._send(channel.encode({"op": op, "id": 0, **fields}))
 
     def pump(self) -> None:
         """Take in what was told unasked."""

@@ -104,7 +104,7 @@ class Segment(mmap.mmap):
                 del _mapped[self.handle]
                 with suppress(BufferError):
                     self.close()
-                line().ask("detach", number=self.number)
+                line().tell("detach", number=self.number)
 
 
 @dataclass(frozen=True, slots=True)

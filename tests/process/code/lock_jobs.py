@@ -8,6 +8,7 @@ import time
 from shmem_jobs import name_of, say, stay
 
 from posthouse import shmem, worker
+from posthouse.errors import PosthouseError
 
 
 def _lock(offset=0):
@@ -88,7 +89,7 @@ def attempt(arg):
     try:
         lock.acquire(shared=shared, timeout=timeout)
         lock.release()
-    except Exception as wrong:
+    except PosthouseError as wrong:
         error = f"{type(wrong).__name__}: {wrong}"
     say(at_once=at_once, error=error)
 

@@ -7,13 +7,14 @@ import time
 from shmem_jobs import name_of, say
 
 from posthouse import shmem, worker
+from posthouse.errors import PosthouseError
 from posthouse.shmem import Queue
 
 SIZE = 4096
 
 
 def _region(size=256):
-    segment, found = shmem.named("queue", SIZE, lambda s: Queue.create(s.region(0, size)))
+    segment, _ = shmem.named("queue", SIZE, lambda s: Queue.create(s.region(0, size)))
     return segment.region(0, size)
 
 
@@ -79,7 +80,7 @@ def receive_all(arg):
     while not error:
         try:
             got.append(len(receiver.receive(timeout=30)))
-        except Exception as wrong:
+        except PosthouseError as wrong:
             error = type(wrong).__name__
     say(got=got, error=error)
 
@@ -110,7 +111,7 @@ def send_until_detached(arg):
         try:
             sender.send(bytes(16), timeout=30)
             count += 1
-        except Exception as wrong:
+        except PosthouseError as wrong:
             error = type(wrong).__name__
     say(error=error)
 

@@ -3,6 +3,7 @@
 import json
 import mmap
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -276,3 +277,39 @@ def toc(_):
         results[what] = name_of(lambda: shmem.Toc.attach(0x1234, segment.region()).lookup(1))
         words[at] = kept[at]
     say(**results)
+
+
+def say_and_stay(_):
+    say(here=True)
+    stay()
+
+
+def leave(code):
+    segment, _ = shmem.init_struct("s", 64)
+    say(value=segment[0])
+    os._exit(code)
+
+
+def deaf(_):
+    """It heeds neither QUIT nor TERM."""
+    for number in (signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    shmem.init_struct("s", 64)
+    say(deaf=True)
+    worker.unblock_signals()
+    while True:
+        signal.pause()
+
+
+def scribble(epoch):
+    """Writes the epoch all over; says if it ever sees another one's."""
+    segment, _ = shmem.init_struct("all", 1 << 20)
+    worker.unblock_signals()
+    size = len(segment)
+    foreign = len(set(segment[:]) - {0, epoch})
+    segment[: size // 2] = bytes([epoch]) * (size // 2)
+    say(foreign=foreign, epoch=shmem.epoch())
+    while True:
+        segment[:] = bytes([epoch]) * size
+        if set(segment[::4096]) != {epoch}:
+            say(foreign=1)
