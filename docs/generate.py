@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cli_page
+import configuration_page
 import msgspec
 import rules as contract
 from msgspec import inspect as types
@@ -525,6 +527,16 @@ TABLES: dict[str, Callable[[Notes], str]] = {
     "diagram": diagram,
     "conformance": conformance_table,
     "rules": rules_text,
+    "cli_global": lambda _: cli_page.global_options(),
+    "cli_statuses": lambda _: cli_page.exit_statuses(),
+    "cli_verbs": lambda _: cli_page.verbs(),
+    "cli_fields": lambda _: cli_page.record_options(),
+    "config_master": lambda _: configuration_page.table("master"),
+    "config_phase": lambda _: configuration_page.table("phase"),
+    "config_agent": lambda _: configuration_page.table("agent"),
+    "config_runtime": lambda _: configuration_page.table("runtime"),
+    "config_client": lambda _: configuration_page.table("client"),
+    "config_variables": lambda _: configuration_page.variables(),
 }
 
 

@@ -78,7 +78,8 @@ def verb(function: Function) -> Function:
         assert session is not None
         session.master = master or session.master
         if context.get_parameter_source("timeout") is ParameterSource.COMMANDLINE:
-            session.connect_s = options["timeout"]
+            # 0 is "do not wait for it"; to ask at all takes a moment.
+            session.connect_s = options["timeout"] or _CONNECT_S
         return function(session, **options)
 
     return wrapped  # type: ignore[return-value]

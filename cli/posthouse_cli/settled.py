@@ -15,7 +15,7 @@ from posthouse import config, paths
 from posthouse.config import KEYS, Key, Loaded
 from posthouse.errors import ConfigError
 
-__all__ = ["KINDS", "Value", "file_of", "load", "values"]
+__all__ = ["KINDS", "Value", "file_of", "load", "spelt", "values"]
 
 KINDS: Final = ("master", "agent", "client", "up")
 _HIDDEN: Final = "(not shown)"
@@ -73,11 +73,11 @@ def _value(kind: str, key: Key, path: tuple[str, ...], loaded: Loaded[Any], sett
     dotted = ".".join((*path, key.name))
     origin = loaded.origins[dotted]
     value = getattr(settings, key.target)
-    shown = json.dumps(_HIDDEN) if key.secret and value is not None else _toml(key.target, value)
+    shown = json.dumps(_HIDDEN) if key.secret and value is not None else spelt(key.target, value)
     return Value(kind, dotted, shown, origin.kind, origin.where)
 
 
-def _toml(target: str, value: Any) -> str:
+def spelt(target: str, value: Any) -> str:
     """The value as the file spells it: durations and sizes have their units."""
     if value is None:
         return ""
@@ -86,8 +86,8 @@ def _toml(target: str, value: Any) -> str:
     if target.endswith("_bytes"):
         return f'"{value}B"'
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml("", item) for item in value) + "]"
+        return "[" + ", ".join(spelt("", item) for item in value) + "]"
     if isinstance(value, Mapping):
-        pairs = (f"{name} = {_toml('', item)}" for name, item in value.items())
+        pairs = (f"{name} = {spelt('', item)}" for name, item in value.items())
         return "{" + ", ".join(pairs) + "}"
     return json.dumps(value, ensure_ascii=False)

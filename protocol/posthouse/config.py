@@ -24,6 +24,7 @@ from posthouse.worker_tables import read_worker_tables
 
 __all__ = [
     "KEYS",
+    "OTHER_VARIABLES",
     "Key",
     "Loaded",
     "Origin",
@@ -59,7 +60,7 @@ class Loaded(Generic[Settings]):
 
 _RUNTIMES_MAX = 64
 _TABLES = {"master": ("phase", "worker"), "agent": ("runtime",), "client": ()}
-_OTHER_VARIABLES = frozenset(("POSTHOUSE_DIR", "POSTHOUSE_CONFIG"))
+OTHER_VARIABLES = frozenset(("POSTHOUSE_DIR", "POSTHOUSE_CONFIG"))
 
 
 # --- loading -----------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ class _Loader:
 
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each POSTHOUSE_ variable that is no key of any file."""
-        known = {key.environment for keys in KEYS.values() for key in keys} | _OTHER_VARIABLES
+        known = {key.environment for keys in KEYS.values() for key in keys} | OTHER_VARIABLES
         return tuple(
             f"{variable} is unknown{nearest(variable, sorted(known))}"
             for variable in sorted(self.environ)

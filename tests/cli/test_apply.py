@@ -151,3 +151,11 @@ def test_waiting_says_who_is_late(posthouse, declare, source):
     ran = posthouse("apply", "-f", file, "--wait", "--timeout", "1s", status=5)
     assert f"{source} is not-yet-started" in ran.stderr
     assert "it has not the label none-has-it" in ran.stderr
+
+
+def test_the_example_file_is_accepted_as_it_is(objects):
+    file = Path(__file__).parents[2] / "examples" / "workers.toml"
+    [plan] = objects("apply", "-f", str(file), "--dry-run")
+    assert plan["source"] == "example"
+    assert {change["name"].partition(":")[0] for change in plan["changes"]} == {"beat", "sleeper"}
+    assert {change["action"] for change in plan["changes"]} == {"create"}

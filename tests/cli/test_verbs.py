@@ -265,6 +265,15 @@ def test_wait_for_each_goal(posthouse, objects, name):
     posthouse("wait", name, "--for", "started", status=1)
 
 
+def test_wait_with_timeout_0_looks_once(posthouse, idle):
+    assert "is started on b" in posthouse("wait", idle, "--for", "started", "--timeout", "0").stdout
+    told = posthouse("wait", idle, "--timeout", "0", status=5).stderr
+    assert f"{idle} is started" in told and "not waited for gone" in told
+    posthouse("terminate", idle)
+    posthouse("wait", idle, "--for", "gone", "--timeout", "0")
+    posthouse("wait", idle, "--for", "started", "--timeout", "0", status=1)
+
+
 def test_pid_and_signal(posthouse, name):
     posthouse("run", "jobs:idle", "--name", name, "--restart-time", "1h", "--detach")
     posthouse("wait", name, "--for", "started", "--timeout", "20")

@@ -11,7 +11,7 @@ from posthouse import limits
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
-PAGES = ("protocol.md", "errors.md", "conformance.md")
+PAGES = ("protocol.md", "errors.md", "conformance.md", "cli.md", "configuration.md")
 
 
 def page(name: str) -> str:

@@ -35,6 +35,7 @@ from posthouse_cli.context import (
 
 __all__ = ["hold", "release", "restart", "shutdown", "signal", "terminate", "wait"]
 
+_LOOK_S = 3.0
 _GOALS: dict[str, tuple[Callable[..., Status], Callable[[Status], bool]]] = {
     "started": (Handle.wait_for_startup, lambda s: s.state is WorkerState.STARTED),
     "ready": (Handle.wait_for_ready, lambda s: s.state is WorkerState.STARTED and s.ready),
@@ -62,11 +63,12 @@ _HOSTS_SHOWN = 10
 def wait(session: Session, worker: str, goal: str, as_json: bool, timeout: float | None) -> int:
     """Wait until something is true of a worker; prints what is.
 
-    Exit status 0 if it came true, 1 if it no longer can, 4 if the master died, 5 if timed out.
+    --timeout 0 looks once. Exit status 0 if it came true, 1 if it no longer can, 4 if the master
+    died, 5 if timed out.
     """
     handle = worker_handle(session, worker)
     waiting, reached = _GOALS[goal]
-    status = waiting(handle, timeout=timeout)
+    status = _look(handle, goal) if timeout == 0 else waiting(handle, timeout=timeout)
     if status.state is WorkerState.POSTMASTER_DIED:
         raise Unreachable(f"{handle.name}: {status.reason}")
     if as_json:
@@ -74,6 +76,14 @@ def wait(session: Session, worker: str, goal: str, as_json: bool, timeout: float
     else:
         session.out.line(_sentence(status))
     return 0 if reached(status) else 1
+
+
+def _look(handle: Handle, goal: str) -> Status:
+    """What it is now, if nothing is to be waited for. Raises TimedOut if more may come."""
+    status = handle.status(timeout=_LOOK_S)
+    if not _GOALS[goal][1](status) and not status.final:
+        raise TimedOut(f"{_sentence(status)}; not waited for {goal}", status=status)
+    return status
 
 
 def _sentence(status: Status) -> str:

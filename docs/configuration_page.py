@@ -1,0 +1,102 @@
+"""The tables of docs/reference/configuration.md, from the keys that the code reads.
+
+Owns: a row for each key. Must not know: how files are read. Used by docs/generate.py. Invariant:
+what a value must be is the very rule that refuses a wrong one, and no key is without a note.
+"""
+
+import tomllib
+from pathlib import Path
+
+from posthouse import config
+from posthouse.config import KEYS, Key
+from posthouse.config_keys import Rule
+from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
+from posthouse_cli import settled
+
+__all__ = ["table", "variables"]
+
+_NOTES = Path(__file__).resolve().parent / "reference" / "configuration.toml"
+_RECORDS = {
+    "master": MasterSettings,
+    "phase": MasterSettings,
+    "agent": AgentSettings,
+    "client": ClientSettings,
+    "runtime": RuntimeSettings,
+}
+
+
+_WRONG = (object(), "\x01", ["\x01"], "0us", "0.5B")
+
+
+def _must_be(key: Key) -> str:
+    """The rules, in the words of the refusals of values that break one after the other."""
+    found: list[str] = []
+    for value in _WRONG:
+        try:
+            key.read(value, False)
+        except Rule as rule:
+            found.append(str(rule))
+    assert found, f"{key.name} may be anything"
+    told = [one for one in dict.fromkeys(found) if not _said_better(one, found)]
+    return ", ".join(told)
+
+
+def _said_better(rule: str, rules: list[str]) -> bool:
+    """Whether another of the rules says the same and more."""
+    general = rule == "text" or rule.endswith("entry text")
+    return (
+        any(other != rule and (general or other.startswith(f"{rule},")) for other in rules)
+        or rule == "must be a whole number of bytes"
+    )
+
+
+def _default(kind: str, key: Key, notes: dict[str, str]) -> str:
+    """The default of the settings record; the notes tell those that follow from the machine."""
+    found = _RECORDS[kind].__dataclass_fields__[key.target]
+    told = notes.get(f"{key.name}.default")
+    if told is not None:
+        return told
+    factory, value = found.default_factory, found.default
+    value = factory() if callable(factory) else value
+    text = settled.spelt(key.target, value)
+    return f"`{text}`" if text else "none"
+
+
+def _variable(kind: str, key: Key) -> str:
+    if kind == "phase":
+        return f"POSTHOUSE_PHASE__{key.name.upper()}"
+    if kind == "runtime":
+        return f"POSTHOUSE_RUNTIME__NAME__{key.name.upper()}"
+    return key.environment
+
+
+def table(kind: str) -> str:
+    """A row for each key of a kind. Raises AssertionError where notes and keys differ."""
+    notes: dict[str, str] = tomllib.loads(_NOTES.read_text())[kind]
+    names = {key.name for key in KEYS[kind]}
+    noted = {name.removesuffix(".default") for name in notes}
+    assert names == noted, f"configuration.toml, [{kind}]: {sorted(names ^ noted)}"
+    lines = ["| key | must be | default | variable | |", "| --- | --- | --- | --- | --- |"]
+    for key in KEYS[kind]:
+        cells = (
+            f"`{key.name}`",
+            _must_be(key),
+            _default(kind, key, notes),
+            f"`{_variable(kind, key)}`",
+            notes[key.name],
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def variables() -> str:
+    """The variables that are no key of a file."""
+    rows = [
+        ("POSTHOUSE_DIR", "folder of this user's sockets, and of `posthouse up`"),
+        ("POSTHOUSE_CONFIG", "the file to read in the place of the usual one"),
+        ("NO_COLOR", "no colours, whatever its value"),
+        ("FORCE_COLOR", "colours also in a pipe"),
+    ]
+    assert {name for name, _ in rows} >= config.OTHER_VARIABLES
+    lines = ["| variable | |", "| --- | --- |", *(f"| `{name}` | {text} |" for name, text in rows)]
+    return "\n".join(lines)
