@@ -9,9 +9,9 @@ import os
 import pwd
 import secrets
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import posthouse
 from posthouse.errors import InternalError
 from posthouse.ids import Instant
 from posthouse_agent.effects import HostFacts
@@ -29,7 +29,7 @@ def host_facts() -> HostFacts:
         machine_id=_machine_id(),
         instance=secrets.token_hex(16),
         user=_user_name(),
-        version=_version(),
+        version=posthouse.__version__,
     )
 
 
@@ -61,10 +61,3 @@ def _user_name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _version() -> str:
-    try:
-        return version("posthouse")
-    except PackageNotFoundError:
-        return ""

@@ -10,10 +10,12 @@ import time
 from functools import partial
 from typing import Any, Final
 
-import structlog
-
 from posthouse import limits
+from posthouse.without import without
 from posthouse_agent.chores import Chores
+
+with without("rich"):  # for tracebacks in colour, which no daemon prints: 10 MB
+    import structlog
 
 __all__ = ["Talk"]
 
@@ -54,8 +56,7 @@ class Talk:
             structlog.PrintLogger(sys.stderr),
             processors=[render],
             wrapper_class=structlog.BoundLoggerBase,
-            **fields,
-        )
+        ).bind(**fields)  # once; else at each line
         self._writer = Chores("log", limits.log_lines_queued_max)
         self._told_lost = 0
 

@@ -17,13 +17,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import structlog
 import zmq
 
+import posthouse
 from posthouse import limits, loopback, systemd
 from posthouse.errors import ConfigError, PosthouseError, StoreError
 from posthouse.ids import Instant
@@ -31,6 +30,7 @@ from posthouse.keys import ServerKeys, load_principals, server_keys
 from posthouse.settings import MasterSettings
 from posthouse.states import Phase
 from posthouse.transport import Context, Listener, new_context, open_router
+from posthouse.without import without
 from posthouse.zap import Gate
 from posthouse_master.core import MasterCore, MasterPolicy
 from posthouse_master.effects import (
@@ -56,6 +56,9 @@ from posthouse_master.preload import preload
 from posthouse_master.store.base import Op, RegistryRefused, Store, StoreFull
 from posthouse_master.store.sqlite import SqliteStore
 from posthouse_master.web.meter import Meter
+
+with without("rich"):  # for tracebacks in colour, which no daemon prints: 10 MB
+    import structlog
 
 if TYPE_CHECKING:
     from posthouse_master.web.server import Window
@@ -181,7 +184,7 @@ def _window(settings: MasterSettings, meter: Meter, opened: ExitStack) -> "Windo
     from posthouse_master.web.server import Server, Window
 
     listening = loopback.bind(settings.http)
-    window = Window(_version())
+    window = Window(posthouse.__version__)
     opened.callback(window.close)
     opened.callback(Server(listening, window, meter).close)
     return window
@@ -212,7 +215,7 @@ def _begin(settings: MasterSettings, store: Store, source: PhaseSource | None) -
     policy = MasterPolicy(
         max_worker_processes=settings.max_worker_processes,
         max_worker_processes_per_host=settings.max_worker_processes_per_host,
-        version=_version(),
+        version=posthouse.__version__,
         phase=source.first.phase if source is not None else Phase.RUNNING,
         phase_detail=source.first.detail if source is not None else "",
     )
@@ -454,13 +457,6 @@ def _title(text: str) -> None:
     setproctitle.setproctitle(text)
 
 
-def _version() -> str:
-    try:
-        return version("posthouse")
-    except PackageNotFoundError:
-        return ""
-
-
 def _logger(log_format: str) -> Any:
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer = (
@@ -476,4 +472,4 @@ def _logger(log_format: str) -> Any:
             renderer,
         ],
         wrapper_class=structlog.BoundLogger,
-    )
+    ).bind()  # once; else at each line

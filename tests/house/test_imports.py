@@ -141,6 +141,18 @@ def test_import_posthouse_loads_no_third_party() -> None:
     assert threads == 1
 
 
+def test_an_agent_loads_nothing_for_colours() -> None:
+    """structlog loads rich where it is installed, and keeps working without."""
+    names, _ = loaded_by("import posthouse_agent.daemon")
+    assert "rich" not in tops(names)
+    assert "structlog" in tops(names)
+
+
+def test_a_connection_loads_no_asyncio() -> None:
+    names, _ = loaded_by("import posthouse.transport, posthouse.client")
+    assert not tops(names) & {"asyncio", "ssl"}
+
+
 def test_the_checks_above_can_fail() -> None:
     names, threads = loaded_by("import zmq; c = zmq.Context(); s = c.socket(zmq.DEALER)")
     assert "zmq" in third_parties(names)
