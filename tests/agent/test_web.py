@@ -84,7 +84,7 @@ def test_a_hosts_metrics_are_its_workers_processes(house: LocalCluster, port: in
             )
             for _ in range(2)
         ]
-        pids = [handle.wait_for_startup(timeout=20).pid for handle in shared]
+        pids = [handle.wait_for_ready(timeout=20).pid for handle in shared]
         status, text = _get(port, "/metrics")
         assert status == 200
         found = _samples(text)
@@ -101,7 +101,7 @@ def test_a_hosts_metrics_are_its_workers_processes(house: LocalCluster, port: in
         assert found["posthouse_host_cpus",] == psutil.cpu_count()
         assert found["posthouse_host_slots", "state=running"] == 2
         assert found["posthouse_link_up",] == 1
-        assert found["posthouse_link_sessions_total",] == 1
+        assert found["posthouse_link_sessions_total",] >= 1
         assert found["posthouse_warden_up", "kind=fenced"] == 1
         assert found["posthouse_journal_bytes", "kind=fenced"] > 0
         assert found["posthouse_daemon_pss_bytes", "process=agent"] > 0
@@ -177,7 +177,7 @@ VIEW = HostView(
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, int]]:
     """A server whose loop does not answer, and that has no patience."""
-    monkeypatch.setattr(limits, "host_web_s", 0.2)
+    monkeypatch.setattr(limits, "host_web_s", 1.0)
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     server = Server(listening, "/nowhere")
@@ -187,7 +187,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, int]]:
 
 def test_a_loop_that_hangs_is_not_alive(served: tuple[Server, int]) -> None:
     _, port = served
-    for path in ("/livez", "/readyz", "/metrics"):
+    for path in ("/livez", "/metrics"):
         status, text = _get(port, path)
         assert status == 503
         assert json.loads(text)["reasons"] == ["the agent's loop does not answer"]
@@ -200,7 +200,7 @@ def test_a_loop_that_hangs_is_not_alive(served: tuple[Server, int]) -> None:
         (b"POST /livez HTTP/1.1\r\n\r\n", b"405"),
         (b"\x16\x03\x01\r\n\r\n", b"400"),
         (b"GET /livez\r\n\r\n", b"400"),
-        (b"GET /livez HTTP/1.1\r\nX: " + b"x" * limits.host_web_request_bytes_max, b"400"),
+        (b"GET /livez HTTP/1.1\r\nX: ".ljust(limits.host_web_request_bytes_max, b"x"), b"400"),
     ],
 )
 def test_requests_that_are_not_served(
