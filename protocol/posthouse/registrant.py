@@ -113,6 +113,12 @@ class WorkerHandle:
         return now
 
 
+def named(channel: "Channel", text: str) -> WorkerHandle:
+    """See posthouse.worker.handle."""
+    found = HandleId.parse(text)
+    return WorkerHandle(channel, found, found.short)
+
+
 def register(channel: "Channel", worker: "BackgroundWorker", timeout: float) -> WorkerHandle:
     """See posthouse.worker.register."""
     answer = _ask(channel, "register", timeout, spec=worker.check().to_wire())

@@ -55,6 +55,7 @@ __all__ = [
     "before_exit",
     "block_signals",
     "entry",
+    "handle",
     "heartbeat",
     "latch",
     "on_exit",
@@ -194,6 +195,12 @@ def register(worker: BackgroundWorker, *, timeout: float = 10.0) -> WorkerHandle
     need no such signal. What it registers stays when it ends (D9).
     """
     return registrant.register(_me().channel, worker, timeout)
+
+
+def handle(text: str) -> WorkerHandle:
+    """The handle that a text names, such as another worker's `str(worker.entry().handle)` in a
+    main_arg. Raises InvalidField if it is none."""
+    return registrant.named(_me().channel, text)
 
 
 def heartbeat() -> None:
