@@ -74,8 +74,8 @@ def stop_is_acknowledged_when_the_signal_is_sent(monkeypatch: pytest.MonkeyPatch
 def exit_is_reaped_before_it_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     true = WardenCore._on_end
 
-    def on_end(self: Any, token: int, facts: Any) -> Any:
-        write, reap, *rest = true(self, token, facts)
+    def on_end(self: Any, *given: Any) -> Any:
+        write, reap, *rest = true(self, *given)
         return [reap, write, *rest]
 
     monkeypatch.setattr(WardenCore, "_on_end", on_end)
