@@ -8,6 +8,7 @@ A `Listener` is a bound ROUTER; a `Line` is a DEALER that is replaced by a fresh
 redial. Both move single frames: one ZeroMQ part after the ROUTER's routing id.
 """
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -283,6 +284,7 @@ def open_router(
     folder: os.stat_result | None = None
     if address.path:
         folder = _check_listen_folder(address.folder)
+        _check_path(address.path)
         lock = _take_path(address)
     socket = context.socket(zmq.ROUTER)
     try:
@@ -302,6 +304,15 @@ def open_router(
             os.close(lock)
         raise ConfigError(f"{endpoint}: cannot be listened on: {error}") from None
     return Listener(socket, keyed=keys is not None, lock=lock)
+
+
+def _check_path(path: str) -> None:
+    """bind removes whatever is there: only a socket may go. Raises ConfigError."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ConfigError(
+                f"{path} is there and is no socket", hint="move it away, or listen elsewhere"
+            )
 
 
 def _take_path(address: Endpoint) -> int:
