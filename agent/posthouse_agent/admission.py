@@ -14,6 +14,7 @@ from posthouse.errors import ConfigError, InvalidField
 from posthouse.messages import Start
 from posthouse.settings import AgentSettings, RuntimeSettings
 from posthouse.spec import BackgroundWorker
+from posthouse.states import DATABASE_CONNECTION
 from posthouse_agent.orders import StartWorker
 
 __all__ = [
@@ -172,4 +173,16 @@ def _order(start: Start, settings: AgentSettings, runtime: RuntimeSettings) -> S
         path=list(runtime.path),
         env=dict(runtime.env),
         preload=list(runtime.preload),
+        databases=_databases(start, settings),
     )
+
+
+def _databases(start: Start, settings: AgentSettings) -> dict[str, str]:
+    """What this worker may connect to; of one without the flag, nothing."""
+    if not int(start.spec.get("flags", 0)) & DATABASE_CONNECTION:
+        return {}
+    found = {database.name: database.url for database in settings.databases}
+    main = [database.name for database in settings.databases if database.maintenance]
+    if not main and len(found) == 1:
+        main = list(found)
+    return found | ({"": main[0]} if main else {})

@@ -240,6 +240,7 @@ def _interpreter(order: StartWorker, given: Inheritance) -> None:
         given.latch_fd,
         given.last_words_fd,
         given.memory_fd,
+        databases=lambda: order.databases,
     )
 
 

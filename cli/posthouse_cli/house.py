@@ -11,6 +11,7 @@ processes that an `up` of this folder started, which they prove by a descriptor 
 
 import contextlib
 import fcntl
+import json
 import os
 import selectors
 import signal
@@ -26,6 +27,7 @@ import click
 import posthouse
 from posthouse import config, limits, paths
 from posthouse.errors import PosthouseError, RefusedError, TimedOut
+from posthouse.settings import DatabaseSettings
 from posthouse_cli.layout import Layout
 from posthouse_testing import sweep
 from posthouse_testing.cluster import command
@@ -61,6 +63,7 @@ class Declared:
     file: str
     preload_path: tuple[str, ...] = ()
     preload_s: float = 0.0
+    databases: tuple[DatabaseSettings, ...] = ()
 
 
 class _Stop(Exception):
@@ -93,6 +96,11 @@ class House:
         folders = [os.path.abspath(folder) for folder in path]  # noqa: PTH100
         declared = declared or Declared(str(self._config))
         self._ready_s = _READY_S + declared.preload_s
+        self._databases = [
+            f"[databases.{json.dumps(database.name)}]\nurl = {json.dumps(database.url)}\n"
+            f"maintenance = {json.dumps(database.maintenance)}"
+            for database in declared.databases
+        ]
         # Not --dir: with two folders (sockets here, registry there) each place is named.
         flags = [*self._master_flags(), "--log-format=console", f"--config={declared.file}"]
         flags += [f"--preload-path={folder}" for folder in (*folders, *declared.preload_path)]
@@ -106,7 +114,7 @@ class House:
         """Start, say `ready` when every host is up, and go on until a signal comes."""
         for folder in {self.layout.run, self.layout.state}:
             paths.private_dir(folder)
-        self._config.write_text("# `posthouse up` says everything by flags.\n")
+        self._write_config()
         for host in self.hosts:  # before folders are named after them
             config.load_agent(str(self._config), flags={"host": host}, environ={})
         with self._only_one():
@@ -118,6 +126,13 @@ class House:
                     return self._run(ready)
                 finally:
                     self._end()
+
+    def _write_config(self) -> None:
+        """What hosts are told by no flag, because the URLs of databases may hold passwords."""
+        lines = ["# `posthouse up` says everything else by flags.", *self._databases]
+        self._config.unlink(missing_ok=True)
+        self._config.touch(mode=0o600)
+        self._config.write_text("\n".join(lines) + "\n")
 
     @contextlib.contextmanager
     def _woken_by_signals(self) -> Iterator[int]:

@@ -64,6 +64,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "config": ("config", "Cluster"),
     "keygen": ("keygen", "Cluster"),
     "doctor": ("doctor", "Cluster"),
+    "fence-sql": ("fence_sql", "Cluster"),
     "conformance": ("conformance", "Cluster"),
     "completion": ("completion", "Cluster"),
     "version": ("version", "Cluster"),
@@ -98,7 +99,7 @@ class _Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"posthouse_cli.commands.{VERBS[cmd_name][0]}")
-        command = getattr(module, cmd_name)
+        command = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 

@@ -66,6 +66,9 @@ def values(kind: str, loaded: Loaded[Any]) -> list[Value]:
     for runtime in getattr(loaded.settings, "runtimes", ()):
         path = ("runtime", runtime.name)
         found += [_value(kind, key, path, loaded, runtime) for key in KEYS["runtime"]]
+    for database in getattr(loaded.settings, "databases", ()):
+        path = ("databases", database.name)
+        found += [_value(kind, key, path, loaded, database) for key in KEYS["databases"]]
     return found
 
 

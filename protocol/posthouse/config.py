@@ -15,11 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from posthouse import paths
+from posthouse import limits, paths
 from posthouse.config_keys import KEYS, Key, Rule, host_name, parse_duration, parse_size
 from posthouse.errors import ConfigError
-from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
-from posthouse.toml_file import nearest, read_toml, refusal
+from posthouse.settings import (
+    AgentSettings,
+    ClientSettings,
+    DatabaseSettings,
+    MasterSettings,
+    RuntimeSettings,
+)
+from posthouse.toml_file import TomlFile, nearest, read_toml, refusal
 from posthouse.worker_tables import read_worker_tables
 
 __all__ = [
@@ -30,6 +36,7 @@ __all__ = [
     "Origin",
     "load_agent",
     "load_client",
+    "load_databases",
     "load_master",
     "parse_duration",
     "parse_size",
@@ -59,7 +66,11 @@ class Loaded(Generic[Settings]):
 
 
 _RUNTIMES_MAX = 64
-_TABLES = {"master": ("phase", "worker"), "agent": ("runtime",), "client": ()}
+_TABLES = {
+    "master": ("phase", "worker", "databases"),
+    "agent": ("runtime", "databases"),
+    "client": (),
+}
 OTHER_VARIABLES = frozenset(("POSTHOUSE_DIR", "POSTHOUSE_CONFIG"))
 
 
@@ -113,6 +124,10 @@ class _Loader:
             self._refuse_unknown(("runtime", name), table, [k.name for k in keys], ())
             found.append(RuntimeSettings(name=name, **self._table(keys, ("runtime", name), table)))
         return tuple(found)
+
+    def databases(self) -> tuple[DatabaseSettings, ...]:
+        """Of the file alone: their URLs hold passwords, and workers inherit the environment."""
+        return _read_databases(self.file, self.origins)
 
     def phase(self) -> dict[str, Any]:
         """The attributes that [phase] gives values."""
@@ -193,6 +208,72 @@ class _Loader:
         return refusal(self.file.where(*key) or "environment", ".".join(key), value, rule)
 
 
+def _read_databases(
+    file: TomlFile, origins: dict[str, Origin] | None = None
+) -> tuple[DatabaseSettings, ...]:
+    """The tables [databases.NAME] of a file. Raises ConfigError, which shows no URL."""
+    tables = file.values.get("databases", {})
+    if not isinstance(tables, dict) or len(tables) > limits.databases_max:
+        rule = f"at most {limits.databases_max} tables [databases.NAME]"
+        raise refusal(file.where("databases"), "databases", _Hidden(), rule)
+    found = []
+    for name, table in tables.items():
+        dotted = f"databases.{name}"
+        where = file.where("databases", name)
+        try:
+            host_name(name, False)
+        except Rule as broken:
+            raise refusal(where, dotted, name, str(broken)) from None
+        if not isinstance(table, dict):
+            raise refusal(where, dotted, _Hidden(), f"a table [{dotted}] with a url")
+        found.append(_database(file, name, table, {} if origins is None else origins))
+    main = [database.name for database in found if database.maintenance]
+    if len(main) > 1:
+        raise ConfigError(
+            f"{file.where('databases', main[1])}: databases.{main[1]} is the maintenance database, "
+            f"and so is databases.{main[0]}: there is one at most",
+            field=f"databases.{main[1]}.maintenance",
+        )
+    size = sum(len(database.name.encode()) + len(database.url.encode()) + 16 for database in found)
+    if size > limits.databases_bytes_max:
+        rule = f"names and URLs of at most {limits.databases_bytes_max} bytes"
+        raise refusal(file.where("databases"), "databases", _Hidden(), rule)
+    return tuple(found)
+
+
+def _database(
+    file: TomlFile, name: str, table: Mapping[str, Any], origins: dict[str, Origin]
+) -> DatabaseSettings:
+    known = {key.name: key for key in KEYS["databases"]}
+    values: dict[str, Any] = {}
+    origins |= {f"databases.{name}.{key}": Origin("default") for key in known}
+    for key, value in table.items():
+        dotted, where = f"databases.{name}.{key}", file.where("databases", name, key)
+        if key not in known:
+            text = f"{where}: unknown key {dotted!r}{nearest(key, list(known))}"
+            raise ConfigError(text, file=file.path, field=dotted)
+        try:
+            values[key] = known[key].read(value, False)
+        except Rule as rule:
+            shown = _Hidden() if known[key].secret else value
+            raise refusal(where, dotted, shown, str(rule)) from None
+        origins[dotted] = Origin("file", where)
+    if "url" not in values:
+        raise ConfigError(
+            f"{file.where('databases', name)}: databases.{name} has no url",
+            hint='url = "postgresql://user@host:port/dbname" or "sqlite:///absolute/path"',
+            field=f"databases.{name}.url",
+        )
+    return DatabaseSettings(name=name, **values)
+
+
+class _Hidden:
+    """Stands for a value that may hold a password."""
+
+    def __repr__(self) -> str:
+        return "(not shown)"
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -228,6 +309,7 @@ def load_agent(
     loader = _Loader("agent", file, flags, environ)
     values = loader.values()
     values["runtimes"] = loader.runtimes()
+    values["databases"] = loader.databases()
     if "host" not in values:
         values["host"] = _this_host()
     if "master" not in values:
@@ -235,6 +317,12 @@ def load_agent(
     values.setdefault("runtime_dir", str(paths.host_runtime_dir(values["host"])))
     values.setdefault("log_dir", str(paths.host_log_dir(values["host"])))
     return Loaded(AgentSettings(**values), loader.origins, loader.warnings())
+
+
+def load_databases(file: str) -> tuple[DatabaseSettings, ...]:
+    """The tables [databases.NAME] of any file: `posthouse up` hands its own on to its hosts.
+    Raises ConfigError."""
+    return _read_databases(read_toml(file))
 
 
 def load_client(

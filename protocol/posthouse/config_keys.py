@@ -173,6 +173,18 @@ def _postgresql_url(value: Any, from_text: bool) -> str:
     return text
 
 
+def _database_url(value: Any, from_text: bool) -> str:
+    text = _text(value, from_text)
+    if len(text.encode(errors="replace")) > limits.database_url_bytes_max:
+        raise Rule(f"a URL of at most {limits.database_url_bytes_max} bytes")
+    if text.startswith(("postgresql://", "postgres://")):
+        return text
+    path = text.removeprefix("sqlite://")
+    if path == text or not path.strip("/") or not path.startswith("/") or path.endswith("/"):
+        raise Rule("postgresql://user@host:port/dbname or sqlite:///absolute/path")
+    return text
+
+
 def _z85_key(value: Any, from_text: bool) -> str:
     text = _text(value, from_text)
     if not _Z85.fullmatch(text):
@@ -292,6 +304,10 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("start_wardens", _boolean),
         _log_format,
     ),
+    "databases": (
+        Key("url", _database_url, secret=True),
+        Key("maintenance", _boolean),
+    ),
     "client": (
         Key("master", _endpoint),
         Key("key_file", _file),
@@ -306,4 +322,5 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("preload", _list_of(_module, 256)),
     ),
 }
-"""The keys of each file, of the master's [phase], and of a [runtime.NAME] table of the agent's."""
+"""The keys of each file, of the master's [phase], and of the agent's tables [runtime.NAME] and
+[databases.NAME]."""

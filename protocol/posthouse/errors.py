@@ -16,6 +16,9 @@ __all__ = [
     "BadFrame",
     "ConfigError",
     "CursorTooOld",
+    "DatabaseError",
+    "DatabaseLost",
+    "FencedOff",
     "InternalError",
     "InvalidField",
     "NoFreeSlot",
@@ -175,6 +178,26 @@ class TimedOut(PosthouseError):
 
     code = "timed_out"
     exit_status = 5
+
+
+class DatabaseError(PosthouseError):
+    """The database of a worker refused a connection or a statement. `detail["sqlstate"]`: its own
+    code (with SQLite the name of its error, as "SQLITE_BUSY"); the driver's error is the cause."""
+
+    code = "database"
+
+
+class DatabaseLost(DatabaseError):
+    """The connection to the database is over, and so is its use: a worker has but one. What was
+    not committed is undone; let the worker end, and its restart makes a new one."""
+
+    code = "database_lost"
+
+
+class FencedOff(DatabaseError):
+    """A later start has been in the database already: this worker is out of date."""
+
+    code = "fenced_off"
 
 
 class StoreError(PosthouseError):

@@ -133,6 +133,15 @@ runtimes_max: Final = 64  # runtimes of one host
 runtime_bytes_max: Final = (
     65_536  # path, env and preload of one: with the largest START still one order
 )
+databases_max: Final = 32  # [databases.NAME] of one host: their names and URLs travel with a START
+database_url_bytes_max: Final = 1_024  # as a path
+databases_bytes_max: Final = 16_384  # all of them: with the largest START still one order
+database_connect_s: Final = 10.0  # for a server to answer a connection; psycopg's own is no end
+database_silence_s: Final = 30.0  # of a server that is cut off; then the connection counts as lost
+database_busy_s: Final = 5.0  # that SQLite waits for the lock of another process's transaction
+database_cancel_s: Final = 2.0  # for a server to take the request to cancel a statement
+notifications_kept_max: Final = 4_096  # that a worker has not taken; older ones go: they are hints
+application_name_bytes_max: Final = 63  # NAMEDATALEN - 1: PostgreSQL cuts longer ones
 runtime_files_max: Final = 4_096  # loaded files that are looked at before a start: 1.5 us each
 zygote_load_s: Final = 300.0  # for what a runtime preloads; torch on a busy machine takes a minute
 zygote_wait_s: Final = 20.0  # a start waits so long for its runtime, then it is one that failed

@@ -13,7 +13,13 @@ from posthouse import limits
 if TYPE_CHECKING:
     from posthouse.worker_tables import BadWorker, DeclaredWorker
 
-__all__ = ["AgentSettings", "ClientSettings", "MasterSettings", "RuntimeSettings"]
+__all__ = [
+    "AgentSettings",
+    "ClientSettings",
+    "DatabaseSettings",
+    "MasterSettings",
+    "RuntimeSettings",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,15 @@ class RuntimeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSettings:
+    """One `[databases.NAME]`."""
+
+    name: str
+    url: str = field(repr=False)  # may hold a password
+    maintenance: bool = False  # what a worker is connected to that names none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """`posthouse agent`."""
 
@@ -70,6 +85,8 @@ class AgentSettings:
     users: tuple[str, ...] = ()  # run_as; empty: the agent's own only
     cgroups: str = "auto"  # one for each worker: auto (where delegated to the warden) | on | off
     runtimes: tuple[RuntimeSettings, ...] = (RuntimeSettings(name="default"),)
+    # What workers with DATABASE_CONNECTION may connect to.
+    databases: "tuple[DatabaseSettings, ...]" = ()
     http: str | None = None  # address:port on loopback of /livez, /readyz and /metrics
     start_wardens: bool = True  # False: a missing warden is waited for; systemd starts it
     log_format: str = "auto"

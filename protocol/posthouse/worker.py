@@ -22,7 +22,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from posthouse import limits, registrant
 from posthouse.channel import Channel
@@ -40,8 +40,14 @@ from posthouse.latch import (
 )
 from posthouse.registrant import WorkerHandle, WorkerStatus
 from posthouse.spec import BackgroundWorker
+from posthouse.states import DATABASE_CONNECTION
+
+if TYPE_CHECKING:
+    from posthouse.spi import Session
 
 __all__ = [
+    "BYPASS_ALLOWCONN",
+    "BYPASS_ROLELOGINCHECK",
     "EXIT_ON_PM_DEATH",
     "LATCH_SET",
     "POSTMASTER_DEATH",
@@ -57,6 +63,8 @@ __all__ = [
     "entry",
     "handle",
     "heartbeat",
+    "initialize_connection",
+    "initialize_connection_by_oid",
     "latch",
     "on_exit",
     "ready",
@@ -66,6 +74,15 @@ __all__ = [
 
 latch: Final = Latch()
 """This worker's own latch. Anyone may set it: `handle.set_latch()` from any host."""
+
+BYPASS_ALLOWCONN: Final = 0x1
+"""The role need not have the right CONNECT (W11)."""
+
+BYPASS_ROLELOGINCHECK: Final = 0x2
+"""The role need not have the attribute LOGIN (W11)."""
+
+spi: "Session"
+"""The connection that `initialize_connection` has made. Raises UsageError before that."""
 
 # QUIT (W1) is never blocked, nor what reports a fault of this very process: a block would only
 # take away its handler. KILL and STOP cannot be. By name: a client may run where one is missing.
@@ -131,7 +148,9 @@ class _Process:
     channel: Channel
     beat_fd: int
     memory_fd: int = -1
+    databases: Callable[[], dict[str, str]] = dict
     entry: Entry | None = None
+    session: "Session | None" = None
     ready: bool = False
 
 
@@ -203,6 +222,66 @@ def handle(text: str) -> WorkerHandle:
     return registrant.named(_me().channel, text)
 
 
+def initialize_connection(
+    dbname: str | None, username: str | None = None, *, flags: int = 0
+) -> "Session":
+    """Connect to a database; from then on `worker.spi` is there, and is what this returns.
+    [BackgroundWorkerInitializeConnection]
+
+    `dbname` is a table [databases.NAME] of the host's agent.toml; None: the maintenance database,
+    read-only. `username`: the role to be, None for the URL's own. Once, and then there is no
+    switching. Raises UsageError (without DATABASE_CONNECTION, a second time), DatabaseError.
+    """
+    from posthouse import spi as found
+
+    me = _may_connect(flags)
+    asked = found.Asked(
+        database=dbname, role=username, flags=flags, name=entry().name, token=entry().token
+    )
+    me.session = found.connect(me.databases(), asked)
+    return me.session
+
+
+def initialize_connection_by_oid(dboid: int, useroid: int = 0, *, flags: int = 0) -> "Session":
+    """As `initialize_connection`, with oids of the maintenance database's server; 0 is none.
+    [BackgroundWorkerInitializeConnectionByOid]"""
+    from posthouse import spi as found
+
+    me = _may_connect(flags)
+    asked = found.Asked(
+        database=dboid, role=useroid, flags=flags, name=entry().name, token=entry().token
+    )
+    me.session = found.connect(me.databases(), asked)
+    return me.session
+
+
+def _may_connect(flags: int) -> _Process:
+    me = _me()
+    if not entry().spec.flags & DATABASE_CONNECTION:
+        raise UsageError(
+            "database connection requirement not indicated during registration",
+            hint="flags=SHMEM_ACCESS | DATABASE_CONNECTION",
+        )
+    if me.session is not None:
+        raise UsageError(
+            f"this worker is connected to {me.session.database!r}: it is not possible to switch "
+            "databases"
+        )
+    if flags & ~(BYPASS_ALLOWCONN | BYPASS_ROLELOGINCHECK):
+        raise UsageError(
+            f"flags is {flags}: must be of BYPASS_ALLOWCONN (1) and BYPASS_ROLELOGINCHECK (2)"
+        )
+    return me
+
+
+def __getattr__(name: str) -> Any:
+    if name != "spi":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if (session := _me().session) is None:
+        raise UsageError("no database is connected", hint="worker.initialize_connection(...) first")
+    return session
+
+
 def heartbeat() -> None:
     """Say that this worker gets on with its work, where its registration has a `watchdog_s`.
 
@@ -267,14 +346,16 @@ def begin(
     latch_fd: int,
     beat_fd: int,
     memory_fd: int = -1,
+    databases: Callable[[], dict[str, str]] = dict,
 ) -> None:
     """Make this process a worker. Called once, by the code that forked it. `beat_fd`: the memory
-    file that the warden looks into, behind the place of the traceback."""
+    file that the warden looks into, behind the place of the traceback. `databases`: URLs by name,
+    and under "" the name of the maintenance database."""
     global _process  # noqa: PLW0603 - the process's own identity; there is one
     channel = Channel(channel_fd)
     channel.on_notice = _on_notice
     latch.own(latch_fd, channel)
-    _process = _Process(make_entry, os.getpid(), channel, beat_fd, memory_fd)
+    _process = _Process(make_entry, os.getpid(), channel, beat_fd, memory_fd, databases)
 
 
 def _on_notice(message: dict[str, Any]) -> None:

@@ -171,6 +171,24 @@ def pair(binaries: Path, _template: tuple[Path, Path]) -> Iterator[tuple[Server,
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def served(binaries: Path, _template: tuple[Path, Path]) -> Iterator[Server]:
+    """A primary that runs, for all tests of a module."""
+    folder = _folder()
+    server = Server(binaries, folder, 5432)
+    _copy(_template[0], server.data)
+    try:
+        server.start()
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not server.answers():
+            assert time.monotonic() < deadline_s, (folder / "log5432").read_text()
+            time.sleep(0.02)
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder)
+
+
 @pytest.fixture
 def primary(pair: tuple[Server, Server]) -> Server:
     return pair[0]

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from posthouse import config, limits, paths
 from posthouse.errors import ConfigError
-from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
+from posthouse.settings import (
+    AgentSettings,
+    ClientSettings,
+    DatabaseSettings,
+    MasterSettings,
+    RuntimeSettings,
+)
 from posthouse.worker_tables import BadWorker, DeclaredWorker
 
 Write = Callable[[str], str]
@@ -54,9 +60,10 @@ def refused(kind: str, file: str | None, environ: Any = None, **flags: Any) -> s
     ("kind", "record", "elsewhere"),
     [
         ("master", MasterSettings, {key.target for key in config.KEYS["phase"]} | {"workers"}),
-        ("agent", AgentSettings, {"runtimes"}),
+        ("agent", AgentSettings, {"runtimes", "databases"}),
         ("client", ClientSettings, set()),
         ("runtime", RuntimeSettings, {"name"}),
+        ("databases", DatabaseSettings, {"name"}),
     ],
 )
 def test_every_setting_has_a_key(kind: str, record: type[Any], elsewhere: set[str]) -> None:
@@ -191,6 +198,54 @@ def test_runtimes_of_a_file(write: Write) -> None:
         RuntimeSettings(name="default", preload=("acme.models",)),
         RuntimeSettings(name="gpu", python="/opt/gpu/bin/python", env={"A": "1"}),
     )
+
+
+def test_databases_of_a_file(write: Write) -> None:
+    """Of the file alone: workers inherit the environment."""
+    file = write(
+        '[databases.app]\nurl = "postgresql://me:pw@db/app"\nmaintenance = true\n'
+        '[databases.local]\nurl = "sqlite:///var/lib/app.db"\n'
+    )
+    loaded = config.load_agent(file, environ={"POSTHOUSE_DATABASES__APP__URL": "sqlite:///x"})
+    assert loaded.settings.databases == (
+        DatabaseSettings(name="app", url="postgresql://me:pw@db/app", maintenance=True),
+        DatabaseSettings(name="local", url="sqlite:///var/lib/app.db"),
+    )
+    assert "pw" not in repr(loaded.settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '[databases.app]\nurl = "mysql://me:pw@db/app"',
+            "FILE:2: databases.app.url is (not shown)",
+        ),
+        ('[databases.app]\nurl = "sqlite://app.db"', "FILE:2: databases.app.url is (not shown)"),
+        ('[databases.app]\nurl = "sqlite:///"', "FILE:2: databases.app.url is (not shown)"),
+        ("[databases.app]\nmaintenance = true", "FILE:1: databases.app has no url"),
+        ('[databases.app]\nurk = "postgresql://pw@db"', "FILE:2: unknown key 'databases.app.urk'"),
+        ('databases = "pw"', "FILE:1: databases is (not shown): must be at most 32 tables"),
+        ('[databases]\napp = "pw"', "FILE:2: databases.app is (not shown): must be a table"),
+        ('[databases."a b"]\nurl = "sqlite:///a"', "databases.a b is 'a b': must be a name"),
+        (
+            "".join(
+                f'[databases.{n}]\nurl = "sqlite:///pw"\nmaintenance = true\n' for n in ("a", "b")
+            ),
+            "FILE:4: databases.b is the maintenance database, and so is databases.a",
+        ),
+        (
+            "".join(f'[databases.d{n}]\nurl = "sqlite:///{"x" * 900}"\n' for n in range(20)),
+            "must be names and URLs of at most 16384 bytes",
+        ),
+    ],
+)
+def test_databases_are_refused_without_showing_what_they_hold(
+    write: Write, text: str, said: str
+) -> None:
+    told = refused("agent", write(text))
+    assert said in told
+    assert "pw" not in told
 
 
 # --- refusals ---

@@ -42,8 +42,8 @@ _OWN: Final = (
     "--config",
     "file",
     metavar="FILE",
-    help="TOML with [[worker]] tables and preload_libraries. Default: ./posthouse.toml, if there "
-    "is one.",
+    help="TOML with [[worker]] and [databases.NAME] tables and preload_libraries. "
+    "Default: ./posthouse.toml, if there is one.",
 )
 @click.pass_obj
 def up(
@@ -77,6 +77,7 @@ def up(
             os.path.abspath(file or _FILE),  # noqa: PTH100
             settings.preload_path,
             settings.preload_timeout_s if settings.preload_libraries else 0.0,
+            config.load_databases(file or _FILE),
         )
 
     def say(text: str) -> None:
