@@ -1,0 +1,29 @@
+"""Every command and every file on the pages of docs is tried."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.timeout(150)
+def test_two_machines(namespaces: dict[str, str], player: Callable[..., Any]) -> None:
+    played = player(namespaces)
+    played.page((DOCS / "how-to" / "two-machines.md").read_text())
+    assert (played.folder / "a" / "master-main.key").stat().st_mode & 0o077 == 0
+    said = [json.loads(line) for line in (played.folder / "b.log").read_text().splitlines()]
+    opened = [line["epoch"] for line in said if line["event"] == "session.opened"]
+    assert opened == [1, 3], "not while its key was taken back"
+    assert [line["event"] for line in said].count("worker.started") == 1
+
+
+def test_two_machines_takes_five_commands() -> None:
+    page = (DOCS / "how-to" / "two-machines.md").read_text()
+    part = page.partition("## Five commands")[2].partition("## ")[0]
+    assert len(re.findall(r"^[ab]\$ ", part, re.MULTILINE)) == 5
