@@ -29,6 +29,8 @@ START, STOP, SIGNAL, SET_LATCH, READ_LOG = range(20, 25)
 REGISTER, TERMINATE, SIGNAL_WORKER, LATCH_WORKER, SHUTDOWN = range(30, 35)
 GET_STATUS, LIST_WORKERS, LIST_HOSTS, EXPLAIN, READ_OUTPUT = range(40, 45)
 SUBSCRIBE, CREDIT, UNSUBSCRIBE = range(45, 48)
+HOLD, RELEASE, RESTART = range(35, 38)
+APPLY, REGISTER_GROUP, GET_STACKS = 50, 51, 54
 REGISTERED, DONE, STATUS_REPLY, WORKERS_PAGE, HOSTS_PAGE, EXPLAINED = range(60, 66)
 OUTPUT, SUBSCRIBED, FAILED, EVENTS, CURSOR_TOO_OLD = range(66, 71)
 UNSEQUENCED = {HELLO, WELCOME, REFUSED, RENEW, GRANT, ACK, UNSUPPORTED}
@@ -692,6 +694,104 @@ def test_shutdown(client: Stranger, agent: Agent, own: Master, spec: dict[str, A
     own.start()
     client.open()
     assert listed(client) == [spec["name"]]
+
+
+@pytest.mark.parametrize("gone", ["stale", "retired"])
+def test_what_is_asked_of_a_worker_that_is_gone(
+    client: Stranger, agent: Agent, spec: dict[str, Any], gone: str
+) -> None:
+    client.open()
+    ref = "0" * 32 + ":1.1"  # of another registry
+    if gone == "retired":
+        agent.join()
+        handle = client.ask(REGISTER, REGISTERED, spec=spec)["handle"]
+        ref = f"{handle['registry']}:{handle['slot']}.{handle['generation']}"
+        agent.exit(agent.start()["token"], cause="exited", code=0)
+    told = client.ask(GET_STATUS, STATUS_REPLY, ref=ref)
+    assert (told["status"]["state"], told["status"]["final"]) == ("stopped", True)
+    assert bool(told.get("spec")) == (gone == "retired")
+    assert client.ask(TERMINATE, DONE, ref=ref)["changed"] is False
+    for kind in (SIGNAL_WORKER, LATCH_WORKER, GET_STACKS):
+        more = {"signal": 1} if kind == SIGNAL_WORKER else {}
+        assert client.ask(kind, FAILED, ref=ref, **more)["code"] == "not_running"
+    for kind in (HOLD, RELEASE, RESTART):
+        assert client.ask(kind, FAILED, ref=ref)["code"] == "no_such_worker"
+    assert client.ask(EXPLAIN, EXPLAINED, ref=ref)["reason"]
+    if gone == "stale":
+        assert client.ask(READ_OUTPUT, FAILED, ref=ref)["code"] == "not_running"
+    client.ask(SUBSCRIBE, SUBSCRIBED, subscription=3, ref=ref, sequence=0, credit=64)
+    if gone == "stale":
+        assert client.next(CURSOR_TOO_OLD)["subscription"] == 3
+    else:
+        rows(client, 3, "registered", "starting", "started", "exited", "unregistered")
+
+
+def test_tokens_that_do_not_fit(client: Stranger, agent: Agent, spec: dict[str, Any]) -> None:
+    client.open()
+    agent.join()
+    client.ask(REGISTER, REGISTERED, spec=spec)
+    client.ask(SUBSCRIBE, SUBSCRIBED, subscription=4, ref=spec["name"], sequence=0, credit=64)
+    first = agent.start()["token"]
+    worker = agent.running[first]
+    agent.send(STARTED, worker={**worker, "ready": True})  # again: only `ready` is taken from it
+    rows(client, 4, "registered", "starting", "started", "ready")
+    agent.exit(first, cause="signaled", signal=9)
+    agent.start()
+    rows(client, 4, "exited", "starting", "started")
+
+    agent.send(STARTED, worker=worker)  # of a token that is not the present one
+    stop = agent.next(STOP)
+    assert (stop["token"], stop["reason"]) == (first, "unknown")
+    second = max(agent.running)
+    names = ("slot", "generation")
+    agent.send(STOP_DONE, token=second, **{n: worker[n] for n in names})  # ended unseen
+    (exited,) = rows(client, 4, "exited")
+    assert exited["exit"]["cause"] == "warden_died"
+    client.ask(LIST_HOSTS, HOSTS_PAGE)
+    assert not agent.inbox, "started while a process of it may run"
+    agent.running.clear()
+    agent.send(STOP_DONE, token=first, **{n: worker[n] for n in names})
+    third = agent.start()["token"]
+    assert third > second
+
+    # Never arrived, as far as the host knows: another token is drawn.
+    agent.exit(third, cause="signaled", signal=9)
+    order = agent.next(START)
+    agent.send(STOP_DONE, token=order["token"], **{n: order[n] for n in names})
+    assert agent.start()["token"] > order["token"]
+
+
+def test_people_read_the_rule_and_programs_the_field(
+    client: Stranger, agent: Agent, spec: dict[str, Any]
+) -> None:
+    client.open()
+    agent.join()
+    failed = client.ask(REGISTER, FAILED, spec={**spec, "notify": True})
+    assert (failed["code"], failed["detail"]["field"]) == ("refused", "notify")
+    assert failed["detail"]["value"] == "True"
+    failed = client.ask(REGISTER, FAILED, spec={**spec, "restart_time": -2.0})
+    assert (failed["code"], failed["detail"]["field"]) == ("invalid_field", "restart_time")
+
+
+def test_what_a_shutdown_refuses(
+    client: Stranger, agent: Agent, own: Master, spec: dict[str, Any]
+) -> None:
+    client.open()
+    agent.join()
+    client.ask(REGISTER, REGISTERED, spec=spec)
+    agent.start()
+    agent.settled()
+    client.send(SHUTDOWN, request=os.urandom(16), mode="smart")
+    other = {**spec, "name": "other"}
+    refused = [
+        (REGISTER, {"spec": other}),
+        (REGISTER_GROUP, {"spec": other, "replicas": 2}),
+        (APPLY, {"source": "x", "workers": [{"spec": other}], "dry_run": True}),
+    ]
+    for kind, body in refused:
+        assert client.ask(kind, FAILED, **body)["code"] == "shutting_down"
+    client.ask(GET_STATUS, STATUS_REPLY, ref=spec["name"])
+    client.ask(HOLD, DONE, ref=spec["name"])
 
 
 # --- with keys ---
