@@ -25,7 +25,8 @@ import msgspec
 import rules as contract
 from msgspec import inspect as types
 
-from posthouse import errors, limits, messages, records, states, transport
+import posthouse.shmem
+from posthouse import config_keys, errors, limits, messages, records, states, transport
 from posthouse.messages import KINDS, UNSEQUENCED, Message
 from posthouse.spec import BackgroundWorker
 from posthouse_master.registry import TRANSITIONS, Step
@@ -507,6 +508,41 @@ def rules_text(_notes: "Notes") -> str:
     return "\n".join(parts)
 
 
+def ours(dotted: str) -> None:
+    """Raises Unfit for a name that there is not, or that nobody is given."""
+    if dotted in (
+        "[[worker]]",
+        posthouse.shmem.__name__.partition(".")[2],
+        *(key.name for key in config_keys.KEYS["master"]),
+    ):
+        return
+    owner, _, rest = dotted.partition(".")
+    found: Any = getattr(posthouse, owner, None)
+    fields = {field.name for field in dataclasses.fields(BackgroundWorker)}
+    if found is BackgroundWorker and rest in fields:
+        return
+    if found is None or (rest and not hasattr(found, rest)):
+        raise Unfit(f"posthouse has no {dotted}")
+
+
+def from_postgresql(_notes: Notes) -> str:
+    """Each name with ours, and the verdicts of the rules that they are under."""
+    known = contract.rules()
+    placed = [rule for _, under in contract.NAMES.values() for rule in under.split()]
+    if sorted(placed) != sorted(known):
+        odd = set(placed) ^ set(known) or {r for r in placed if placed.count(r) > 1}
+        raise Unfit(f"rules that stand at no name, or at two: {sorted(odd)}")
+    rows = []
+    for theirs, (name, under) in contract.NAMES.items():
+        ours(name)
+        by_verdict = [
+            " ".join(rule for rule in under.split() if known[rule].verdict == verdict)
+            for verdict in ("kept", "healed", "not applicable")
+        ]
+        rows.append((f"`{theirs}`", f"`{name}`", *by_verdict))
+    return table(("PostgreSQL", "posthouse", "kept", "healed", "not applicable"), rows)
+
+
 TABLES: dict[str, Callable[[Notes], str]] = {
     "options": options_table,
     "kinds": kinds_table,
@@ -537,6 +573,7 @@ TABLES: dict[str, Callable[[Notes], str]] = {
     "config_runtime": lambda _: configuration_page.table("runtime"),
     "config_client": lambda _: configuration_page.table("client"),
     "config_variables": lambda _: configuration_page.variables(),
+    "from_postgresql": from_postgresql,
 }
 
 

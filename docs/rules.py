@@ -32,6 +32,56 @@ SECTIONS = {
     "K": "Shared memory",
 }
 
+# PostgreSQL's name, posthouse's, and the rules that both are under. Each rule stands at one name.
+NAMES: dict[str, tuple[str, str]] = {
+    "bgw_name": ("BackgroundWorker.name", "F1 F19 T10"),
+    "bgw_type": ("BackgroundWorker.type", "F2 W7"),
+    "bgw_flags": ("BackgroundWorker.flags", "F3 F4 F5 F6 F7 F8"),
+    "bgw_start_time": ("BackgroundWorker.start_time", "F9 G1 G2 G3 G5 G6 G7"),
+    "bgw_restart_time": (
+        "BackgroundWorker.restart_time",
+        "F10 F11 M5 M6 M11 M12 T1 T2 T3 T4 T5 T6 T7 T8 T9",
+    ),
+    "BGW_NEVER_RESTART": ("NEVER_RESTART", "M7"),
+    "bgw_library_name": ("BackgroundWorker.library", "F12"),
+    "bgw_function_name": ("BackgroundWorker.function", "F13"),
+    "bgw_main_arg": ("BackgroundWorker.main_arg", "F14"),
+    "bgw_extra": ("BackgroundWorker.extra", "F15"),
+    "bgw_notify_pid": ("BackgroundWorker.notify", "F16 F17 N1 N2 N3 N4"),
+    "BackgroundWorker": ("BackgroundWorker", "F18 F20"),
+    "RegisterBackgroundWorker": ("[[worker]]", "S1 S2 S3 S4 S5 S6"),
+    "RegisterDynamicBackgroundWorker": (
+        "Cluster.register",
+        "D1 D2 D4 D5 D6 D7 D8 D9 D14 D15 M1 M2",
+    ),
+    "max_worker_processes": ("max_worker_processes", "D3"),
+    "BackgroundWorkerHandle": ("Handle", "D10 D11 D13"),
+    "GetBackgroundWorkerPid": ("Handle.status", "H1 H2 H3 H4 H5 H6"),
+    "WaitForBackgroundWorkerStartup": ("Handle.wait_for_startup", "H7 H8 H10 H11"),
+    "WaitForBackgroundWorkerShutdown": ("Handle.wait_for_shutdown", "H9"),
+    "TerminateBackgroundWorker": ("Handle.terminate", "D12 M3 M4 M8 M13"),
+    "proc_exit": ("ExitFacts", "M9 M10 M14 E1 E2 E3 E4 E5 E6 E7 E8 E9"),
+    "pg_ctl stop": (
+        "Cluster.shutdown",
+        "G4 M15 M16 N5 N6 N7 N8 N9 N10 N11 N13 N14 N15",
+    ),
+    "MyBgworkerEntry": ("worker.entry", "W1"),
+    "BackgroundWorkerUnblockSignals": ("worker.unblock_signals", "W2 W3 W4 W5"),
+    "on_proc_exit": ("worker.on_exit", "W6"),
+    "pg_stat_activity": ("Cluster.workers", "W8"),
+    "WaitLatch": ("worker.latch", "L1 L3 L4 L6 L7 L8 L10"),
+    "SetLatch": ("Handle.set_latch", "L2 L9"),
+    "restart_after_crash": (
+        "BackgroundWorker.crash_domain",
+        "C1 C2 C3 C4 C5 C6 C7 C8 C9",
+    ),
+    "ShmemInitStruct, DSM, shm_toc, shm_mq, LWLock": (
+        "shmem",
+        " ".join(f"K{n}" for n in range(1, 21)),
+    ),
+    "WL_POSTMASTER_DEATH": ("worker.POSTMASTER_DEATH", "N12 L5"),
+}
+
 
 class Rule(NamedTuple):
     """One line of the table."""

@@ -34,6 +34,7 @@ _FILE = re.compile(r"# (?:(\w+): )?([\w-]+\.(?:toml|py))\n")
 _PROMPT = re.compile(r"(\w*)\$ (.*)")
 _COPY = re.compile(r"^Copy `([^`]+)` from `(\w+)` to `(\w+)`\.$", re.MULTILINE)
 _VARIES = (
+    (re.compile(r"\x1b\[[0-9;?]*[A-Za-z]"), ""),
     (re.compile(r"\d\d:\d\d:\d\d"), "TIME"),
     (re.compile(r"\b\d+(?:\.\d+)? (?:ms|s|min)\b"), "DURATION"),
     (re.compile(r"\b\d{2,7}\b"), "PID"),
@@ -96,6 +97,7 @@ class Shell:
         self.home = home
         self.log = home.parent / f"{home.name}.log"
         self._screen, inside = pty.openpty()  # tables are for terminals
+        termios.tcsetwinsize(inside, (50, 140))
         settings = termios.tcgetattr(inside)
         settings[1] &= ~termios.OPOST
         termios.tcsetattr(inside, termios.TCSANOW, settings)
@@ -158,7 +160,7 @@ class Player:
             home.mkdir(exist_ok=True)
             env = {k: v for k, v in os.environ.items() if not k.startswith(("POSTHOUSE", "XDG"))}
             env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "LANG": "C.UTF-8"}
-            env |= {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "120", "PYTHONUNBUFFERED": "1"}
+            env |= {"NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
             if not machine:
                 env["POSTHOUSE_DIR"] = str(self.folder / "run")
             prefix = ["ip", "netns", "exec", self.namespaces[machine]] if machine else []

@@ -27,3 +27,8 @@ def test_two_machines_takes_five_commands() -> None:
     page = (DOCS / "how-to" / "two-machines.md").read_text()
     part = page.partition("## Five commands")[2].partition("## ")[0]
     assert len(re.findall(r"^[ab]\$ ", part, re.MULTILINE)) == 5
+
+
+@pytest.mark.timeout(150)
+def test_the_first_worker(player: Callable[..., Any]) -> None:
+    player().page((DOCS / "tutorial" / "first-worker.md").read_text())
