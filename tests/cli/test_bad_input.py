@@ -201,8 +201,8 @@ def test_a_master_that_goes_away_in_the_middle_of_a_request_is_4_or_5(posthouse,
             thread.join()
 
 
-def test_a_wrong_key_is_told_apart_from_no_master_by_its_hint(posthouse, tmp_path):
-    """A client whose master_key is not its master's: no secret of it is shown."""
+def test_a_malformed_master_key_is_refused_by_file_line_and_rule(posthouse, tmp_path):
+    """No secret is shown. What a well-formed foreign key leads to: tests/cli/test_keys.py."""
     pair = keys.generate()
     keys.write_pair(str(tmp_path / "c.key"), pair, "client:c")
     file = tmp_path / "client.toml"
