@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from posthouse import worker
+    from posthouse import shmem, worker
     from posthouse.bulk import Group, Plan, PlannedChange, WorkerGroup
     from posthouse.client import Cluster, connect
     from posthouse.errors import (
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         BadFrame,
         ConfigError,
         CursorTooOld,
+        DatabaseError,
+        DatabaseLost,
+        FencedOff,
         InternalError,
         InvalidField,
         NoFreeSlot,
@@ -82,11 +85,14 @@ __all__ = [
     "ConfigError",
     "Cursor",
     "CursorTooOld",
+    "DatabaseError",
+    "DatabaseLost",
     "Event",
     "EventKind",
     "EventStream",
     "ExitFacts",
     "Explanation",
+    "FencedOff",
     "Flags",
     "Group",
     "Handle",
@@ -126,6 +132,7 @@ __all__ = [
     "WorkerState",
     "__version__",
     "connect",
+    "shmem",
     "worker",
 ]
 
@@ -149,8 +156,8 @@ def __getattr__(name: str) -> Any:
     """Called at the first use of each name; loads its module."""
     if name not in __all__:
         raise AttributeError(f"module 'posthouse' has no attribute {name!r}")
-    if name == "worker":
-        return import_module("posthouse.worker")
+    if name in ("shmem", "worker"):
+        return import_module(f"posthouse.{name}")
     value = getattr(import_module(f"posthouse.{_MODULE_OF.get(name, 'errors')}"), name)
     globals()[name] = value
     return value
