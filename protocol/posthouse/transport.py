@@ -54,6 +54,10 @@ class Option(NamedTuple):
     why: str
 
 
+# A whole outbox and what goes beside it unnumbered, acknowledgements among it: if a queue were full
+# before the outbox is, a peer that is merely busy would be taken for one that is gone.
+_BACKSTOP: Final = 2 * limits.outbox_messages_max
+
 _EVERYWHERE: Final = (
     Option("LINGER", 0, "a process never hangs in its exit; the goodbye is acknowledged instead"),
     Option("HEARTBEAT_IVL", 2_000, "without it a silent cut is not noticed for 15 minutes"),
@@ -70,7 +74,7 @@ _ROUTER: Final = (
     *_EVERYWHERE,
     Option("ROUTER_MANDATORY", 1, "a send that cannot be delivered fails instead of vanishing"),
     Option("ROUTER_HANDOVER", 0, "else any key could take over another peer's routing id"),
-    Option("SNDHWM", 1_000, "a backstop only: outboxes and credits are the flow control"),
+    Option("SNDHWM", _BACKSTOP, "a backstop only: outboxes and credits are the flow control"),
     Option("RCVHWM", 200, "per peer; bounds what one peer can pile up here"),
     Option("BACKLOG", 1_024, "a whole fleet returns at once after a restart"),
 )
@@ -87,7 +91,7 @@ OPTIONS: Final[dict[str, tuple[Option, ...]]] = {
     "dealer": (
         *_EVERYWHERE,
         Option("IMMEDIATE", 1, "nothing is queued for a master that may never come, or be another"),
-        Option("SNDHWM", 1_000, "a backstop only"),
+        Option("SNDHWM", _BACKSTOP, "a backstop only"),
         Option("RCVHWM", 1_000, "a backstop only"),
         Option("MAXMSGSIZE", limits.client_frame_bytes_max, "larger frames end the connection"),
         Option("RECONNECT_IVL", range(200, 1_201), "a fleet must not return in lockstep"),

@@ -504,8 +504,11 @@ def pair(
     return listener, dial(listener.endpoint)
 
 
-def raw_dealer(context: transport.Context, endpoint: str) -> zmq.Socket[bytes]:
+def raw_dealer(
+    context: transport.Context, endpoint: str, rcvhwm: int = 1_000
+) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
+    socket.rcvhwm = rcvhwm
     socket.connect(endpoint)
     return socket
 
@@ -587,7 +590,7 @@ def test_send_outcomes(
     dealer.send(b"here")
     (inbound,) = until(listener.receive)
     # The peer does not read: its queue, the socket's buffers and our own queue fill up.
-    frame = b"x" * 100_000
+    frame = b"x" * 20_000
     sent = 0
     while (outcome := listener.send(inbound.routing_id, frame)) == "sent":
         sent += 1
@@ -600,6 +603,19 @@ def test_send_outcomes(
     assert dealer.recv() == b"last"
     dealer.close(0)
     assert until(lambda: listener.send(inbound.routing_id, b"x") == "gone")
+
+
+def test_a_whole_outbox_fits_into_the_queue_of_a_peer_that_is_busy(
+    context: transport.Context, listen: Callable[..., Listener], folder: Path, until: Until
+) -> None:
+    """A program that watches 600 workers at once is answered 1,200 times before it reads."""
+    listener = listen(f"ipc://{folder}/master", keys=None)
+    dealer = raw_dealer(context, listener.endpoint, rcvhwm=1)
+    dealer.send(b"here")
+    (inbound,) = until(listener.receive)
+    count = limits.outbox_messages_max * 3 // 2
+    frame = bytes(limits.outbox_bytes_max // limits.outbox_messages_max)
+    assert [listener.send(inbound.routing_id, frame) for _ in range(count)] == ["sent"] * count
 
 
 def test_a_peer_that_sends_too_large_a_frame_is_cut_off(
