@@ -504,9 +504,7 @@ def pair(
     return listener, dial(listener.endpoint)
 
 
-def raw_dealer(
-    context: transport.Context, endpoint: str, rcvhwm: int = 1_000
-) -> zmq.Socket[bytes]:
+def raw_dealer(context: transport.Context, endpoint: str, rcvhwm: int = 1_000) -> zmq.Socket[bytes]:
     socket = context.socket(zmq.DEALER)
     socket.rcvhwm = rcvhwm
     socket.connect(endpoint)
