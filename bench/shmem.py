@@ -26,17 +26,6 @@ CASES = {
 KEYS = ("queue", "sizes", "loops", "workers", "pipelined")
 
 
-def member(_: object) -> None:
-    from posthouse import shmem, worker
-
-    shmem.init_struct("bench", 4096)
-    worker.unblock_signals()
-    worker.ready()
-    while True:
-        worker.latch.wait(worker.LATCH_SET, worker.EXIT_ON_PM_DEATH)
-        worker.latch.reset()
-
-
 def queues(cluster: Cluster, name: str, case: tuple[object, ...]) -> float:
     record = BackgroundWorker(
         name=name,
@@ -57,7 +46,7 @@ def reset(cluster: Cluster, number: int) -> float:
         cluster.register(
             BackgroundWorker(
                 name=f"m{number}.{at}",
-                main="shmem:member",
+                main="shmem_jobs:member",
                 flags=SHMEM_ACCESS,
                 crash_domain=f"bench{number}",
             )
