@@ -1,8 +1,9 @@
 """Shared memory between real workers of a real warden (K1-K9): segments, tables of contents."""
 
-import os
 import zlib
+from pathlib import Path
 
+import psutil
 import pytest
 
 from posthouse_agent.orders import Ended, StopWorker
@@ -153,11 +154,13 @@ def test_k7_w6_detach_callbacks_run_last_first_before_the_memory_goes(
 
 def test_k8_nothing_is_left_of_a_killed_warden(empty_host, eventually):
     """PostgreSQL clears what a killed postmaster left. Here the kernel has: it has no name."""
-    before = set(os.listdir("/dev/shm"))
     host = empty_host.start()
     agent = host.agent()
     made, _ = job(host, agent, "dsm_maker", 1 << 20)
-    assert set(os.listdir("/dev/shm")) <= before
+    ours = [host.pid, *(child.pid for child in psutil.Process(host.pid).children(recursive=True))]
+    mapped = [line for pid in ours for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    assert any("/memfd:posthouse-segment-" in line for line in mapped)
+    assert not any("/dev/shm/" in line for line in mapped)
     host.kill()
     host.start()
     agent = host.agent()
