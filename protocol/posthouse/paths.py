@@ -109,14 +109,15 @@ def config_file(kind: str) -> Path:
 def private_dir(path: Path | str, mode: int = 0o700) -> Path:
     """Make the folder, if it is missing, and check that it is ours alone; returns it.
 
-    `mode` is what it gets, and the most that an existing one may have. Missing parents are made
-    too. Raises ConfigError for a symbolic link, another owner, wider permissions, or if somebody
-    else could put another folder in its place.
+    `mode` is what it gets, and the most that an existing one may have. A missing parent is made as
+    private, too: it may be one of ours that is used itself later. Raises ConfigError for a symbolic
+    link, another owner, wider permissions, or if somebody else could put another folder in its
+    place.
     """
     path = _absolute("folder", path)
     made = False
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=mode)
             made = True

@@ -87,6 +87,16 @@ def test_a_socket_path_that_is_too_long_is_refused() -> None:
 # --- private_dir ---
 
 
+def test_a_missing_parent_can_be_a_private_folder_itself(tmp_path: Path) -> None:
+    """`posthouse up` makes a folder inside the one that a master's registry would be in."""
+    before = os.umask(0o022)
+    try:
+        paths.private_dir(tmp_path / "posthouse" / "up")
+    finally:
+        os.umask(before)
+    assert paths.private_dir(tmp_path / "posthouse") == tmp_path / "posthouse"
+
+
 def test_a_private_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     before = os.umask(0o277)  # whatever the umask
     try:
