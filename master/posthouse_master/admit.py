@@ -1,14 +1,13 @@
 """CORE: whether a record may be registered now.
 
-Owns: the rules that need more than the record: what this version offers, names that are taken,
-known hosts, slots. Must not know: who asks, what is done then.
+Owns: the rules that need more than the record: what is offered to whom, names that are taken, known
+hosts, slots. Must not know: who asks, what is done then.
 Invariant: it only looks; what it refuses it refuses before anything has changed.
 """
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import fields
-from typing import Any, Final
+from typing import Final
 
 from posthouse.errors import (
     AlreadyRegistered,
@@ -24,14 +23,9 @@ from posthouse_master.registry import Registration, Registry
 
 __all__ = ["Admit"]
 
-_DEFAULTS: Final = {f.name: f.default for f in fields(BackgroundWorker)}
 _RESERVED: Final = ("config", "library:")
 _HOSTS_SHOWN: Final = 32
 _HOLDERS_SHOWN: Final = 5
-
-# Fields that would be without effect in this version, and what to do instead. Refused, because a
-# field that is silently ignored is a promise that is silently broken.
-_NOT_YET: Final[dict[str, str]] = {}
 
 
 class Admit:
@@ -42,7 +36,7 @@ class Admit:
         self._fleet = fleet
 
     def offered(self, spec: BackgroundWorker, by: str = "") -> None:
-        """Raises RefusedError for a field that this version does not offer, or not to `by`."""
+        """Raises RefusedError for a field that is not offered to `by`."""
         if spec.notify and not is_worker(by):
             raise RefusedError(
                 "notify is True: only a worker that registers through its host's agent "
@@ -52,16 +46,6 @@ class Admit:
                 value="True",
                 rule="only for a registration that a worker makes",
             )
-        for name, told in _NOT_YET.items():
-            value: Any = getattr(spec, name)
-            if value != _DEFAULTS[name]:
-                raise RefusedError(
-                    f"{name} is {value!r}: not offered by this version",
-                    hint=told,
-                    field=name,
-                    value=repr(value),
-                    rule=told,
-                )
 
     def source(self, name: str) -> None:
         """Raises NotPermitted for one that only the master's own configuration has (S1)."""
