@@ -30,7 +30,7 @@ from posthouse import limits, worker
 from posthouse.ids import HandleId
 from posthouse.spec import BackgroundWorker
 from posthouse.states import DATABASE_CONNECTION
-from posthouse_agent import cgroups, identity, native, oom_score, progeny
+from posthouse_agent import cgroups, fork_hooks, identity, native, oom_score, progeny
 from posthouse_agent.start_worker import Inheritance, StartWorker
 from posthouse_agent.title import set_title
 
@@ -60,6 +60,7 @@ def prepare() -> None:
     is made whether it can seek.
     """
     progeny.install()
+    fork_hooks.take_off("threading", "logging", progeny.__name__)
     saved = [os.dup(fd) for fd in range(3)]
     null_fd = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     file_fd = os.memfd_create("posthouse-streams", os.MFD_CLOEXEC)
@@ -232,6 +233,7 @@ def _interpreter(order: StartWorker, given: Inheritance) -> None:
     """What is this worker's own; `prepare` has done the rest."""
     set_title(_asked(order, "name"))
     sys.argv = [_entry_point(order)]
+    fork_hooks.put_back()
     progeny.switch_on()
     worker.interrupts.fire = _end_now
     worker.begin(

@@ -584,3 +584,29 @@ def hang(arg):
     say(silent=True)
     while True:
         time.sleep(1)
+
+
+def fork_while_a_thread_holds_a_lock(arg):
+    """The lock of threading's tables, without which no thread can be started or counted."""
+    held, enough = threading.Event(), threading.Event()
+
+    def hold():
+        with threading._active_limbo_lock:
+            held.set()
+            enough.wait(20)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(20)
+    reads, writes = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        signal.alarm(20)
+        os.write(writes, bytes([threading.active_count()]))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    enough.set()
+    holder.join(20)
+    os.close(writes)
+    say(child=status, threads=list(os.read(reads, 1)))

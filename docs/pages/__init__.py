@@ -1,1 +1,0 @@
-"""What docs/generate.py writes: one module for each page, each with its TABLES."""
