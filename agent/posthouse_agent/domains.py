@@ -11,10 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from posthouse import limits
+from posthouse.states import SHMEM_ACCESS
 
-__all__ = ["AnswerMemory", "Domains", "DropSegment", "Give", "MakeSegment", "MemoryEffect"]
+__all__ = [
+    "AnswerMemory",
+    "Domains",
+    "DropSegment",
+    "Give",
+    "MakeSegment",
+    "MemoryEffect",
+    "crash_domain",
+]
 
 _ROLES: Final = ("sender", "receiver")
+_SHMEM: Final = int(SHMEM_ACCESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +80,7 @@ class _Segment:
 class _Domain:
     name: str
     locks: int  # the number of the memory that its locks are kept on
-    epoch: int = 1
+    epoch: int
     members: set[int] = field(default_factory=set)
     segments: dict[int, _Segment] = field(default_factory=dict)
     cause: str = ""  # of the reset that is under way
@@ -82,6 +92,14 @@ class _Domain:
 
     def by_handle(self, handle: object) -> _Segment | None:
         return next((s for s in self.segments.values() if s.handle == handle), None)
+
+
+def crash_domain(spec: dict[str, Any]) -> str:
+    """The crash domain of a worker with SHMEM_ACCESS; empty for one that has none."""
+    flags = spec.get("flags", 0)
+    if not isinstance(flags, int) or not flags & _SHMEM:
+        return ""
+    return str(spec.get("crash_domain") or "default")
 
 
 class _Refused(Exception):
@@ -97,6 +115,7 @@ class Domains:
         self._entropy = entropy
         self._domains: dict[str, _Domain] = {}
         self._next_number = 1
+        self._epoch = 1  # with which a domain begins: above that of any that was forgotten
 
     def members(self, name: str) -> frozenset[int]:
         """Who is reset with this domain."""
@@ -117,15 +136,19 @@ class Domains:
 
     # --- what workers ask ---
 
-    def asked(self, token: int, name: str, message: dict[str, Any]) -> list[MemoryEffect]:
+    def asked(
+        self, token: int, name: str, message: dict[str, Any], boot_s: float
+    ) -> list[MemoryEffect]:
         """A message of a worker's memory line; it may be anything."""
         domain = self._domains.get(name)
         effects: list[MemoryEffect] = []
         if domain is None and len(self._domains) >= limits.domains_max:
+            effects += self._forget_empty(boot_s)
+        if domain is None and len(self._domains) >= limits.domains_max:
             text = f"this host has {len(self._domains)} crash domains (limit {limits.domains_max})"
             return [_error(token, message, "too_many_segments", text)]
         if domain is None:
-            domain = self._domains[name] = _Domain(name, self._number())
+            domain = self._domains[name] = _Domain(name, self._number(), self._epoch)
             effects.append(MakeSegment(domain.locks, 0))
         if domain.cause:
             if token in domain.members:
@@ -349,6 +372,20 @@ class Domains:
             else:
                 effects += self._drop_if_left(domain, segment)
         return effects + self._resume(domain)
+
+    def _forget_empty(self, boot_s: float) -> list[MemoryEffect]:
+        """Room for others: of who has no member, no segment and no reset that still counts, nothing
+        is missed but its name."""
+        first = boot_s - limits.domain_window_s
+        effects: list[MemoryEffect] = []
+        for domain in list(self._domains.values()):
+            counts = domain.resets and domain.resets[-1] > first
+            if domain.members or domain.segments or domain.waiting or domain.cause or counts:
+                continue
+            del self._domains[domain.name]
+            self._epoch = max(self._epoch, domain.epoch + 1)
+            effects.append(DropSegment(domain.locks))
+        return effects
 
     def _begin_epoch(self, domain: _Domain) -> list[MemoryEffect]:
         """K2: everything is made anew, of zeros; no descriptor of the old is given any more."""

@@ -30,10 +30,11 @@ from posthouse_agent import (
     zygote_line,
 )
 from posthouse_agent.cgroups import Cgroups
+from posthouse_agent.domains import crash_domain
 from posthouse_agent.memory import Memory
 from posthouse_agent.memory_events import MemoryEvents
 from posthouse_agent.start_worker import StartWorker
-from posthouse_agent.warden_core import crash_domain, output_bytes
+from posthouse_agent.warden_core import output_bytes
 from posthouse_agent.zygotes import Spare
 
 __all__ = ["CannotFork", "Processes", "SpareGone", "WorkerProcess", "user_name"]

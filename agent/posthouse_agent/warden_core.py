@@ -12,9 +12,9 @@ from typing import Any
 from posthouse import limits
 from posthouse.ids import Instant
 from posthouse.signals import SIGNALS
-from posthouse.states import SHMEM_ACCESS, StopReason
+from posthouse.states import StopReason
 from posthouse_agent import orders
-from posthouse_agent.domains import Domains
+from posthouse_agent.domains import Domains, crash_domain
 from posthouse_agent.orders import (
     Confirm,
     NoteReady,
@@ -61,12 +61,11 @@ from posthouse_agent.warden_effects import (
     WriteJournal,
 )
 
-__all__ = ["WardenCore", "crash_domain", "output_bytes", "recover"]
+__all__ = ["WardenCore", "output_bytes", "recover"]
 
 _KILL = SIGNALS["KILL"]
 _ABORT = SIGNALS["ABRT"]
 _QUIT = SIGNALS["QUIT"]
-_SHMEM = int(SHMEM_ACCESS)
 
 
 @dataclass(slots=True)
@@ -186,7 +185,7 @@ class WardenCore:
             case Terminating():
                 effects = self._on_term(now)
             case MemoryAsked() | MemoryFailed():
-                effects = self._on_memory(event)
+                effects = self._on_memory(event, now)
             case Recovered():
                 effects = self._on_recovered(event, now)
         return effects + self._end_when_done()
@@ -439,14 +438,15 @@ class WardenCore:
 
     # --- shared memory ---
 
-    def _on_memory(self, event: MemoryAsked | MemoryFailed) -> list[Effect]:
+    def _on_memory(self, event: MemoryAsked | MemoryFailed, now: Instant) -> list[Effect]:
         worker = self._live.get(event.token)
         if worker is None or not worker.domain:
             return []
         if isinstance(event, MemoryFailed):
             self._domains.failed(worker.domain, event.number)
             return []
-        return [*self._domains.asked(event.token, worker.domain, event.message)]
+        name, message = worker.domain, event.message
+        return [*self._domains.asked(event.token, name, message, now.boot_s)]
 
     def _resets(
         self, w: _Worker, token: int, facts: dict[str, Any], now: Instant
@@ -462,6 +462,8 @@ class WardenCore:
             return frozenset()
         signal, code = facts.get("signal"), facts.get("code")
         how = f"ended by signal {signal}" if signal is not None else f"exited with code {code}"
+        if w.silent and not w.stop:
+            how = f"gave no heartbeat for {w.watchdog_s:g} s, {how}"
         held = " while it held a lock" if lock_held else ""
         cause = f"worker {w.name} (pid {w.pid}) {how}{held}"
         return self._domains.crashed(token, w.domain, cause, now.boot_s)
@@ -630,14 +632,6 @@ def output_bytes(spec: dict[str, Any]) -> int:
     """How much of this worker's output is kept."""
     value = spec.get("log_bytes")
     return max(value, limits.log_bytes_min) if isinstance(value, int) else limits.log_bytes_max
-
-
-def crash_domain(spec: dict[str, Any]) -> str:
-    """The crash domain of a worker with SHMEM_ACCESS; empty for one that has none."""
-    flags = spec.get("flags", 0)
-    if not isinstance(flags, int) or not flags & _SHMEM:
-        return ""
-    return str(spec.get("crash_domain") or "default")
 
 
 def _watchdog_s(spec: dict[str, Any]) -> float | None:

@@ -27,6 +27,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NoReturn, cast
 
@@ -72,6 +73,7 @@ def serve(line: socket.socket, warden_pid: int) -> NoReturn:
         _refuse(line, refused.code, str(refused))
     while (received := zygote_line.receive(line)) is not None:
         if received.message["op"] == "fork":
+            _load_late(line, received.message["preload"])
             _fork_spares(line, warden_pid, int(received.message["count"]))
     os._exit(0)
 
@@ -106,10 +108,30 @@ def _load(message: dict[str, Any]) -> None:
     importlib.util.find_spec("posthouse_no_such_module")
     _drop_handlers()
     child.prepare()
-    # A child's collection would touch, and so unshare, everything that was loaded here.
+    _keep_shared()
+    gc.disable()
+
+
+def _keep_shared() -> None:
+    """A child's collection would touch, and so unshare, everything that was loaded here."""
     gc.collect()
     gc.freeze()
-    gc.disable()
+
+
+def _load_late(line: socket.socket, names: list[str]) -> None:
+    """Modules of posthouse's own that its workers have come to need. What cannot be had here is
+    imported, and fails, in each of them."""
+    missing = [name for name in names if name not in sys.modules]
+    if not missing:
+        return
+    since_ns = time.time_ns() - _COARSE_NS
+    before = set(sys.modules)
+    for name in missing:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    _keep_shared()
+    with suppress(OSError):  # the end of the line is seen where it is read
+        _tell_files(line, since_ns, set(sys.modules) - before)
 
 
 def _preload(name: str) -> None:
@@ -142,10 +164,14 @@ def _drop_handlers() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-def _tell_ready(line: socket.socket, since_ns: int) -> None:
-    for at in range(0, len(files := _files(since_ns)), _FILES_A_PACKET):
+def _tell_files(line: socket.socket, since_ns: int, names: Iterable[str]) -> None:
+    for at in range(0, len(files := _files(since_ns, names)), _FILES_A_PACKET):
         part = files[at : at + _FILES_A_PACKET]
         zygote_line.send(line, {"op": "files", "files": part})
+
+
+def _tell_ready(line: socket.socket, since_ns: int) -> None:
+    _tell_files(line, since_ns, list(sys.modules))
     zygote_line.send(
         line,
         {
@@ -157,14 +183,14 @@ def _tell_ready(line: socket.socket, since_ns: int) -> None:
     )
 
 
-def _files(since_ns: int) -> list[list[Any]]:
-    """The loaded modules' files and what tells whether they are still the same, the interpreter's
+def _files(since_ns: int, names: Iterable[str]) -> list[list[Any]]:
+    """The files of these modules and what tells whether they are still the same, the interpreter's
     own ones left out: nobody replaces them one by one."""
     own = f"{os.path.dirname(os.__file__)}/"
     kept = f"{own}site-packages/"
     found = set()
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
+    for name in names:
+        path = getattr(sys.modules[name], "__file__", None)
         if isinstance(path, str) and (not path.startswith(own) or path.startswith(kept)):
             found.add(path)
     listed: list[list[Any]] = []

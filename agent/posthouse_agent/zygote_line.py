@@ -7,7 +7,7 @@ names the versions it speaks.
 
 One message is one SOCK_SEQPACKET packet: a JSON object with its name under "op".
 
-    warden -> zygote   load(protocol, name, path, preload, bind_now)  fork(count)
+    warden -> zygote   load(protocol, name, path, preload, bind_now)  fork(count, preload)
     zygote -> warden   files(files)*  ready(...)  |  refused(code, reason, retry)
                        failed(reason, missing)
     spare  -> warden   spare, over the zygote's socket, with its own one beside it
@@ -42,9 +42,10 @@ __all__ = [
     "send",
 ]
 
-PROTOCOL = 0
-PROTOCOL_MIN = 0
-"""The newest and the oldest version that this end speaks."""
+PROTOCOL = 1
+PROTOCOL_MIN = 1
+"""The newest and the oldest version that this end speaks. 1: `begin` has databases and a descriptor
+for shared memory, without which a worker would be told that it has none; `fork` has `preload`."""
 
 BIND_NOW = "LD_BIND_NOW"
 """The loader looks symbols up when a zygote begins, not one by one in each of its children, where

@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 import posthouse
 from posthouse import limits
 from posthouse_agent import procfs, zygote_line
+from posthouse_agent.domains import crash_domain
 from posthouse_agent.start_worker import StartWorker
 from posthouse_agent.zygote_line import PROTOCOL, PROTOCOL_MIN
 
@@ -32,6 +33,7 @@ _POSTHOUSE: Final = os.path.dirname(os.path.abspath(posthouse.__file__))
 _LOST_S: Final = 2.0  # a spare that was asked for and does not come by then was killed
 _SESSIONS_KEPT: Final = 256  # of zygotes that are gone: their last spares may still come
 _BIND_NOW: Final = zygote_line.BIND_NOW
+_SHARED_MEMORY: Final = ("posthouse.shmem",)  # 8 ms of each worker's CPU, if it has to import it
 _UNFIT: Final = ("PYTHONHOME", "PYTHONPATH")  # of one interpreter, wrong for another
 
 # What belongs to the daemons: keys, and systemd's messages to the one service it started.
@@ -113,6 +115,7 @@ class _Seat:
 
     name: str
     recipe: _Recipe | None = None  # of the last start that was wanted
+    late: tuple[str, ...] = ()  # what its workers have come to need, and a bare one does not
     zygote: _Zygote | None = None
     code: str = ""  # revision of what the spares, and those of the next fork, have loaded
     files: list[list[Any]] = field(default_factory=list)  # and what it is made of
@@ -151,6 +154,8 @@ class Zygotes:
         if seat.recipe != (recipe := _Recipe.of(order)):
             seat.recipe = recipe
             self._renew(seat, "its configuration has changed")
+        if crash_domain(order.spec):
+            seat.late = _SHARED_MEMORY
         seat.waiting.append((order, now_s + limits.zygote_wait_s))
 
     def recall(self, token: int) -> None:
@@ -246,7 +251,9 @@ class Zygotes:
             count = min(limits.spares_max - here, limits.spares_at_once_max)
             with suppress(OSError):  # it is dead: its pidfd says so next
                 zygote_line.send(
-                    zygote.line, {"op": "fork", "count": count}, flags=socket.MSG_DONTWAIT
+                    zygote.line,
+                    {"op": "fork", "count": count, "preload": list(seat.late)},
+                    flags=socket.MSG_DONTWAIT,
                 )
                 zygote.asked += count
                 zygote.asked_s = now_s

@@ -75,6 +75,8 @@ def decide(
     how = facts.describe()
     if stop is not None:
         return _asked(spec, facts, stop, by)
+    if facts.cause == "watchdog":
+        how = f"gave no heartbeat for {spec.watchdog_s} s; {how}"
     if facts.lock_held:
         how = f"{how} with a lock held"
     if facts.crash_domain:
@@ -84,7 +86,7 @@ def decide(
     if facts.cause in _UNSEEN:
         return _again(spec, "E3", f"{how}, which is no fault of its own", _FIRST)
     if facts.cause == "watchdog":
-        return _again(spec, "E3", f"gave no heartbeat for {spec.watchdog_s} s; {how}", repeat)
+        return _again(spec, "E3", how, repeat)
     if facts.cause == "daemonised":
         told = "left processes behind as a daemon would; counts as exit code 1"
         return _again(spec, "E2", told, repeat)

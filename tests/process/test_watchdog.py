@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from posthouse import BackgroundWorker, limits
+from posthouse import SHMEM_ACCESS, BackgroundWorker, limits
 from posthouse.errors import InvalidField
 from posthouse.ids import Instant
 from posthouse.records import ExitFacts
@@ -18,6 +18,7 @@ from posthouse_agent.warden_effects import (
     Heard,
     Kill,
     Listen,
+    MemoryAsked,
     Ordered,
     ProcessEnded,
     Reap,
@@ -94,6 +95,20 @@ def test_silence_is_a_crash_whatever_the_exit_says(how):
     decision = decide(spec, ExitFacts(cause="watchdog", **how), None)
     assert (decision.kind, decision.delay_s, decision.rule) == ("restart", 7.0, "E3")
     assert "gave no heartbeat for 2.0 s" in decision.reason
+
+
+def test_silence_that_resets_a_crash_domain_is_told_to_all_of_its_members():
+    bench = Bench(flags=1, crash_domain="d")
+    bench.give(MemoryAsked(1, {"op": "create", "id": 1, "size": 8}))
+    bench.at(102.0)
+    bench.give(Heard(token=1, silent_s=2.0))
+    (done, *_) = bench.give(ProcessEnded(token=1, facts={"cause": "signaled", "signal": 6}))
+    told = "worker w (pid 7) gave no heartbeat for 2 s, ended by signal 6"
+    assert done.entry.facts["domain_cause"] == told
+    spec = BackgroundWorker(name="w", main="m:f", watchdog_s=2.0, flags=SHMEM_ACCESS)
+    decision = decide(spec, ExitFacts(**done.entry.facts), None)
+    assert (decision.kind, decision.delay_s, decision.rule) == ("restart", 0.0, "C2")
+    assert decision.reason.startswith("gave no heartbeat for 2.0 s; ")
 
 
 def test_a_program_has_no_heartbeat():

@@ -18,6 +18,7 @@ import posthouse
 from posthouse import limits
 from posthouse_agent import procfs
 from posthouse_agent.orders import Confirm, Ended, Forked, ForkFailed, RenewRuntime, StopWorker
+from posthouse_agent.zygote_line import PROTOCOL, PROTOCOL_MIN
 
 
 def zygote_of(host):
@@ -332,14 +333,21 @@ def test_environment_with_a_posthouse_of_its_own(host, agent, other_python):
     assert said["posthouse"] == "9.9"
 
     line = packages / "posthouse_agent" / "zygote_line.py"
-    text = line.read_text().replace("\nPROTOCOL = 0\n", "\nPROTOCOL = 77\n")
-    line.write_text(text.replace("\nPROTOCOL_MIN = 0\n", "\nPROTOCOL_MIN = 76\n"))
-    order = host.order("elsewhere:look")
-    agent.give(order)
-    failed = agent.expect(ForkFailed, order.token)
-    assert (failed.code, failed.retry) == ("runtime_unusable", False)
-    assert "posthouse 9.9" in failed.reason
-    assert "speaks versions 76 to 77 of the zygote's protocol, this host 0 to 0" in failed.reason
+    ours = f"this host {PROTOCOL_MIN} to {PROTOCOL}"
+    for low, high in ((0, 0), (76, 77)):  # 0 would drop the databases and the shared memory
+        text = re.sub(
+            r"^PROTOCOL = .*$", f"PROTOCOL = {high}", line.read_text(), flags=re.MULTILINE
+        )
+        line.write_text(
+            re.sub(r"^PROTOCOL_MIN = .*$", f"PROTOCOL_MIN = {low}", text, flags=re.MULTILINE)
+        )
+        host.runtime_env = {"AGAIN": str(high)}
+        order = host.order("elsewhere:look", flags=1)
+        agent.give(order)
+        failed = agent.expect(ForkFailed, order.token)
+        assert (failed.code, failed.retry) == ("runtime_unusable", False)
+        assert "posthouse 9.9" in failed.reason
+        assert f"speaks versions {low} to {high} of the zygote's protocol, {ours}" in failed.reason
 
     (packages / "posthouse_agent" / "zygote.py").unlink()
     host.runtime_env = {"AGAIN": "1"}

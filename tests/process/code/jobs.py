@@ -32,6 +32,10 @@ def nothing(arg):
     pass
 
 
+def modules(name):
+    say(loaded=name in sys.modules)
+
+
 def report(arg):
     """Everything about this process that the set-up decides."""
     me = worker.entry()

@@ -1,4 +1,4 @@
-"""Workers that hold locks, for tests/process/test_locks.py."""
+"""Workers that hold locks, for tests/process/memory."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Workers at the ends of queues, for tests/process/test_queues.py."""
+"""Workers at the ends of queues, for tests/process/memory."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Workers with shared memory, for tests/process/test_shmem*.py. Each says what it found as JSON."""
+"""Workers with shared memory, for tests/process/memory. Each says what it found as JSON."""
 
 import json
 import mmap

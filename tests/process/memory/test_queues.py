@@ -1,35 +1,17 @@
 """Message queues between real workers (K10-K19)."""
 
-import zlib
-
 import pytest
 
-from posthouse_agent.orders import Ended
-
-SHMEM = 1
-
-
-@pytest.fixture(name="host")
-def _host(shared_host):
-    return shared_host
-
-
-@pytest.fixture(name="agent")
-def _agent(shared_agent):
-    return shared_agent
+JOBS = "queue_jobs"
 
 
 @pytest.fixture(name="run")
-def _run(host, agent, request):
+def _run(memory):
     def run(*jobs):
         """Begin all of them, one after another; what each said, when all have ended."""
-        domain = f"d{zlib.crc32(request.node.name.encode())}"
-        forked = [
-            host.begin(agent, f"queue_jobs:{main}", arg, flags=SHMEM, crash_domain=domain)
-            for main, arg in jobs
-        ]
-        facts = [agent.expect(Ended, one.token).facts for one in forked]
-        return [host.said(one.slot) for one in forked], facts
+        forked = [memory.begin(main, arg) for main, arg in jobs]
+        facts = [memory.ended(one).facts for one in forked]
+        return [memory.said(one) for one in forked], facts
 
     return run
 
