@@ -12,6 +12,7 @@ from posthouse_testing.conformance import (  # noqa: I001 - the order of the tab
     workers,
     events,
     hosts,
+    operations,
 )
 from posthouse_testing.conformance.kit import CASES, Case, Outcome, Target, run, select
 from posthouse_testing.conformance.wire import Keys
@@ -26,6 +27,7 @@ __all__ = [
     "events",
     "frames",
     "hosts",
+    "operations",
     "requests",
     "run",
     "select",

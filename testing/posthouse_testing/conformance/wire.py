@@ -30,24 +30,29 @@ __all__ = [
 
 HELLO, WELCOME, REFUSED, RENEW, GRANT, ACK, UNSUPPORTED, GOODBYE = range(1, 9)
 INVENTORY, STARTED, START_FAILED, READY, EXITED, STOP_DONE, LOG_CHUNK = range(10, 17)
-START, STOP, SIGNAL, SET_LATCH, READ_LOG = range(20, 25)
+HOST_TOLD, WORKER_ASKS = 18, 19
+START, STOP, SIGNAL, SET_LATCH, READ_LOG, RENEW_RUNTIMES = range(20, 26)
+DUMP_STACKS, WORKER_ANSWER, MEASURE = range(26, 29)
 REGISTER, TERMINATE, SIGNAL_WORKER, LATCH_WORKER, SHUTDOWN, HOLD, RELEASE, RESTART = range(30, 38)
+DRAIN, RELOAD_RUNTIMES = 38, 39
 GET_STATUS, LIST_WORKERS, LIST_HOSTS, EXPLAIN, READ_OUTPUT = range(40, 45)
 SUBSCRIBE, CREDIT, UNSUBSCRIBE = range(45, 48)
 APPLY, REGISTER_GROUP, DECLARE_PART = range(50, 53)
+GET_STACKS, GET_USAGE = 54, 55
 REGISTERED, DONE, STATUS_REPLY, WORKERS_PAGE, HOSTS_PAGE, EXPLAINED = range(60, 66)
 OUTPUT, SUBSCRIBED, FAILED, EVENTS, CURSOR_TOO_OLD = range(66, 71)
-APPLIED, GROUP_REGISTERED = range(72, 74)
+DRAINED, APPLIED, GROUP_REGISTERED = range(71, 74)
+STACKS, USAGE = 76, 77
 UNKNOWN: Final = 4_000_000  # a number that no version will give to a kind
 
 UNSEQUENCED: Final = frozenset({HELLO, WELCOME, REFUSED, RENEW, GRANT, ACK, UNSUPPORTED})
-FROM_MASTER: Final = frozenset({GOODBYE, *range(20, 25), *range(60, 74)}) | UNSEQUENCED
+FROM_MASTER: Final = frozenset({GOODBYE, *range(20, 29), *range(60, 78)}) | UNSEQUENCED
 # Within each of these the order is the master's; one of them may overtake another.
-ANSWERS: Final = frozenset((*range(REGISTERED, EVENTS), *range(71, 74)))
+ANSWERS: Final = frozenset((*range(REGISTERED, EVENTS), *range(71, 74), STACKS, USAGE))
 STREAMS: Final = (
     ANSWERS,
     frozenset({EVENTS, CURSOR_TOO_OLD}),
-    frozenset({START, STOP, SIGNAL, SET_LATCH, READ_LOG}),
+    frozenset(range(START, MEASURE + 1)),
     frozenset({UNSUPPORTED}),
 )
 NOBODY: Final = bytes(16)
@@ -296,7 +301,7 @@ class Peer:
         self.socket = socket
         self.session, self.epoch = welcome.body["session"], welcome.body["epoch"]
 
-    def send(self, kind: int, **body: Any) -> int:
+    def send(self, kind: int, /, **body: Any) -> int:
         """The next sequenced message; its number."""
         assert kind not in UNSEQUENCED
         self.sent += 1
