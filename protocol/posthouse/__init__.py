@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from posthouse import shmem, worker
-    from posthouse.bulk import Group, Plan, PlannedChange, WorkerGroup
+    from posthouse.bulk import Plan, PlannedChange, WorkerGroup
     from posthouse.client import Cluster, connect
     from posthouse.errors import (
         AlreadyRegistered,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         UploadLost,
         UsageError,
     )
-    from posthouse.handle import EventStream, Explanation, Handle, Output
+    from posthouse.handle import EventStream, Explanation, Group, Handle, Output
     from posthouse.ids import Cursor, HandleId
     from posthouse.messages import HostVerdict
     from posthouse.preload import StaticRegistry
@@ -137,9 +137,9 @@ __all__ = [
 ]
 
 _NAMES: Final = {
-    "bulk": "Group Plan PlannedChange WorkerGroup",
+    "bulk": "Plan PlannedChange WorkerGroup",
     "client": "Cluster connect",
-    "handle": "EventStream Explanation Handle Output",
+    "handle": "EventStream Explanation Group Handle Output",
     "ids": "Cursor HandleId",
     "messages": "HostVerdict",
     "records": "ClusterPhase Event ExitFacts HostInfo HostUsage Status WorkerInfo",

@@ -1,8 +1,8 @@
-"""Many workers at once: what apply() is given and answers, and groups.
+"""Many workers at once: what apply() is given and answers; the same for both clients.
 
-Owns: the records of a declaration and of its plan, the cutting into frames, Group. Must not know:
-sockets, what the master decides. Invariant: a declaration has its effect with the one request that
-ends it; the parts before it have none.
+Owns: the records of a declaration and of its plan, the cutting into frames. Must not know: threads,
+event loops, sockets, what the master decides. Invariant: a declaration has its effect with the one
+request that ends it; the parts before it have none.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,17 +13,16 @@ from typing import Final
 import msgspec
 
 from posthouse import limits
-from posthouse.engine import Deadline
-from posthouse.errors import UploadLost
-from posthouse.handle import Connection, Handle, new_request_id
+from posthouse.conversation import Connection, Engine, new_request_id
+from posthouse.errors import UploadLost, UsageError
 from posthouse.ids import HandleId
 from posthouse.messages import Applied, Apply, Change, Declared, DeclarePart, Done
-from posthouse.records import Status
 from posthouse.spec import BackgroundWorker
 from posthouse.states import Every
+from posthouse.switchboard import Deadline
 from posthouse.worker_tables import read_replicas
 
-__all__ = ["Group", "Plan", "PlannedChange", "WorkerGroup", "declare"]
+__all__ = ["Plan", "PlannedChange", "WorkerGroup", "declare"]
 
 _FRAME_BYTES: Final = limits.client_frame_bytes_max - 4096  # room for everything but the workers
 _UPLOADS: Final = 5  # of one declaration, if sessions keep being lost under it
@@ -75,8 +74,8 @@ class Plan:
         return bool(self.created or self.updated or self.pruned)
 
 
-def declare(
-    connection: Connection,
+async def declare(
+    connection: Connection[Engine],
     workers: Iterable[BackgroundWorker | WorkerGroup],
     *,
     source: str,
@@ -87,12 +86,13 @@ def declare(
     request_id: bytes | None,
 ) -> Plan:
     """Cluster.apply."""
+    _check(source, max_unavailable)
     deadline = connection.deadline(timeout)
     frames = list(_frames([_declared(entry) for entry in workers]))
     request = new_request_id(request_id)
     for attempt in range(_UPLOADS):
         try:
-            upload = _upload(connection, frames[:-1], deadline) if len(frames) > 1 else b""
+            upload = await _upload(connection, frames[:-1], deadline) if len(frames) > 1 else b""
             apply = Apply(
                 request=request,
                 source=source,
@@ -102,12 +102,24 @@ def declare(
                 max_unavailable=max_unavailable,
                 dry_run=dry_run,
             )
-            return _plan(apply, list(_answers(connection, apply, deadline)))
+            return _plan(apply, await _answers(connection, apply, deadline))
         except UploadLost:
             # The session ended after a part: nothing has happened, so all of it is said again.
             if attempt == _UPLOADS - 1:
                 raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def _check(source: str, max_unavailable: int) -> None:
+    if not isinstance(source, str) or not 0 < len(source) <= limits.name_bytes_max:
+        raise UsageError(
+            f"source is {source!r}: must be a text of 1 to {limits.name_bytes_max} characters"
+        )
+    if not 0 < max_unavailable <= limits.workers_per_cluster_max:
+        raise UsageError(
+            f"max_unavailable is {max_unavailable!r}: must be a number from 1 to "
+            f"{limits.workers_per_cluster_max}"
+        )
 
 
 def _declared(entry: BackgroundWorker | WorkerGroup) -> Declared:
@@ -134,24 +146,27 @@ def _frames(workers: list[Declared]) -> Iterator[list[Declared]]:
     yield piece
 
 
-def _upload(connection: Connection, parts: list[list[Declared]], deadline: Deadline) -> bytes:
+async def _upload(
+    connection: Connection[Engine], parts: list[list[Declared]], deadline: Deadline
+) -> bytes:
     upload = urandom(16)
     for number, workers in enumerate(parts):
         part = DeclarePart(request=new_request_id(), upload=upload, part=number, workers=workers)
-        connection.ask(part, Done, deadline)
+        await connection.ask(part, Done, deadline)
     return upload
 
 
-def _answers(connection: Connection, apply: Apply, deadline: Deadline) -> Iterator[Applied]:
+async def _answers(
+    connection: Connection[Engine], apply: Apply, deadline: Deadline
+) -> list[Applied]:
     """One answer; of a dry run as many as it takes to tell everything."""
+    answers = [await connection.ask(apply, Applied, deadline)]
     skip = 0
-    while True:
-        answer = connection.ask(apply, Applied, deadline)
-        yield answer
-        skip += len(answer.changes)
-        if not (apply.dry_run and answer.more and answer.changes):
-            return
+    while apply.dry_run and answers[-1].more and answers[-1].changes:
+        skip += len(answers[-1].changes)
         apply = msgspec.structs.replace(apply, request=new_request_id(), skip=skip)
+        answers.append(await connection.ask(apply, Applied, deadline))
+    return answers
 
 
 def _plan(apply: Apply, answers: list[Applied]) -> Plan:
@@ -172,47 +187,3 @@ def _plan(apply: Apply, answers: list[Applied]) -> Plan:
 def _change(change: Change) -> PlannedChange:
     handle = None if change.handle is None else change.handle.id
     return PlannedChange(change.name, change.action, handle, tuple(change.fields))
-
-
-class Group:
-    """The members of a group as they were when they were asked for. Calls go to one after another;
-    the first error ends them, and asking again does what is left."""
-
-    def __init__(self, name: str, handles: Iterable[Handle]) -> None:
-        self.name = name
-        self.handles = tuple(handles)
-
-    def __repr__(self) -> str:
-        return f"<Group {self.name}: {len(self.handles)} members>"
-
-    def __iter__(self) -> Iterator[Handle]:
-        return iter(self.handles)
-
-    def __len__(self) -> int:
-        return len(self.handles)
-
-    def wait_for_startup(self, *, timeout: float | None = None) -> list[Status]:
-        """Of each member, STARTED or STOPPED; all within `timeout` seconds. Raises TimedOut."""
-        deadline = Deadline(timeout)
-        return [handle.wait_for_startup(timeout=deadline.left_s) for handle in self.handles]
-
-    def wait_until_unregistered(self, *, timeout: float | None = None) -> list[Status]:
-        """Until none of them will run again."""
-        deadline = Deadline(timeout)
-        return [handle.wait_until_unregistered(timeout=deadline.left_s) for handle in self.handles]
-
-    def terminate(self, *, timeout: float | None = None) -> int:
-        """End and forget all of them. How many there were to end."""
-        return sum([handle.terminate(timeout=timeout) for handle in self.handles])
-
-    def hold(self, *, timeout: float | None = None) -> int:
-        """Stop all of them and keep them registered. How many were not held already."""
-        return sum([handle.hold(timeout=timeout) for handle in self.handles])
-
-    def release(self, *, timeout: float | None = None) -> int:
-        """Let all of them run again. How many were held."""
-        return sum([handle.release(timeout=timeout) for handle in self.handles])
-
-    def restart(self, *, timeout: float | None = None) -> int:
-        """Start all of them anew, at once. How many there were to start."""
-        return sum([handle.restart(timeout=timeout) for handle in self.handles])

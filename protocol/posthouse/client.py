@@ -1,8 +1,8 @@
 """connect() and Cluster: what a program may ask of a cluster, from any machine.
 
-Owns: the public calls that concern no single registration, or make one. Must not know: threads,
-sockets, sessions (engine). Invariant: a call returns what a master said, raises the error it said,
-or says that it does not know.
+Owns: the public calls that concern no single registration, or make one. Must not know: what they
+ask (calls), threads, sockets (engine). Invariant: a call returns what a master said, raises the
+error it said, or says that it does not know.
 """
 
 from collections.abc import Iterable
@@ -10,34 +10,18 @@ from types import TracebackType
 from typing import Self
 
 import posthouse
-from posthouse import limits
-from posthouse.bulk import Group, Plan, WorkerGroup, declare
+from posthouse import bulk, calls, waits
+from posthouse.bulk import Plan, WorkerGroup
+from posthouse.conversation import Connection, drive
 from posthouse.engine import Engine
-from posthouse.errors import InternalError, NoSuchWorker, UsageError
-from posthouse.handle import Connection, EventStream, Explanation, Handle, new_request_id
+from posthouse.errors import UsageError
+from posthouse.handle import EventStream, Explanation, Group, Handle
 from posthouse.ids import Cursor, HandleId
-from posthouse.messages import (
-    Done,
-    Drain,
-    Drained,
-    GetUsage,
-    GroupRegistered,
-    HostsPage,
-    ListHosts,
-    ListWorkers,
-    Register,
-    Registered,
-    RegisterGroup,
-    ReloadRuntimes,
-    Shutdown,
-    Usage,
-    WorkersPage,
-)
-from posthouse.records import ClusterPhase, HostInfo, HostUsage, Status, WorkerInfo, WorkerUse
+from posthouse.messages import Drained
+from posthouse.records import ClusterPhase, HostInfo, HostUsage, Status, WorkerInfo
 from posthouse.settings import ClientSettings
 from posthouse.spec import BackgroundWorker
-from posthouse.states import Every, ShutdownMode
-from posthouse.worker_tables import read_replicas
+from posthouse.states import ShutdownMode
 
 __all__ = ["Cluster", "connect"]
 
@@ -62,18 +46,21 @@ def connect(
         with posthouse.connect() as cluster:
             handle = cluster.register(BackgroundWorker(name="ingest", main="acme.ingest:main"))
     """
-    if settings is None:
-        from posthouse import config
-
-        settings = config.load_client(flags={"master": master}).settings
-    elif master is not None:
-        raise UsageError("connect() takes either master or settings")
-    engine = Engine(settings, version=posthouse.__version__, master_silence_s=master_silence_s)
-    engine.start(settings.timeout_s if timeout is None else timeout)
+    chosen = client_settings(master, settings)
+    engine = Engine(chosen, version=posthouse.__version__, master_silence_s=master_silence_s)
+    engine.start(chosen.timeout_s if timeout is None else timeout)
     return Cluster(Connection(engine))
 
 
-_LAST_TOKEN = 2**63 - 1  # no worker has a higher one
+def client_settings(master: str | None, settings: ClientSettings | None) -> ClientSettings:
+    """What connect() is to go by. Raises UsageError, ConfigError."""
+    if settings is None:
+        from posthouse import config
+
+        return config.load_client(flags={"master": master}).settings
+    if master is not None:
+        raise UsageError("connect() takes either master or settings")
+    return settings
 
 
 class Cluster:
@@ -82,15 +69,11 @@ class Cluster:
     the call took effect; the same call with the error's `detail["request_id"]` settles it.
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection[Engine]) -> None:
         self._connection = connection
 
     def __repr__(self) -> str:
-        engine = self._connection.engine
-        state = "closed" if engine.closed else "connected" if engine.open else "reconnecting"
-        return (
-            f"<Cluster {engine.settings.master} {self.registry[:8]} as {self.principal}: {state}>"
-        )
+        return f"<Cluster {self._connection!r}>"
 
     def __enter__(self) -> Self:
         return self
@@ -106,21 +89,21 @@ class Cluster:
     @property
     def registry(self) -> str:
         """The registry's id."""
-        return self._connection.engine.welcome.registry
+        return self._connection.engine.board.welcome.registry
 
     @property
     def principal(self) -> str:
         """Who the master takes us for."""
-        return self._connection.engine.welcome.principal
+        return self._connection.engine.board.welcome.principal
 
     @property
     def timeline(self) -> int:
         """The registry's history: one more after each restore."""
-        return self._connection.engine.welcome.timeline
+        return self._connection.engine.board.welcome.timeline
 
     @property
     def master_version(self) -> str:
-        return self._connection.engine.welcome.version
+        return self._connection.engine.board.welcome.version
 
     def close(self) -> None:
         """End the session. Calls that wait elsewhere raise Unreachable. Workers do not notice."""
@@ -140,10 +123,8 @@ class Cluster:
         Raises InvalidField, AlreadyRegistered (`detail["handle"]` is the other one), NoFreeSlot,
         UnknownHost, NotPermitted, ShuttingDown, TimedOut, Unreachable.
         """
-        spec = worker.check().to_wire()
-        request = Register(request=new_request_id(request_id), spec=spec)
-        answer = self._connection.ask(request, Registered, timeout)
-        return Handle(self._connection, answer.handle.id, answer.name)
+        made = drive(calls.register(self._connection, worker, timeout, request_id))
+        return Handle(self._connection, *made)
 
     def register_group(
         self,
@@ -158,26 +139,13 @@ class Cluster:
 
         Raises what register() does.
         """
-        given = read_replicas(replicas)
-        if given is None:
-            raise UsageError('replicas is None: must be a number or "each-host"')
-        request = RegisterGroup(
-            request=new_request_id(request_id),
-            spec=worker.check().to_wire(),
-            replicas=Every(given) if isinstance(given, str) else given,
-        )
-        answer = self._connection.ask(request, GroupRegistered, timeout)
-        return self.group(answer.name, timeout=timeout)
+        made = drive(calls.register_group(self._connection, worker, replicas, timeout, request_id))
+        return Group(self._connection, *made)
 
     def group(self, name: str, *, timeout: float | None = None) -> Group:
         """The live members of a group; none if there is no such group."""
-        found = self.workers(group=name, timeout=timeout)
-        handles = [
-            Handle(self._connection, info.status.handle.id, info.status.name)
-            for info in found
-            if info.status.handle is not None
-        ]
-        return Group(name, handles)
+        found = drive(calls.members(self._connection, name, timeout))
+        return Group(self._connection, name, found)
 
     def apply(
         self,
@@ -204,24 +172,17 @@ class Cluster:
         Raises InvalidField (`detail["worker"]`), AlreadyRegistered for a name of another source,
         NoFreeSlot, UnknownHost, NotPermitted, ShuttingDown, TimedOut, Unreachable.
         """
-        if not isinstance(source, str) or not 0 < len(source) <= limits.name_bytes_max:
-            raise UsageError(
-                f"source is {source!r}: must be a text of 1 to {limits.name_bytes_max} characters"
+        return drive(
+            bulk.declare(
+                self._connection,
+                workers,
+                source=source,
+                prune=prune,
+                max_unavailable=max_unavailable,
+                dry_run=dry_run,
+                timeout=timeout,
+                request_id=request_id,
             )
-        if not 0 < max_unavailable <= limits.workers_per_cluster_max:
-            raise UsageError(
-                f"max_unavailable is {max_unavailable!r}: must be a number from 1 to "
-                f"{limits.workers_per_cluster_max}"
-            )
-        return declare(
-            self._connection,
-            workers,
-            source=source,
-            prune=prune,
-            max_unavailable=max_unavailable,
-            dry_run=dry_run,
-            timeout=timeout,
-            request_id=request_id,
         )
 
     def handle(self, ref: "str | HandleId", *, timeout: float | None = None) -> "Handle":
@@ -229,96 +190,45 @@ class Cluster:
 
         Raises NoSuchWorker.
         """
-        status = self.status(ref, timeout=timeout)
-        if status.handle is None:
-            raise NoSuchWorker(f"no worker {str(ref)!r}", ref=str(ref))
-        return Handle(self._connection, status.handle.id, status.name)
+        return Handle(self._connection, *drive(calls.find(self._connection, ref, timeout)))
 
     def status(self, ref: "str | HandleId | Handle", *, timeout: float | None = None) -> Status:
         """What a handle of it sees now. Raises NoSuchWorker for an unknown name."""
-        return self._connection.status(_ref(ref), timeout)
+        return drive(calls.status(self._connection, _ref(ref), timeout))
 
     def workers(
         self, *, retired: bool = False, group: str = "", timeout: float | None = None
     ) -> list[WorkerInfo]:
         """All registrations in the order of their slots; with `retired`, ended ones as well; with
         `group`, the live members of one."""
-        deadline = self._connection.deadline(timeout)
-        found: list[WorkerInfo] = []
-        slot, generation, more = -1, 0, True
-        while more:
-            request = ListWorkers(
-                request=new_request_id(),
-                slot=slot,
-                generation=generation,
-                retired=retired,
-                group=group,
-            )
-            page = self._connection.ask(request, WorkersPage, deadline)
-            found += page.workers
-            more = page.more and bool(page.workers)
-            if more:
-                last = page.workers[-1].status.handle
-                if last is None:
-                    raise InternalError("the master listed a worker without a handle")
-                slot, generation = last.slot, last.generation
-        return found
+        return drive(calls.workers(self._connection, retired=retired, group=group, timeout=timeout))
 
     def hosts(self, *, timeout: float | None = None) -> list[HostInfo]:
         """All hosts that ever joined, by name."""
-        deadline = self._connection.deadline(timeout)
-        found: list[HostInfo] = []
-        after, more = "", True
-        while more:
-            page = self._connection.ask(
-                ListHosts(request=new_request_id(), after=after), HostsPage, deadline
-            )
-            found += page.hosts
-            more = page.more and bool(page.hosts)
-            after = page.hosts[-1].name if page.hosts else after
-        return found
+        return drive(calls.hosts(self._connection, timeout))
 
     def usage(self, host: str, *, workers: bool = True, timeout: float | None = None) -> HostUsage:
         """What a host and the workers on it use now; workers=False: only the host. Raises
         RefusedError if it is not reachable."""
-        deadline = self._connection.deadline(timeout)
-        found: list[WorkerUse] = []
-        after, more = 0 if workers else _LAST_TOKEN, True
-        while more:
-            request = GetUsage(request=new_request_id(), host=host, after=after)
-            page = self._connection.ask(request, Usage, deadline)
-            found += page.workers
-            more = page.more and bool(page.workers)
-            after = page.workers[-1].token if page.workers else after
-        return HostUsage(page.host, page.use, tuple(found))
+        return drive(calls.usage(self._connection, host, workers, timeout))
 
     def phase(self, *, timeout: float | None = None) -> ClusterPhase:
         """Where the cluster is: which start times are reached, and why."""
-        page = self._connection.ask(
-            ListHosts(request=new_request_id(), limit=1),
-            HostsPage,
-            self._connection.deadline(timeout),
-        )
-        return ClusterPhase(phase=page.phase, reason=page.phase_detail)
+        return drive(calls.phase(self._connection, timeout))
 
     def reports(self, *, timeout: float | None = None) -> list[str]:
         """What of the master's own configuration was skipped when it began, and why."""
-        page = self._connection.ask(
-            ListHosts(request=new_request_id(), limit=1),
-            HostsPage,
-            self._connection.deadline(timeout),
-        )
-        return page.reports
+        return drive(calls.reports(self._connection, timeout))
 
     def explain(
         self, ref: "str | HandleId | Handle", *, timeout: float | None = None
     ) -> Explanation:
         """Why it is where it is, or nowhere."""
-        return self._connection.explain(_ref(ref), timeout)
+        return drive(calls.explain(self._connection, _ref(ref), timeout))
 
     def cursor(self, *, timeout: float | None = None) -> Cursor:
         """The present end of the event log."""
-        return self._connection.cursor(timeout)
+        return drive(waits.cursor(self._connection, timeout))
 
     def events(
         self, *, after: Cursor | None = None, follow: bool = True, timeout: float | None = None
@@ -330,9 +240,7 @@ class Cluster:
         then be asked again), and CursorTooOld if events after `after` are no longer kept: then
         workers() tells the state, and `error.detail["cursor"]` where following may begin again.
         """
-        if after is None:
-            after = self.cursor()
-        return EventStream(self._connection, "", after, timeout, follow=follow)
+        return EventStream(waits.Tail(self._connection, "", after, timeout, follow=follow))
 
     def drain(
         self,
@@ -347,8 +255,17 @@ class Cluster:
         running unless `force`. `grace_s` after the host has heard of it, what is being stopped is
         killed, if its own stop grace is longer. Returns once that is recorded. Raises
         UnknownHost."""
-        request = Drain(request=new_request_id(request_id), host=host, force=force, grace_s=grace_s)
-        return self._connection.ask(request, Drained, timeout)
+        return drive(
+            calls.drain(
+                self._connection,
+                host,
+                on=True,
+                force=force,
+                grace_s=grace_s,
+                timeout=timeout,
+                request_id=request_id,
+            )
+        )
 
     def reload_runtimes(
         self,
@@ -361,15 +278,16 @@ class Cluster:
         """Have a host load the code of a runtime (without a name: of all) anew, for workers that
         are started from now on; running ones go on. Returns once the host is being told. Raises
         UnknownHost, and RefusedError where it is not reachable or has no such runtime."""
-        request = ReloadRuntimes(request=new_request_id(request_id), host=host, runtime=runtime)
-        self._connection.ask(request, Done, timeout)
+        drive(calls.reload_runtimes(self._connection, host, runtime, timeout, request_id))
 
     def undrain(
         self, host: str, *, timeout: float | None = None, request_id: bytes | None = None
     ) -> bool:
         """Let a host have starts again. False if it was not being drained."""
-        request = Drain(request=new_request_id(request_id), host=host, on=False)
-        return self._connection.ask(request, Drained, timeout).changed
+        done = drive(
+            calls.drain(self._connection, host, on=False, timeout=timeout, request_id=request_id)
+        )
+        return done.changed
 
     def shutdown(
         self,
@@ -381,16 +299,8 @@ class Cluster:
     ) -> str:
         """Shut the cluster down: "smart", "fast" or "immediate". Registrations stay. Returns what
         the master says about it, before it is done."""
-        if mode not in set(ShutdownMode):
-            raise UsageError(f"mode is {mode!r}: must be one of {', '.join(ShutdownMode)}")
-        request = Shutdown(
-            request=new_request_id(request_id), mode=ShutdownMode(mode), grace_s=grace_s
-        )
-        return self._connection.ask(request, Done, timeout).message
+        return drive(calls.shutdown(self._connection, mode, grace_s, timeout, request_id))
 
 
-def _ref(ref: str | HandleId | Handle) -> str:
-    text = str(ref.id if isinstance(ref, Handle) else ref)
-    if not 0 < len(text) <= 160:
-        raise UsageError(f"{text[:40]!r}: a worker's name or handle has 1 to 160 characters")
-    return text
+def _ref(ref: str | HandleId | Handle) -> str | HandleId:
+    return ref.id if isinstance(ref, Handle) else ref

@@ -63,6 +63,8 @@ subscriptions_per_session_max: Final = 1024  # a client with more wants cluster.
 credit_max: Final = 4096  # events a watcher may ask for ahead
 requests_in_flight_max: Final = 1024  # per client session
 waiting_calls_max: Final = 4096  # calls of one client that wait for an answer
+client_thread_s: Final = 5.0  # a client's thread that takes longer over an input is stuck
+edge_s: Final = 1.0  # ZMQ_FD tells edges: an event loop looks this often whether it missed one
 
 line_frames_max: Final = 256  # a dialler's frames that wait for the connection; the link resends
 line_bytes_max: Final = 1024 * 1024  # and their bytes

@@ -175,6 +175,8 @@ class Script:
     def _message(self, session: Session, message: Message, now_s: float) -> list[bytes]:
         link = session.link
         match message:
+            case Request() if type(message) in self.silent_to:
+                return []
             case Renew():
                 return [link.loose(Grant(stamp=message.stamp))] if self.grants else []
             case Goodbye():
@@ -189,8 +191,6 @@ class Script:
             case Subscribe():
                 return [link.send(self._subscribe(session, message), now_s)]
             case Request():
-                if type(message) in self.silent_to:
-                    return []
                 return [link.send(self._once(message), now_s)]
         raise AssertionError(message)
 

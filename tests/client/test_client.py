@@ -326,7 +326,7 @@ def test_asking_again_while_giving_up_asks_anew(
         script.silent_to = {Register}
     identity = os.urandom(16)
     first = in_thread(partial(cluster.register, WORKER, request_id=identity, timeout=0.05))
-    eventually(lambda: any(waiter.given_up for waiter in engine._waiters.values()))
+    eventually(lambda: any(waiter.given_up for waiter in engine.board.waiters.values()))
     second = in_thread(partial(cluster.register, WORKER, request_id=identity, timeout=20))
     time.sleep(0.05)  # B may now wait for the first to be over
     with master.scripting() as script:
@@ -451,7 +451,7 @@ def test_events_of_a_handle_from_its_first_to_its_last(
     ]
     late = list(handle.events(timeout=10))  # a late watcher is told the same
     assert [event.kind for event in late] == kinds
-    eventually(lambda: not handle._connection.engine._feeds)
+    eventually(lambda: not handle._connection.engine.board.inboxes)
 
 
 def test_events_of_all_from_now_and_from_a_cursor(cluster: Cluster, master: Any) -> None:

@@ -145,7 +145,7 @@ def test_masters_death_in_the_middle_of_waits(
         background(partial(handle.wait_until_unregistered, timeout=30)),
         background(lambda: list(handle.events(timeout=30))),
     ]
-    eventually(lambda: len(cluster._connection.engine._feeds) == 3)  # snapshots are taken
+    eventually(lambda: len(cluster._connection.engine.board.inboxes) == 3)  # snapshots are taken
     house.master.kill()
     os.kill(status.pid, signal.SIGKILL)  # while nobody hears of it
     call = background(partial(cluster.register, job("idle"), timeout=30))
