@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from posthouse import shmem, worker
+    from posthouse import aio, shmem, worker
     from posthouse.bulk import Plan, PlannedChange, WorkerGroup
     from posthouse.client import Cluster, connect
     from posthouse.errors import (
@@ -131,6 +131,7 @@ __all__ = [
     "WorkerInfo",
     "WorkerState",
     "__version__",
+    "aio",
     "connect",
     "shmem",
     "worker",
@@ -156,7 +157,7 @@ def __getattr__(name: str) -> Any:
     """Called at the first use of each name; loads its module."""
     if name not in __all__:
         raise AttributeError(f"module 'posthouse' has no attribute {name!r}")
-    if name in ("shmem", "worker"):
+    if name in ("aio", "shmem", "worker"):
         return import_module(f"posthouse.{name}")
     value = getattr(import_module(f"posthouse.{_MODULE_OF.get(name, 'errors')}"), name)
     globals()[name] = value
