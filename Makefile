@@ -2,7 +2,7 @@
 UV ?= uv
 SEEDS ?= 1000
 
-.PHONY: check test demo docs sim crash-points constraints
+.PHONY: check test demo docs html sim crash-points constraints
 
 check:
 	@UV="$(UV)" .ci/check
@@ -16,6 +16,10 @@ demo:
 # The generated reference pages; the tests compare them.
 docs:
 	$(UV) run python docs/generate.py
+
+# The pages as a site, in build/html.
+html:
+	$(UV) run --group docs sphinx-build -W --keep-going -q -b html docs build/html
 
 # make sim SEEDS=20000
 sim:

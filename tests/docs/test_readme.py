@@ -100,8 +100,3 @@ def test_the_names_in_the_table_exist():
                 "cluster": posthouse.Cluster,
             }[owner]
             assert hasattr(found, name), dotted
-
-
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", README):
-        assert (ROOT / target).exists(), target

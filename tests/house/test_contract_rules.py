@@ -28,7 +28,9 @@ ELSEWHERE = {"W": 16, "Q": 34}
 
 @pytest.fixture(scope="module")
 def contract(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("contract_rules", root / "docs" / "rules.py")
+    spec = importlib.util.spec_from_file_location(
+        "contract_rules", root / "docs" / "pages" / "rules.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,27 +1,20 @@
-"""The tables of docs/reference/cli.md, from the command line's own commands.
+"""The tables of cli.md, from the command line's own commands.
 
-Owns: how a verb, its options and its JSON keys are told. Must not know: any single verb. Used by
-docs/generate.py. Invariant: every verb and every option is told, in the order of the help.
+Owns: how a verb, its options and its JSON keys are told. Must not know: any single verb.
+Invariant: every verb and every option is told, in the order of the help.
 """
 
+import inspect
 import re
 from collections.abc import Iterator
 
 import click
 
+from pages.notes import Tables, table
 from posthouse_cli.fields import FIELDS
 from posthouse_cli.main import EXIT_STATUSES, VERBS, cli
 
-__all__ = ["exit_statuses", "global_options", "record_options", "verbs"]
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+__all__ = ["TABLES"]
 
 
 def _option(parameter: click.Parameter, context: click.Context) -> tuple[str, str]:
@@ -50,7 +43,7 @@ def _verb(path: tuple[str, ...], command: click.Command, depth: int) -> Iterator
         if isinstance(each, click.Option) and not each.hidden and "--help" not in each.opts
     ]
     if options:
-        yield _rows(("option", ""), options)
+        yield table(("option", ""), options)
     if command.epilog:
         found = re.fullmatch(r"JSON keys: (.*)\.", command.epilog)
         keys = found[1].split(", ") if found else []
@@ -66,7 +59,7 @@ def _verb(path: tuple[str, ...], command: click.Command, depth: int) -> Iterator
 
 
 def _dedented(text: str) -> str:
-    return "\n".join(line.rstrip() for line in text.split("\f", maxsplit=1)[0].strip().splitlines())
+    return inspect.cleandoc(text.split("\f", maxsplit=1)[0])
 
 
 def verbs() -> str:
@@ -85,15 +78,23 @@ def global_options() -> str:
     """What may stand before the verb."""
     context = click.Context(cli, info_name="posthouse")
     found = [_option(each, context) for each in cli.params]
-    return _rows(("option", ""), found)
+    return table(("option", ""), found)
 
 
 def exit_statuses() -> str:
     """What scripts go by."""
-    return _rows(("status", "means"), [(str(code), text) for code, text in EXIT_STATUSES.items()])
+    return table(("status", "means"), [(str(code), text) for code, text in EXIT_STATUSES.items()])
 
 
 def record_options() -> str:
     """The fields of a registration, as `--field` or `-o field=`."""
     rows = [(f"`{name}`", f"`{field.metavar}`", field.help) for name, field in FIELDS.items()]
-    return _rows(("field", "value", ""), rows)
+    return table(("field", "value", ""), rows)
+
+
+TABLES: Tables = {
+    "cli_global": lambda _: global_options(),
+    "cli_statuses": lambda _: exit_statuses(),
+    "cli_verbs": lambda _: verbs(),
+    "cli_fields": lambda _: record_options(),
+}

@@ -1,21 +1,21 @@
-"""The tables of docs/reference/configuration.md, from the keys that the code reads.
+"""The tables of configuration.md, from the keys that the code reads.
 
-Owns: a row for each key. Must not know: how files are read. Used by docs/generate.py. Invariant:
+Owns: a row for each key. Must not know: how files are read. Invariant:
 what a value must be is the very rule that refuses a wrong one, and no key is without a note.
 """
 
 import tomllib
-from pathlib import Path
 
+from pages.notes import REFERENCE, Tables, table
 from posthouse import config
 from posthouse.config import KEYS, Key
 from posthouse.config_keys import Rule
 from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
 from posthouse_cli import settled
 
-__all__ = ["table", "variables"]
+__all__ = ["TABLES"]
 
-_NOTES = Path(__file__).resolve().parent / "reference" / "configuration.toml"
+_NOTES = REFERENCE / "configuration.toml"
 _RECORDS = {
     "master": MasterSettings,
     "phase": MasterSettings,
@@ -70,23 +70,23 @@ def _variable(kind: str, key: Key) -> str:
     return key.environment
 
 
-def table(kind: str) -> str:
+def keys(kind: str) -> str:
     """A row for each key of a kind. Raises AssertionError where notes and keys differ."""
     notes: dict[str, str] = tomllib.loads(_NOTES.read_text())[kind]
     names = {key.name for key in KEYS[kind]}
     noted = {name.removesuffix(".default") for name in notes}
     assert names == noted, f"configuration.toml, [{kind}]: {sorted(names ^ noted)}"
-    lines = ["| key | must be | default | variable | |", "| --- | --- | --- | --- | --- |"]
-    for key in KEYS[kind]:
-        cells = (
+    rows = [
+        (
             f"`{key.name}`",
             _must_be(key),
             _default(kind, key, notes),
             f"`{_variable(kind, key)}`",
             notes[key.name],
         )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
+        for key in KEYS[kind]
+    ]
+    return table(("key", "must be", "default", "variable", ""), rows)
 
 
 def variables() -> str:
@@ -98,5 +98,14 @@ def variables() -> str:
         ("FORCE_COLOR", "colours also in a pipe"),
     ]
     assert {name for name, _ in rows} >= config.OTHER_VARIABLES
-    lines = ["| variable | |", "| --- | --- |", *(f"| `{name}` | {text} |" for name, text in rows)]
-    return "\n".join(lines)
+    return table(("variable", ""), [(f"`{name}`", text) for name, text in rows])
+
+
+TABLES: Tables = {
+    "config_master": lambda _: keys("master"),
+    "config_phase": lambda _: keys("phase"),
+    "config_agent": lambda _: keys("agent"),
+    "config_runtime": lambda _: keys("runtime"),
+    "config_client": lambda _: keys("client"),
+    "config_variables": lambda _: variables(),
+}

@@ -1,7 +1,7 @@
 """The rules of the contract, and the test that holds posthouse to each.
 
 Owns: reading tests/contract.toml, and finding tests by their names without importing them. Used by
-docs/generate.py and by tests/house/test_contract_rules.py.
+contract.py and by tests/house/test_contract_rules.py.
 Invariant: a test speaks for a rule if, and only if, its name begins with the rule's id.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 _NAMED = re.compile(r"test((?:_[a-z]\d{1,2})+)(?:_|$)")
 
