@@ -174,6 +174,7 @@ def _order(start: Start, settings: AgentSettings, runtime: RuntimeSettings) -> S
         env=dict(runtime.env),
         preload=list(runtime.preload),
         databases=_databases(start, settings),
+        structs=[{"name": s.name, "size": s.size, "library": s.library} for s in start.structs],
     )
 
 

@@ -7,6 +7,7 @@ an epoch while a member of the epoch before may still live.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -71,6 +72,7 @@ class _Segment:
     handle: int
     key: str = ""  # of a struct or a named one; these stay
     maker: int = 0  # the token that reserves and fills it; 0: it may be had by all
+    fresh: bool = False  # it was requested, and nobody has asked for it yet: who does is its maker
     pinned: bool = False
     holders: set[int] = field(default_factory=set)
     seats: dict[tuple[int, str], int] = field(default_factory=dict)  # (offset, role) -> token
@@ -83,6 +85,7 @@ class _Domain:
     epoch: int
     members: set[int] = field(default_factory=set)
     segments: dict[int, _Segment] = field(default_factory=dict)
+    requested: dict[str, tuple[int, str]] = field(default_factory=dict)  # key -> size, library
     cause: str = ""  # of the reset that is under way
     resets: list[float] = field(default_factory=list)  # boot_s of those within the window
     waiting: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
@@ -134,22 +137,53 @@ class Domains:
             "domain_resets": len(domain.resets),
         }
 
+    # --- what is there before anybody asks ---
+
+    def request(
+        self, name: str, structs: list[dict[str, Any]], boot_s: float
+    ) -> list[MemoryEffect]:
+        """K1: these structures are to be in the domain, now and in each epoch. What is there with
+        another size keeps it until the next one, and so does what is no longer requested."""
+        if not structs and name not in self._domains:
+            return []
+        domain, effects = self._domain(name, boot_s)
+        if domain is None:
+            return effects
+        domain.requested = {f"struct:{s['name']}": (s["size"], s["library"]) for s in structs}
+        return effects if domain.cause else effects + self._make_requested(domain)
+
+    def _make_requested(self, domain: _Domain) -> list[MemoryEffect]:
+        """Those that are missing. Where there is no room, whoever asks for it is told."""
+        effects: list[MemoryEffect] = []
+        for key, (size, _) in domain.requested.items():
+            if domain.named(key) is None:
+                with suppress(_Refused):
+                    segment = self._new(domain, 0, size, key)
+                    segment.fresh = True
+                    effects.append(MakeSegment(segment.number, size))
+        return effects
+
+    def _domain(self, name: str, boot_s: float) -> tuple[_Domain | None, list[MemoryEffect]]:
+        """The one of that name, made if need be; None if there are too many."""
+        domain = self._domains.get(name)
+        effects: list[MemoryEffect] = []
+        if domain is None and len(self._domains) >= limits.domains_max:
+            effects += self._forget_empty(boot_s)
+        if domain is None and len(self._domains) < limits.domains_max:
+            domain = self._domains[name] = _Domain(name, self._number(), self._epoch)
+            effects.append(MakeSegment(domain.locks, 0))
+        return domain, effects
+
     # --- what workers ask ---
 
     def asked(
         self, token: int, name: str, message: dict[str, Any], boot_s: float
     ) -> list[MemoryEffect]:
         """A message of a worker's memory line; it may be anything."""
-        domain = self._domains.get(name)
-        effects: list[MemoryEffect] = []
-        if domain is None and len(self._domains) >= limits.domains_max:
-            effects += self._forget_empty(boot_s)
-        if domain is None and len(self._domains) >= limits.domains_max:
-            text = f"this host has {len(self._domains)} crash domains (limit {limits.domains_max})"
-            return [_error(token, message, "too_many_segments", text)]
+        domain, effects = self._domain(name, boot_s)
         if domain is None:
-            domain = self._domains[name] = _Domain(name, self._number(), self._epoch)
-            effects.append(MakeSegment(domain.locks, 0))
+            text = f"this host has {len(self._domains)} crash domains (limit {limits.domains_max})"
+            return [*effects, _error(token, message, "too_many_segments", text)]
         if domain.cause:
             if token in domain.members:
                 return effects  # it is being ended
@@ -202,9 +236,15 @@ class Domains:
                 *self._give(domain, segment, token, message, found=False),
             ]
         if segment.size != size:
-            raise _Refused("size_mismatch", f"{key!r} exists with {segment.size} bytes, not {size}")
+            _, library = domain.requested.get(key, (0, ""))
+            whose = f", requested by library {library}" if library else ""
+            text = f"{key!r} exists with {segment.size} bytes{whose}, not {size}"
+            raise _Refused("size_mismatch", text)
         if segment.maker and segment.maker != token:
             return self._wait(domain, token, message)  # until it may be had, or has no maker
+        if segment.fresh:
+            segment.fresh, segment.maker = False, token
+            return self._give(domain, segment, token, message, found=False)
         return self._give(domain, segment, token, message, found=True)
 
     def _create(self, domain: _Domain, token: int, message: dict[str, Any]) -> list[MemoryEffect]:
@@ -329,7 +369,7 @@ class Domains:
     def _drop(self, domain: _Domain, segment: _Segment) -> list[MemoryEffect]:
         if domain.segments.pop(segment.number, None) is None:
             return []
-        return [DropSegment(segment.number)]
+        return [DropSegment(segment.number), *self._make_requested(domain)]
 
     def _drop_if_left(self, domain: _Domain, segment: _Segment) -> list[MemoryEffect]:
         if segment.key or segment.pinned or segment.holders:
@@ -396,7 +436,7 @@ class Domains:
         domain.epoch += 1
         domain.locks = self._number()
         effects.append(MakeSegment(domain.locks, 0))
-        return effects + self._resume(domain)
+        return effects + self._make_requested(domain) + self._resume(domain)
 
 
 def _at(domain: _Domain, number: object) -> _Segment | None:

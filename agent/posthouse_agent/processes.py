@@ -40,6 +40,7 @@ from posthouse_agent.zygotes import Spare
 __all__ = ["CannotFork", "Processes", "SpareGone", "WorkerProcess", "user_name"]
 
 _WAIT: Final = os.WEXITED | os.WNOHANG
+_TOLD: Final = tuple(name for name in StartWorker.__slots__ if name != "structs")  # of an order
 _SPARE_FDS: Final = 32  # kept free for the agent's connection, the journal and reading /proc
 _NEAR_PIDS: Final = 2_000  # up to this many pids are asked one by one; beyond, /proc is listed
 _NEAR_S: Final = 60.0  # in this time the pids of a machine do not come round
@@ -165,7 +166,7 @@ class Processes:
         group = self._make_group(order.token)
         message = {
             "op": "begin",
-            "order": {name: getattr(order, name) for name in order.__slots__},
+            "order": {name: getattr(order, name) for name in _TOLD},
             "given": {
                 "warden_pid": self._pid,
                 "cookie": f"{self._instance}:{order.token}",

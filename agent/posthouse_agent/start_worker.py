@@ -29,6 +29,8 @@ class StartWorker:
     path: list[str] = field(default_factory=list)
     env: dict[str, str] = field(default_factory=dict)
     preload: list[str] = field(default_factory=list)
+    # name, size, library of the structures that its crash domain has before the worker is there
+    structs: list[dict[str, Any]] = field(default_factory=list)
     # Name -> URL; "" -> the name of the maintenance database. Only of a worker with
     # DATABASE_CONNECTION: the URLs may hold passwords.
     databases: dict[str, str] = field(default_factory=dict, repr=False)

@@ -14,7 +14,7 @@ from posthouse.ids import Instant
 from posthouse.signals import SIGNALS
 from posthouse.states import StopReason
 from posthouse_agent import orders
-from posthouse_agent.domains import Domains, crash_domain
+from posthouse_agent.domains import Domains, MemoryEffect, crash_domain
 from posthouse_agent.orders import (
     Confirm,
     NoteReady,
@@ -199,7 +199,7 @@ class WardenCore:
     def _order(self, order: orders.Order, now: Instant) -> list[Effect]:
         match order:
             case StartWorker():
-                return self._start(order)
+                return self._start(order, now)
             case StopWorker():
                 return self._stop(order, now)
             case SignalWorker(token=token, signal=signal):
@@ -224,7 +224,7 @@ class WardenCore:
 
     # --- starting ---
 
-    def _start(self, order: StartWorker) -> list[Effect]:
+    def _start(self, order: StartWorker, now: Instant) -> list[Effect]:
         token = order.token
         if (worker := self._live.get(token)) is not None:
             return self._tell(_forked(worker), fds_of=token) if worker.pid else []
@@ -259,7 +259,10 @@ class WardenCore:
             domain=crash_domain(order.spec),
         )
         self._holders[order.slot] = token
-        return [WriteJournal(intent), Fork(order)]
+        made: list[MemoryEffect] = []
+        if domain := self._live[token].domain:
+            made = self._domains.request(domain, order.structs, now.boot_s)
+        return [WriteJournal(intent), *made, Fork(order)]
 
     def _refusal(self, order: StartWorker) -> orders.ForkFailed | None:
         highest = self._highest.get(order.slot, -1)

@@ -75,9 +75,10 @@ NAMES: dict[str, tuple[str, str]] = {
         "BackgroundWorker.crash_domain",
         "C1 C2 C3 C4 C5 C6 C7 C8 C9",
     ),
+    "RequestAddinShmemSpace": ("StaticRegistry.request_struct", "K1"),
     "ShmemInitStruct, DSM, shm_toc, shm_mq, LWLock": (
         "shmem",
-        " ".join(f"K{n}" for n in range(1, 21)),
+        " ".join(f"K{n}" for n in range(2, 21)),
     ),
     "WL_POSTMASTER_DEATH": ("worker.POSTMASTER_DEATH", "N12 L5"),
 }

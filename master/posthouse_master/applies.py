@@ -74,6 +74,11 @@ class Applies:
         self._uploads.pop(session.identity, None)
 
     def part(self, _turn: Turn, session: Session, message: DeclarePart) -> Done:
+        if message.structs:
+            raise RefusedError(
+                "structures can be requested only in posthouse_init(registry) of a library",
+                hint="shmem.init_struct() makes one at any other time",
+            )
         held = self._uploads.get(session.identity)
         if held is None or (message.part == 0 and held.identity != message.upload):
             if message.part != 0:

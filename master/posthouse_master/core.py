@@ -316,6 +316,7 @@ class MasterCore:
             case PhaseChanged():
                 self.phases.changed(turn, event)
             case Configured():
+                self.starter.structs = event.structs
                 self.static.begin(turn, event)
             case Interrupted() | Reload():
                 self._signalled(turn, event)

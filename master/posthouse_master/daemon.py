@@ -249,6 +249,7 @@ def _static(settings: MasterSettings, interrupts: "_Interrupts", log: Any) -> Co
             "library.failed" if library.failed else "library.loaded",
             library=library.name,
             workers=len(library.workers),
+            structs=len(library.structs),
             reason=library.failed,
             output=library.output,
             output_lost_bytes=library.output_lost,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from posthouse.messages import Declared
+from posthouse.messages import Declared, StructRequest
 from posthouse.states import Phase
 from posthouse_master.store.base import Op
 
@@ -146,10 +146,12 @@ class StaticSource:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
     """The static registrations, once, before anybody is served. `libraries_named`: there are no
-    other libraries than those of `sources`; else nobody has said which there are."""
+    other libraries than those of `sources`; else nobody has said which there are. `structs`: what
+    the libraries request of the hosts' shared memory."""
 
     sources: tuple[StaticSource, ...]
     libraries_named: bool
+    structs: tuple[StructRequest, ...] = ()
 
 
 Input = (

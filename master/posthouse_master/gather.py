@@ -13,6 +13,7 @@ from posthouse.worker_tables import BadWorker, DeclaredWorker
 from posthouse_master.effects import BadEntry, Configured, StaticEntry, StaticSource
 from posthouse_master.preload import Library
 from posthouse_master.static import CONFIG, LIBRARY
+from posthouse_master.structs import Structs
 
 __all__ = ["gather"]
 
@@ -20,17 +21,21 @@ __all__ = ["gather"]
 def gather(settings: MasterSettings, libraries: Iterable[Library]) -> Configured:
     """What the configuration wants: its own tables first, then the libraries in their order."""
     sources = [] if settings.workers is None else [_tables(settings.workers)]
+    structs = Structs()
     for library in libraries:
         where = f"library {library.name}"
+        failed = library.failed or structs.take(library)
         sources.append(
             StaticSource(
                 source=LIBRARY + library.name,
                 entries=tuple(StaticEntry(worker=made, where=where) for made in library.workers),
-                failed=library.failed,
+                failed=failed,
             )
         )
     named = settings.preload_libraries is not None
-    return Configured(sources=tuple(sources), libraries_named=named)
+    return Configured(
+        sources=tuple(sources), libraries_named=named, structs=tuple(structs.requested.values())
+    )
 
 
 def _tables(workers: Iterable[DeclaredWorker | BadWorker]) -> StaticSource:

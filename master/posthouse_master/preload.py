@@ -22,7 +22,7 @@ from typing import Final
 
 from posthouse import codec, limits
 from posthouse.errors import BadFrame
-from posthouse.messages import Declared, DeclarePart, Done, Failed
+from posthouse.messages import Declared, DeclarePart, Done, Failed, StructRequest
 from posthouse.settings import MasterSettings
 
 __all__ = ["Answer", "Library", "preload"]
@@ -39,6 +39,7 @@ class Library:
 
     name: str
     workers: tuple[Declared, ...] = ()
+    structs: tuple[StructRequest, ...] = ()
     failed: str = ""
     output: str = ""
     output_lost: int = 0
@@ -100,6 +101,7 @@ class Answer:
 
     def __init__(self) -> None:
         self.workers: list[Declared] = []
+        self.structs: list[StructRequest] = []
         self.finished = False
         self.failed = ""
         self._rest = bytearray()
@@ -132,6 +134,10 @@ class Answer:
         match message:
             case DeclarePart(part=part, workers=[worker]) if part == len(self.workers):
                 self.workers.append(worker)
+            case DeclarePart(part=part, workers=[], structs=[_, *_]) if (
+                part == len(self.workers) and not self.structs
+            ):
+                self.structs = message.structs
             case Done():
                 self.finished = True
             case Failed():
@@ -231,6 +237,7 @@ class _Process:
         return Library(
             name=self.name,
             workers=() if failed else tuple(self._answer.workers),
+            structs=() if failed else tuple(self._answer.structs),
             failed=failed and f"library {self.name}: {failed}",
             output=self._output.decode(errors="replace"),
             output_lost=self._output_lost,

@@ -3,7 +3,8 @@
     python -P -m posthouse_master.preload_child LIBRARY DESCRIPTOR [FOLDER...]
 
 Owns: the import, the call of posthouse_init, the answer on the descriptor: one DECLARE_PART a
-worker, then DONE or FAILED, each a frame with its length before it. Must not know: the master.
+worker, one with all structures, then DONE or FAILED, each a frame with its length before it. Must
+not know: the master.
 Invariant: nothing is written before posthouse_init has returned, and only this process writes it:
 what a fork of the library leaves posthouse_init through ends here.
 """
@@ -21,7 +22,7 @@ from importlib import import_module
 from posthouse import codec, limits
 from posthouse.codec import NO_SESSION, Envelope
 from posthouse.errors import PosthouseError, RefusedError
-from posthouse.messages import Declared, DeclarePart, Done, Failed, Message
+from posthouse.messages import Declared, DeclarePart, Done, Failed, Message, StructRequest
 from posthouse.preload import StaticRegistry
 
 __all__ = ["main"]
@@ -60,9 +61,19 @@ def _load(library: str) -> Iterator[Message]:
             f"{library} has no function posthouse_init(registry)",
             hint="a library in preload_libraries registers its workers there",
         )
-    for number, wire in enumerate(StaticRegistry().collect(init)):
+    registry = StaticRegistry()
+    wires = registry.collect(init)
+    for number, wire in enumerate(wires):
         yield DeclarePart(
             request=_NOBODY, upload=_NOBODY, part=number, workers=[Declared(spec=wire)]
+        )
+    structs = [
+        StructRequest(name=name, size=size, crash_domain=domain, library=library)
+        for name, size, domain in registry.structs
+    ]
+    if structs:
+        yield DeclarePart(
+            request=_NOBODY, upload=_NOBODY, part=len(wires), workers=[], structs=structs
         )
     yield Done(request=_NOBODY)
 

@@ -12,8 +12,9 @@ host goes first.
 from typing import Final
 
 from posthouse import limits
-from posthouse.messages import Start
-from posthouse.states import EventKind, Phase
+from posthouse.messages import Start, StructRequest
+from posthouse.spec import BackgroundWorker
+from posthouse.states import SHMEM_ACCESS, EventKind, Phase
 from posthouse_master.chronicle import Chronicle
 from posthouse_master.effects import Room
 from posthouse_master.pace import Pace
@@ -46,6 +47,7 @@ class Starter:
         self.phase = Phase.RUNNING
         self.phase_detail = ""
         self.room = Room.AMPLE  # written by the core alone
+        self.structs: tuple[StructRequest, ...] = ()  # written by the core, once
         self.queue = StartQueue()
         self.pace = pace
         self._registry = registry
@@ -130,11 +132,18 @@ class Starter:
             revision=registration.revision,
             spec=registration.wire,
             warden=registration.warden,
+            structs=self._structs(registration.spec),
         )
         self._door.command(turn, session, start)
         host.choked = self._is_choked(host, session)
         due_s = turn.now.boot_s + limits.start_attempt_s
         self._timers.set(("start", registration.key), due_s)
+
+    def _structs(self, spec: BackgroundWorker) -> list[StructRequest]:
+        """K1: what libraries requested of the worker's crash domain."""
+        if not spec.flags & SHMEM_ACCESS:
+            return []
+        return [s for s in self.structs if s.crash_domain == spec.crash_domain]
 
     def unchoke(self, turn: Turn, host: Host, session: Session) -> None:
         """The host has said something: there may be room for starts again."""

@@ -193,6 +193,7 @@ segment_seats_max: Final = 4096  # ends of queues in one segment: two thousand q
 domains_max: Final = 256  # crash domains of a host: one an application, and some for tests
 domain_segments_max: Final = 1024  # PostgreSQL has 64 and 5 for each process
 domain_bytes_max: Final = 4 * 1024**3  # of one crash domain: more is a host's that has none left
+domain_structs_max: Final = 64  # that libraries request in one; with the largest START one frame
 domain_window_s: Final = 60.0  # a second reset so soon waits for restart_time, as a crash does
 domain_resets_max: Final = 16  # that are counted
 memory_asks_max: Final = 64  # unanswered questions of one worker about shared memory

@@ -288,9 +288,19 @@ class WorkerAsks(Message, frozen=True, kw_only=True):
 # --- master -> agent ---------------------------------------------------------------------------
 
 
+class StructRequest(Record, frozen=True, kw_only=True):
+    """A structure in shared memory that `library` requested as the master began (K1)."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=limits.segment_name_bytes_max)]
+    size: Annotated[int, Meta(ge=1, le=limits.segment_bytes_max)]
+    crash_domain: Word = "default"
+    library: Name
+
+
 class Start(Message, frozen=True, kw_only=True):
     """Start a process for this registration. Legal under the current session and epoch, if `token`
-    is higher than any this host has seen for the slot."""
+    is higher than any this host has seen for the slot. `structs`: those of its crash domain, which
+    are there before the process is; only of a worker with SHMEM_ACCESS."""
 
     registry: Hex32
     slot: Int
@@ -300,6 +310,7 @@ class Start(Message, frozen=True, kw_only=True):
     revision: Int
     spec: Spec
     warden: Word = "fenced"
+    structs: Annotated[list[StructRequest], Meta(max_length=limits.domain_structs_max)] = []
 
 
 class Stop(Message, frozen=True, kw_only=True):
@@ -427,11 +438,13 @@ class Apply(Request, frozen=True, kw_only=True):
 class DeclarePart(Request, frozen=True, kw_only=True):
     """A part of a declaration, before the APPLY that names its `upload` (16 random bytes). Parts
     are numbered from 0, in order. They belong to the session and are lost with it; part 0 of
-    another upload drops those of the former. Answered by DONE."""
+    another upload drops those of the former. Answered by DONE. `structs` is for the master's own
+    libraries; from a client it is refused."""
 
     upload: Bytes16
     part: Int
     workers: Annotated[list[Declared], Items]
+    structs: Annotated[list[StructRequest], Items] = []
 
 
 class RegisterGroup(Request, frozen=True, kw_only=True):

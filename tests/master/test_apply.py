@@ -18,6 +18,7 @@ from posthouse.messages import (
     Start,
     Started,
     Stop,
+    StructRequest,
 )
 from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART
@@ -323,6 +324,13 @@ def test_a_long_declaration_comes_in_parts(town):
     assert told.created == 3
     assert apply(client, entry("c"), upload=UPLOAD).created == 3
     assert refused(client, upload=UPLOAD).code == "upload_lost"  # it has been used
+
+
+def test_k1_a_client_cannot_request_structures(town):
+    client = town.client()
+    structs = [StructRequest(name="s", size=8, library="none")]
+    told = client.ask(DeclarePart, upload=UPLOAD, part=0, workers=[], structs=structs)
+    assert (told.code, "posthouse_init" in told.message) == ("refused", True)
 
 
 def test_parts_are_lost_with_their_session_and_in_disorder(town):

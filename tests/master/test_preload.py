@@ -14,8 +14,17 @@ import pytest
 from posthouse import BackgroundWorker, StaticRegistry, codec, limits
 from posthouse.codec import NO_SESSION, Envelope
 from posthouse.errors import BadFrame, InvalidField, NotPermitted
-from posthouse.messages import Declared, DeclarePart, Done, Failed, Message, Renew
+from posthouse.messages import (
+    Declared,
+    DeclarePart,
+    Done,
+    Failed,
+    Message,
+    Renew,
+    StructRequest,
+)
 from posthouse.settings import MasterSettings
+from posthouse_master.gather import gather
 from posthouse_master.preload import Answer, Library, preload
 
 GOOD = """
@@ -73,6 +82,35 @@ BAD_IDEAS = {
         "registers at most 10000 workers",
     ),
     "registers what is none": ("def posthouse_init(r): r.register({})", "a dict was given"),
+    "requests what is too big": (
+        "def posthouse_init(r): r.request_struct('s', 2**40)",
+        "size is 1099511627776: must be an integer from 1 to 1073741824, in bytes",
+    ),
+    "requests nothing": ("def posthouse_init(r): r.request_struct('s', 0)", "size is 0"),
+    "requests a name that is too long": (
+        "def posthouse_init(r): r.request_struct('s' * 64, 8)",
+        "a printable text of 1 to 63 bytes",
+    ),
+    "requests of no domain": (
+        "def posthouse_init(r): r.request_struct('s', 8, crash_domain='')",
+        "crash_domain is ''",
+    ),
+    "requests twice": (
+        """
+        def posthouse_init(r):
+            r.request_struct('s', 8)
+            r.request_struct('s', 8)
+        """,
+        "structure 's' of crash domain 'default' has been requested already",
+    ),
+    "requests without end": (
+        """
+        def posthouse_init(r):
+            for number in range(1000):
+                r.request_struct(f's{number}', 8)
+        """,
+        "requests at most 256 structures",
+    ),
     "registers a lambda": (
         """
         from posthouse import BackgroundWorker
@@ -466,3 +504,58 @@ def test_a_library_names_its_own_reason():
     answer = Answer()
     answer.feed(framed(Failed(request=bytes(16), code="refused", message="no")))
     assert answer.verdict() == "no"
+
+
+REQUEST = """
+    def posthouse_init(registry):
+        registry.request_struct("counters", {size})
+        registry.request_struct("mine", 8, crash_domain=__name__)
+"""
+
+
+def test_k1_structures_are_requested_in_posthouse_init(
+    libraries: Callable[..., list[Library] | None],
+) -> None:
+    loaded = libraries(one=REQUEST.format(size=64))
+    assert loaded is not None
+    assert [(s.name, s.size, s.crash_domain, s.library) for s in loaded[0].structs] == [
+        ("counters", 64, "default", "one"),
+        ("mine", 8, "one", "one"),
+    ]
+    with pytest.raises(NotPermitted, match="such a request is possible only in posthouse_init"):
+        StaticRegistry().request_struct("late", 8)
+
+
+@pytest.mark.parametrize("size", [64, 65])
+def test_k1_of_two_libraries_that_request_one_name_the_second_is_refused(
+    size: int, libraries: Callable[..., list[Library] | None], tmp_path: Path
+) -> None:
+    loaded = libraries(one=REQUEST.format(size=64), two=REQUEST.format(size=size))
+    assert loaded is not None
+    settings = MasterSettings(state_dir="", listen_agents="", listen_clients="")
+    configured = gather(settings, loaded)
+    assert [s.library for s in configured.structs] == ["one", "one"]
+    assert configured.sources[1].failed == (
+        f"library two: structure 'counters' of crash domain 'default' ({size} bytes) is requested "
+        "by library one already (64 bytes)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "what"),
+    [(5, 2**30, "5368709120 bytes requested"), (65, 8, "65 structures requested")],
+)
+def test_k1_what_a_crash_domain_cannot_have_is_refused_with_the_library(
+    count: int, size: int, what: str
+) -> None:
+    structs = [StructRequest(name=f"s{n}", size=size, library="greedy") for n in range(count)]
+    small = StructRequest(name="small", size=8, library="small")
+    found = [
+        Library(name="greedy", structs=tuple(structs)),
+        Library(name="small", structs=(small,)),
+    ]
+    settings = MasterSettings(state_dir="", listen_agents="", listen_clients="")
+    configured = gather(settings, found)
+    assert configured.sources[0].failed.startswith("library greedy: with structure 's")
+    assert what in configured.sources[0].failed
+    assert configured.structs == (small,), "one that is refused takes no room"

@@ -51,6 +51,66 @@ def test_domains_that_nobody_needs_make_room_for_others():
     assert domains.facts("d8")["domain_resets"] == 2, "a reset that counts is not forgotten"
 
 
+STRUCT = [{"name": "s", "size": 64, "library": "acme"}]
+
+
+def by_name(number, size=64, key="struct:s"):
+    return {"op": "named", "id": number, "key": key, "size": size}
+
+
+def test_k1_what_was_requested_is_there_before_anybody_asks_and_its_first_asker_fills_it_in():
+    domains = Domains(entropy())
+    assert [e.size for e in domains.request("d", STRUCT, 0.0)] == [0, 64]
+    assert domains.request("d", STRUCT, 0.0) == [], "once"
+    first = answer_of(domains.asked(1, "d", by_name(1), 0.0))
+    assert (first["found"], first["size"]) == (False, 64)
+    assert domains.asked(2, "d", by_name(1), 0.0) == [], "who comes second waits for the first"
+    made = {"op": "made", "id": 2, "number": first["number"]}
+    answers = domains.asked(1, "d", made, 0.0)
+    assert [e.message.get("found") for e in answers] == [None, True]
+    error = answer_of(domains.asked(3, "d", by_name(1, size=65), 0.0))["error"]
+    assert error["code"] == "size_mismatch"
+    assert "64 bytes, requested by library acme, not 65" in error["message"]
+
+
+def test_k1_where_the_first_asker_dies_it_is_made_anew_for_the_next():
+    domains = Domains(entropy())
+    domains.request("d", STRUCT, 0.0)
+    first = answer_of(domains.asked(1, "d", by_name(1), 0.0))
+    effects = domains.ended(1, "d")
+    assert DropSegment(first["number"]) in effects
+    assert [e.size for e in effects if isinstance(e, MakeSegment)] == [64]
+    second = answer_of(domains.asked(2, "d", by_name(1), 0.0))
+    assert (second["found"], second["number"] != first["number"]) == (False, True)
+
+
+def test_k2_c5_it_is_made_anew_after_a_reset_before_anybody_is_given_memory():
+    domains = Domains(entropy())
+    domains.request("d", STRUCT, 0.0)
+    for token in (1, 2):
+        number = answer_of(domains.asked(token, "d", by_name(1), 0.0))["number"]
+        domains.asked(token, "d", {"op": "made", "id": 2, "number": number}, 0.0)
+    domains.crashed(1, "d", "a crash", 0.0)
+    domains.request("d", [*STRUCT, {"name": "t", "size": 8, "library": "acme"}], 0.0)
+    domains.asked(3, "d", by_name(1), 0.0)
+    domains.ended(1, "d")
+    effects = domains.ended(2, "d")
+    made = [e.size for e in effects if isinstance(e, MakeSegment)]
+    assert made == [0, 64, 8]
+    assert isinstance(effects[-1], AnswerMemory), "who waits is answered last"
+    assert (effects[-1].message["found"], effects[-1].message["epoch"]) == (False, 2)
+
+
+def test_k1_another_size_counts_from_the_next_epoch_on():
+    """A master that begins anew with other libraries, while workers have the memory."""
+    domains = Domains(entropy())
+    domains.request("d", STRUCT, 0.0)
+    domains.asked(1, "d", by_name(1), 0.0)
+    assert domains.request("d", [{"name": "s", "size": 8, "library": "acme"}], 0.0) == []
+    domains.crashed(1, "d", "a crash", 0.0)
+    assert [e.size for e in domains.ended(1, "d") if isinstance(e, MakeSegment)] == [0, 8]
+
+
 class World(RuleBasedStateMachine):
     """Workers of two crash domains; who holds which memory is written down beside the core."""
 
@@ -155,6 +215,11 @@ class World(RuleBasedStateMachine):
                 self.epoch[domain] += 1
         self.take(self.core.ended(token, domain))
 
+    @rule(domain=NAMES, size=st.sampled_from([8, 16, 0]))
+    def request(self, domain, size):
+        structs = [{"name": "x", "size": size, "library": "acme"}] if size else []
+        self.take(self.core.request(domain, structs, self.now_s))
+
     @rule(seconds=st.sampled_from([1.0, 100.0]))
     def wait(self, seconds):
         self.now_s += seconds
@@ -166,7 +231,7 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def files_are_not_leaked(self):
-        assert len(self.memory) <= 2 + sum(len(n) for n in self.making.values()) + 4 * len(
+        assert len(self.memory) <= 4 + sum(len(n) for n in self.making.values()) + 4 * len(
             self.handles["a"] + self.handles["b"]
         )
 

@@ -8,14 +8,31 @@ from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 import msgpack
+import msgspec
 import pytest
 
 from posthouse import codec, limits
-from posthouse.messages import Message, Register, Start, StatusReply, WorkersPage
+from posthouse.messages import (
+    Message,
+    Register,
+    Start,
+    StatusReply,
+    StructRequest,
+    WorkersPage,
+)
 from posthouse.records import HandleRef, Status, WorkerInfo
 from posthouse.settings import RuntimeSettings
 from posthouse.spec import BackgroundWorker
 from posthouse.states import DATABASE_CONNECTION, SHMEM_ACCESS, WorkerState
+
+STRUCTS: Final = [
+    StructRequest(
+        name="n" * limits.segment_name_bytes_max,
+        size=limits.segment_bytes_max,
+        crash_domain="c" * limits.label_bytes_max,
+        library="l" * limits.name_bytes_max,
+    )
+] * limits.domain_structs_max
 
 
 def nested(depth: int) -> Any:
@@ -68,7 +85,7 @@ def test_the_largest_record_fits_every_frame_it_travels_in(largest: BackgroundWo
     register = Register(request=b"r" * 16, spec=wire)
     assert through_the_codec(register, limits.client_frame_bytes_max) == register
     numbers: dict[str, Any] = dict.fromkeys(("slot", "generation", "incarnation", "token"), 2**62)
-    start = Start(registry="9f" * 16, revision=2**62, spec=wire, **numbers)
+    start = Start(registry="9f" * 16, revision=2**62, spec=wire, structs=STRUCTS, **numbers)
     assert through_the_codec(start, limits.agent_frame_bytes_max) == start
     page = WorkersPage(request=b"r" * 16, workers=[info(largest)])
     assert through_the_codec(page, limits.client_frame_bytes_max) == page
@@ -79,7 +96,8 @@ def test_the_largest_record_fits_the_warden_with_a_runtime(largest: BackgroundWo
     runtime = RuntimeSettings(
         name="r", path=("/" + "p" * 100,) * 64, env={f"E{i}": "x" * 100 for i in range(128)}
     )
-    order = {"op": "StartWorker", "spec": largest.to_wire(), **asdict(runtime)}
+    structs = [msgspec.structs.asdict(struct) for struct in STRUCTS]
+    order = {"op": "StartWorker", "spec": largest.to_wire(), "structs": structs, **asdict(runtime)}
     assert len(msgpack.packb(order)) < limits.warden_frame_bytes_max
 
 

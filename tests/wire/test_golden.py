@@ -87,6 +87,7 @@ from posthouse.messages import (
     StatusReply,
     Stop,
     StopDone,
+    StructRequest,
     Subscribe,
     Subscribed,
     Terminate,
@@ -353,6 +354,10 @@ MESSAGES: dict[str, Message] = {
         registry=REGISTRY, slot=4, generation=9, incarnation=1, token=79, revision=3,
         spec=FULL_SPEC, warden="kept",
     ),
+    "start.memory": Start(
+        registry=REGISTRY, slot=5, generation=1, incarnation=1, token=80, revision=1, spec=SPEC,
+        structs=[StructRequest(name="counters", size=4096, library="acme.ingest")],
+    ),
     "stop": Stop(
         registry=REGISTRY, slot=3, generation=1, token=77, reason=StopReason.TERMINATE, signal=15,
         grace_s=5.0,
@@ -418,6 +423,12 @@ MESSAGES: dict[str, Message] = {
     "declare_part": DeclarePart(
         request=REQUEST, upload=b"u" * 16, part=2,
         workers=[Declared(spec=SPEC, replicas=Every.HOST)],
+    ),
+    "declare_part.library": DeclarePart(
+        request=REQUEST, upload=b"u" * 16, part=0, workers=[],
+        structs=[
+            StructRequest(name="counters", size=4096, crash_domain="ingest", library="acme.ingest")
+        ],
     ),
     "applied": Applied(
         request=REQUEST, created=1, updated=1, pruned=1, finished=1, unchanged=4, more=True,
