@@ -85,8 +85,8 @@ def exit_is_reaped_before_it_is_written_down(monkeypatch: pytest.MonkeyPatch) ->
 def intent_is_written_after_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     true = WardenCore._start
 
-    def start(self: Any, order: Any) -> Any:
-        effects = true(self, order)
+    def start(self: Any, order: Any, now: Any) -> Any:
+        effects = true(self, order, now)
         if any(isinstance(effect, warden_effects.Fork) for effect in effects):
             effects.reverse()
         return effects
