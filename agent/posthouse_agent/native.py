@@ -1,4 +1,4 @@
-"""The few system calls that Python 3.11 does not offer: prctl, signalfd, waitid with rusage.
+"""System calls that Python 3.11 does not offer: prctl, signalfd, timers, waitid with rusage.
 
 Owns: their calling conventions. Must not know: wardens and workers. Invariant: every failure is an
 OSError with its errno.
@@ -15,6 +15,7 @@ from typing import Final
 
 __all__ = [
     "Death",
+    "Fuse",
     "be_dumpable",
     "become_subreaper",
     "die_with_parent",
@@ -39,6 +40,10 @@ _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 _SIGNALFD_INFO_BYTES: Final = 128
 _SIGINFO_BYTES: Final = 128
+_CLOCK_BOOTTIME: Final = 7
+_TIMER_ABSTIME: Final = 1
+_SIGEV_SIGNAL: Final = 0
+_SIGEVENT_BYTES: Final = 64
 _CLD_EXITED: Final = 1
 _CLD_DUMPED: Final = 3
 # os.waitid drops the rusage that the kernel's waitid gives, and glibc's wrapper has none either.
@@ -171,6 +176,34 @@ def _wait_without_rusage(pidfd: int) -> Death | None:
         signal=None if exited else info.si_status,
         core=info.si_code == _CLD_DUMPED,
     )
+
+
+class Fuse:
+    """A timer of the kernel that kills this very process, whatever state it is in: stopped, hung,
+    with every signal blocked. Not inherited by a fork, and gone with an exec.
+
+    Raises OSError where the kernel, or a limit of pending signals, gives none.
+    """
+
+    def __init__(self) -> None:
+        event = ctypes.create_string_buffer(_SIGEVENT_BYTES)
+        # sigval, a union as wide as a pointer; then the signal and the kind of notification
+        pointer = ctypes.sizeof(ctypes.c_void_p)
+        struct.pack_into("ii", event, pointer, signal.SIGKILL, _SIGEV_SIGNAL)
+        self._timer = ctypes.c_void_p()
+        _check(_of_timers().timer_create(_CLOCK_BOOTTIME, event, ctypes.byref(self._timer)))
+
+    def arm(self, deadline_s: float) -> None:
+        """KILL at this second of CLOCK_BOOTTIME, at once if it has passed; 0: never."""
+        whole = int(deadline_s)
+        nanoseconds = max(0, min(999_999_999, int((deadline_s - whole) * 1e9)))
+        when = (ctypes.c_long * 4)(0, 0, whole, nanoseconds)  # struct itimerspec
+        _check(_of_timers().timer_settime(self._timer, _TIMER_ABSTIME, ctypes.byref(when), None))
+
+
+def _of_timers() -> ctypes.CDLL:
+    """glibc has them in a library of their own before 2.34."""
+    return _libc if hasattr(_libc, "timer_create") else ctypes.CDLL("librt.so.1", use_errno=True)
 
 
 def reserve_space(fd: int, offset: int, length: int) -> None:

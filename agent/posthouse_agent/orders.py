@@ -22,8 +22,10 @@ __all__ = [
     "Forget",
     "ForkFailed",
     "Forked",
+    "Leased",
     "NoteReady",
     "Order",
+    "RenewLease",
     "RenewRuntime",
     "Report",
     "SignalWorker",
@@ -88,6 +90,16 @@ class RenewRuntime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RenewLease:
+    """The host's lease, as granted for the request of `stamp`: this warden and its workers may run
+    until `deadline_us` (0: without an end). Both in microseconds of CLOCK_BOOTTIME. The one of the
+    newest stamp counts. Answered by Leased."""
+
+    stamp: int
+    deadline_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Confirm:
     """The master has these exits; their records may go."""
 
@@ -106,6 +118,8 @@ class Attached:
     highest_token: int
     protocol: int = PROTOCOL
     run_as: bool = False  # it can run workers as other users, and end them
+    fence: bool = True  # it has a timer of the kernel that would end it with its lease
+    leased: bool = False  # and that timer is set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +183,13 @@ class Stuck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """The lease of this stamp is in force: the kernel ends the warden at its deadline."""
+
+    stamp: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopUnknown:
     token: int
     slot: int
@@ -185,14 +206,26 @@ class Forget:
     """The warden ends on purpose (TERM): its workers have ended, no more orders are taken."""
 
 
-Order = Attach | StartWorker | StopWorker | SignalWorker | NoteReady | RenewRuntime | Confirm
-Report = Attached | Forked | ForkFailed | Ended | Stuck | StopUnknown | SnapshotEnd | Forget
+Order = (
+    Attach
+    | StartWorker
+    | StopWorker
+    | SignalWorker
+    | NoteReady
+    | RenewRuntime
+    | RenewLease
+    | Confirm
+)
+Report = (
+    Attached | Forked | ForkFailed | Ended | Stuck | Leased | StopUnknown | SnapshotEnd | Forget
+)
 
 _CLASSES: dict[str, type[Any]] = {
     cls.__name__: cls
     for cls in (
-        *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, RenewRuntime, Confirm),
-        *(Attached, Forked, ForkFailed, Ended, Stuck, StopUnknown, SnapshotEnd, Forget),
+        *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, RenewRuntime, RenewLease),
+        *(Confirm, Attached, Forked, ForkFailed, Ended, Stuck, Leased, StopUnknown, SnapshotEnd),
+        Forget,
     )
 }
 

@@ -113,6 +113,17 @@ def _find_groups(options: Options, instance: str) -> cgroups.Cgroups | None:
         return None
 
 
+def _find_fuse(kind: str) -> native.Fuse | None:
+    """Of a fenced warden. Without one it is of use only where leases have no deadline."""
+    if kind != "fenced":
+        return None
+    try:
+        return native.Fuse()
+    except OSError as error:
+        log(f"no fence: the kernel gives no timer: {error.strerror}")
+        return None
+
+
 def _raise_descriptors() -> int:
     """Each worker takes four. Returns the soft limit that there was, for the workers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -152,6 +163,7 @@ def _build(options: Options) -> Warden:
         _LEFTOVERS_S,
     )
     instance = os.urandom(16).hex()
+    fuse = _find_fuse(options.kind)
     core = WardenCore(
         instance=instance,
         kind=options.kind,
@@ -159,6 +171,7 @@ def _build(options: Options) -> Warden:
         pid=os.getpid(),
         run_as=not identity.missing_capabilities(),
         entropy=os.urandom,
+        fence=fuse is not None,
     )
     core.handle(recovered, instant())  # its entries are part of the rewrite
     groups = _find_groups(options, instance)
@@ -180,7 +193,7 @@ def _build(options: Options) -> Warden:
         groups=groups,
     )
     line = AgentLine(f"{folder}/warden.sock", epoll)
-    return Warden(core, processes, zygotes, journal, line, epoll, Place(folder, lock_fd))
+    return Warden(core, processes, zygotes, journal, line, epoll, Place(folder, lock_fd, fuse))
 
 
 def main(argv: list[str]) -> int:

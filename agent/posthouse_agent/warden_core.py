@@ -18,14 +18,17 @@ from posthouse_agent.domains import Domains, MemoryEffect, crash_domain
 from posthouse_agent.orders import (
     Confirm,
     NoteReady,
+    RenewLease,
     RenewRuntime,
     SignalWorker,
     StartWorker,
     StopWorker,
 )
+from posthouse_agent.tenure import Tenure
 from posthouse_agent.warden_effects import (
     AgentAttached,
     AgentGone,
+    Arm,
     Confirmed,
     Effect,
     End,
@@ -91,6 +94,7 @@ class _Worker:
     signal: int = 0  # the last stop signal sent
     kill_at_s: float | None = None
     look_at_s: float | None = None  # it was sent KILL, and should be gone by then
+    leaves: bool = False  # it was told so because of the lease
     stuck: str = ""
 
 
@@ -106,7 +110,10 @@ class WardenCore:
         pid: int,
         run_as: bool = False,
         entropy: Callable[[int], bytes] = lambda count: b"\x01" * count,
+        fence: bool = True,
     ) -> None:
+        self._fence = fence
+        self._tenure = Tenure()
         self._domains = Domains(entropy)  # of handles; without it no worker asks for memory
         self._run_as = run_as
         self._instance = instance
@@ -138,7 +145,8 @@ class WardenCore:
         times = (
             at_s for w in self._live.values() for at_s in (w.kill_at_s, w.look_at_s, w.listen_at_s)
         )
-        return min((at_s for at_s in times if at_s is not None), default=None)
+        due = [at_s for at_s in times if at_s is not None]
+        return min([*due, *self._lease_times()], default=None)
 
     def entries(self) -> list[Entry]:
         """A short journal with the same meaning as the whole one so far."""
@@ -211,6 +219,8 @@ class WardenCore:
                 return self._kill(worker, signal, now)
             case RenewRuntime(name=name):
                 return [Renew(name)]
+            case RenewLease():
+                return self._renew_lease(order, now)
             case NoteReady(token=token):
                 worker = self._live.get(token)
                 if worker is None or worker.ready:
@@ -230,7 +240,7 @@ class WardenCore:
             return self._tell(_forked(worker), fds_of=token) if worker.pid else []
         if (gone := self._exits.get(token)) is not None:
             return self._tell(_ended(gone, known=True))
-        refusal = self._refusal(order)
+        refusal = self._refusal(order, now)
         raised = token > self._highest.get(order.slot, -1)
         if raised:
             # A refused token is spent too: it has been answered, so it must never run later.
@@ -264,7 +274,7 @@ class WardenCore:
             made = self._domains.request(domain, order.structs, now.boot_s)
         return [WriteJournal(intent), *made, Fork(order)]
 
-    def _refusal(self, order: StartWorker) -> orders.ForkFailed | None:
+    def _refusal(self, order: StartWorker, now: Instant) -> orders.ForkFailed | None:
         highest = self._highest.get(order.slot, -1)
         holder = self._holders.get(order.slot)
         if order.token <= highest:
@@ -277,6 +287,8 @@ class WardenCore:
             )
         if self._terminating:
             return _failed(order, "stopping", "the warden is ending", retry=True)
+        if self._tenure.ends(now.boot_s):
+            return _failed(order, "no_lease", "the host's lease is over", retry=True)
         if holder is not None:
             # Two processes of one slot are what tokens exist to prevent; the holder is ended first.
             return _failed(
@@ -363,7 +375,7 @@ class WardenCore:
     def _on_time(self, event: Tick | Heard, now: Instant) -> list[Effect]:
         if isinstance(event, Heard):
             return self._on_heard(event, now)
-        effects: list[Effect] = []
+        effects = self._on_lease(now)
         for token, worker in self._live.items():
             if worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
                 worker.kill_at_s, worker.signal = None, _KILL
@@ -435,9 +447,58 @@ class WardenCore:
             WriteJournal(Exited(token=token, facts=facts)),
             Reap(token),
             *self._tell(_ended(gone)),
+            *self._disarm_when_empty(),
             *(effect for other in resets for effect in self._reset(other, now)),
             *(self._domains.ended(token, w.domain) if w.domain else ()),
         ]
+
+    # --- the lease ---
+
+    def _renew_lease(self, order: RenewLease, now: Instant) -> list[Effect]:
+        if not self._fence or not self._tenure.renew(order, now.boot_s):
+            return []
+        # A lease that is over already ends who is here; without anybody there is nothing to end.
+        spared = not self._live and self._tenure.ends(now.boot_s)
+        return [
+            *([] if spared else [Arm(self._tenure.deadline_s)]),
+            *self._on_lease(now),
+            *self._tell(orders.Leased(stamp=order.stamp)),
+        ]
+
+    def _lease_times(self) -> list[float]:
+        """When the lease wants something to be done."""
+        tenure = self._tenure
+        if tenure.last_s is None or tenure.over:
+            return []
+        staying = [w.stop_grace_s for w in self._live.values() if w.pid and not w.leaves]
+        times = [tenure.leave_s(max(staying, default=0.0)), tenure.last_s]
+        return [at_s for at_s in times if at_s is not None]
+
+    def _on_lease(self, now: Instant) -> list[Effect]:
+        """Have everybody leave in time. What the kernel's timer finds at the deadline is killed by
+        it, with this warden; but then nobody sees how it ended."""
+        tenure = self._tenure
+        if tenure.last_s is None or tenure.over:
+            return []
+        effects: list[Effect] = []
+        left_s = max(0.0, tenure.last_s - now.boot_s)
+        for worker in self._live.values():
+            leave_s = tenure.leave_s(worker.stop_grace_s)
+            if worker.pid and not worker.leaves and leave_s is not None and leave_s <= now.boot_s:
+                worker.leaves = True
+                reason = worker.stop or StopReason.LEASE_END.value
+                signal = worker.stop_signal
+                effects += self._end_worker(worker, reason, signal, left_s, now)
+        if tenure.ends(now.boot_s):
+            tenure.over = True
+            effects += self._recall_all("the host's lease was over", "no_lease")
+            effects += self._disarm_when_empty()
+        return effects
+
+    def _disarm_when_empty(self) -> list[Effect]:
+        """Without a worker there is nothing to be fenced off, and a warden that lives can still
+        tell how its workers ended; it starts none before the lease is renewed."""
+        return [Arm(0.0)] if self._tenure.over and not self._live else []
 
     # --- shared memory ---
 
@@ -507,6 +568,8 @@ class WardenCore:
                 pid=self._pid,
                 highest_token=max(self._highest.values(), default=0),
                 run_as=self._run_as,
+                fence=self._fence,
+                leased=bool(self._tenure.deadline_s),
             )
         )
         running = list(self._live.values())

@@ -16,6 +16,7 @@ from posthouse_agent.orders import Attach, Order, Report, StartWorker
 __all__ = [
     "AgentAttached",
     "AgentGone",
+    "Arm",
     "Confirmed",
     "Effect",
     "End",
@@ -286,6 +287,13 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
+class Arm:
+    """Have the kernel kill this process at that `boot_s`, whatever it does by then; 0: never."""
+
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Renew:
     """The next Fork of this runtime ("": of all) is to have newly loaded code."""
 
@@ -339,6 +347,7 @@ Effect = (
     WriteJournal
     | Fork
     | Recall
+    | Arm
     | Renew
     | Kill
     | Look

@@ -26,6 +26,7 @@ from posthouse_agent.warden_core import WardenCore
 from posthouse_agent.warden_effects import (
     AgentAttached,
     AgentGone,
+    Arm,
     Effect,
     End,
     Entry,
@@ -69,6 +70,7 @@ class Place:
 
     folder: str
     lock_fd: int
+    fuse: native.Fuse | None = None  # what ends this process with its lease
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,6 +98,7 @@ class Warden:
     ) -> None:
         self._folder = place.folder
         self._lock_fd = place.lock_fd
+        self._fuse = place.fuse
         self._files_due_s = 0.0
         self._core = core
         self._processes = processes
@@ -301,8 +304,8 @@ class Warden:
                         return [*answers, refused]
                 case Fork() | Recall() | Renew():
                     answers += self._on_runtime(effect)
-                case Kill(token=token, signal=number):
-                    self._processes.kill(token, number, handled=effect.handled)
+                case Kill() | Arm():
+                    self._strike(effect)
                 case Look() | Listen():
                     answers += self._look(effect)
                 case Reap(token=token):
@@ -316,6 +319,13 @@ class Warden:
                 case End(status=status):
                     self._status = status
         return answers
+
+    def _strike(self, effect: Kill | Arm) -> None:
+        if isinstance(effect, Kill):
+            self._processes.kill(effect.token, effect.signal, handled=effect.handled)
+        else:
+            assert self._fuse is not None, "a warden without a fuse takes no lease"
+            self._fuse.arm(effect.deadline_s)
 
     def _write(self, entry: Entry) -> ForkRefused | None:
         """Append to the journal. An intent that cannot be written must not be carried out; what

@@ -211,3 +211,13 @@ config_bytes_max: Final = 1024 * 1024  # a configuration of a megabyte is someth
 socket_path_bytes_max: Final = 107  # sun_path is 108 bytes with its NUL
 lease_s_min: Final = 5.0  # below, a lost RENEW or two would end a healthy host's workers
 lease_s_max: Final = 3600.0  # how long a cut-off host may run what is placed nowhere else
+lease_s: Final = 30.0  # default: longer than a restart of master or agent, short of people's notice
+lease_ahead_s: Final = (
+    0.5  # before the deadline workers are killed one by one, so each end is known
+)
+clock_drift: Final = 0.002  # two hosts' clocks run at rates that differ by no more than this share
+lease_margin_s: Final = 2.0  # beyond the lease; a timer that kills was late by 7 ms at the most
+handover_s: Final = 600.0  # the lease at a planned end of the master: time to install its successor
+mass_loss_share: Final = 0.4  # of all hosts: more is the master's own network, or a switch
+mass_loss_hosts_min: Final = 3  # with fewer, one host is a mass
+mass_loss_wait_s: Final = 600.0  # for somebody to say that they are dead; then they count as it

@@ -614,3 +614,11 @@ def fork_while_a_thread_holds_a_lock(arg):
     holder.join(20)
     os.close(writes)
     say(child=status, threads=list(os.read(reads, 1)))
+
+
+def deaf_and_busy(arg):
+    """Nothing but the kernel can end it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    say(busy=True)
+    while True:
+        pass
