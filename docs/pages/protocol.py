@@ -31,6 +31,7 @@ SHARED = (
     messages.HostVerdict,
     messages.Missing,
     messages.Declared,
+    messages.StructRequest,
     messages.Change,
     records.Event,
 )
