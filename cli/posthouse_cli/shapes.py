@@ -13,7 +13,7 @@ import msgspec
 from posthouse.bulk import Plan, PlannedChange
 from posthouse.messages import HostVerdict
 from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
-from posthouse.states import EventKind, WorkerState
+from posthouse.states import EventKind, StopReason, WorkerState
 from posthouse_cli.durations import shown
 from posthouse_cli.load import HostLoad
 
@@ -49,6 +49,17 @@ __all__ = [
 ]
 
 
+_STOPPED = {
+    StopReason.TERMINATE: "terminated",
+    StopReason.HOLD: "held",
+    StopReason.SHUTDOWN: "shut down",
+    StopReason.RESTART: "restarted",
+    StopReason.APPLY: "replaced",
+    StopReason.DRAIN: "drained",
+    StopReason.LEASE_END: "stopped at its lease's end",
+    StopReason.DOMAIN_RESET: "reset with its crash domain",
+    StopReason.UNKNOWN: "stopped as unknown",
+}
 _CAUSE_SHOWN = 120  # characters of an error in a line of events
 _ASKED = (
     EventKind.REGISTERED,
@@ -132,7 +143,12 @@ def state_word(state: WorkerState) -> str:
 
 def exit_words(exit: ExitFacts | None) -> str:  # noqa: A002 - the word of the contract
     """How an incarnation ended."""
-    return exit.describe() if exit else ""
+    if exit is None:
+        return ""
+    if exit.stop is None:
+        return exit.describe()
+    by = f" by {exit.by}" if exit.by else ""
+    return f"{_STOPPED[exit.stop]}{by}: {exit.describe()}"
 
 
 def up_for(status: Status) -> str:

@@ -90,6 +90,7 @@ from posthouse_master.effects import (
     PhaseChanged,
     Received,
     Reload,
+    Revoked,
     Room,
     Space,
     Tick,
@@ -318,11 +319,15 @@ class MasterCore:
             case Configured():
                 self.starter.structs = event.structs
                 self.static.begin(turn, event)
-            case Interrupted() | Reload():
+            case Interrupted() | Reload() | Revoked():
                 self._signalled(turn, event)
         return self._finish(turn)
 
-    def _signalled(self, turn: Turn, event: Interrupted | Reload) -> None:
+    def _signalled(self, turn: Turn, event: Interrupted | Reload | Revoked) -> None:
+        if isinstance(event, Revoked):
+            for session in self.door.revoke(event.entries):
+                self._end(turn, session, "not_permitted", "its key was revoked")
+            return
         if isinstance(event, Interrupted):
             turn.goodbye = event.reason
             turn.halt(0, event.reason)

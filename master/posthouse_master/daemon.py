@@ -46,6 +46,7 @@ from posthouse_master.effects import (
     Persist,
     Received,
     Reload,
+    Revoked,
     Room,
     Send,
     Tick,
@@ -104,13 +105,12 @@ def _serve(settings: MasterSettings, log: Any, opened: ExitStack) -> int:
     opened.callback(store.close)
     context = new_context()
     opened.callback(context.term)
-    if keys is not None:
-        opened.enter_context(Gate(context, principals))
+    gate = opened.enter_context(Gate(context, principals)) if keys is not None else None
     listeners = _listen(settings, context, keys, opened)
     core = _begin(settings, store, source)
     meter = Meter()
     window = _window(settings, meter, opened)
-    shell = _Shell(core, store, listeners, source, log, meter, window)
+    shell = _Shell(core, store, listeners, source, log, meter, window, _Principals(settings, gate))
     with _signals() as interrupts:
         try:
             shell.configure(_static(settings, interrupts, log))
@@ -257,6 +257,25 @@ def _static(settings: MasterSettings, interrupts: "_Interrupts", log: Any) -> Co
     return gather(settings, libraries)
 
 
+class _Principals:
+    """Who is let in, by a file that is read anew at HUP."""
+
+    def __init__(self, settings: MasterSettings, gate: Gate | None) -> None:
+        self._file = settings.principals_file
+        self._gate = gate
+        self._revoked: frozenset[tuple[str, str]] = frozenset()
+
+    def read_again(self) -> Revoked | None:
+        """What the core has to know of it. Raises ConfigError; then everything stays as it was."""
+        if self._gate is None or self._file is None:
+            return None
+        before = self._gate.entries
+        self._gate.replace(load_principals(self._file))
+        now = self._gate.entries
+        self._revoked = (self._revoked | before) - now
+        return Revoked(self._revoked)
+
+
 class _Shell:
     """Runs the effects of one core. One thread."""
 
@@ -269,8 +288,10 @@ class _Shell:
         log: Any,
         meter: Meter,
         window: "Window | None",
+        principals: _Principals,
     ) -> None:
         self._core = core
+        self._principals = principals
         self._store = store
         self._room = Room.AMPLE
         self._listeners = listeners
@@ -345,16 +366,27 @@ class _Shell:
         for role, listener in self._listeners.items():
             for inbound in listener.receive(limits.drain_messages_max):
                 endpoint = "agents" if role == "agents" else "clients"
-                peer = Peer(endpoint, inbound.routing_id, inbound.user_id)  # type: ignore[arg-type]
+                peer = Peer(endpoint, inbound.routing_id, inbound.user_id, inbound.key)  # type: ignore[arg-type]
                 self._meter.frame("in", inbound.frame)
                 yield Malformed(peer) if inbound.malformed else Received(peer, inbound.frame)
         wake_s = self._core.wake_s
         if wake_s is not None and wake_s <= now.boot_s:
             yield Tick()
         if interrupt == "SIGHUP":
-            yield Reload()
+            yield from self._reloaded()
         elif interrupt:
             yield Interrupted(interrupt)
+
+    def _reloaded(self) -> Iterator[Input]:
+        try:
+            revoked = self._principals.read_again()
+        except ConfigError as error:
+            self._log.warning("principals.kept", reason=error.message, hint=error.hint)
+        else:
+            if revoked is not None:
+                self._log.info("principals.read", revoked=len(revoked.entries))
+                yield revoked
+        yield Reload()
 
     def _carry_out(self, effects: list[Effect]) -> Halt | None:
         halt: Halt | None = None

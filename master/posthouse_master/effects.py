@@ -30,6 +30,7 @@ __all__ = [
     "PhaseChanged",
     "Received",
     "Reload",
+    "Revoked",
     "Room",
     "Send",
     "Space",
@@ -41,12 +42,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Where frames come from and go to. `user` is the key's User-Id, "role:name", or None on a
+    """Where frames come from and go to. `user` is whose `key` it is, "role:name", or None on a
     socket without keys; it is part of the identity, so nobody can speak in another's session."""
 
     endpoint: Literal["agents", "clients"]
     routing_id: bytes
     user: str | None = None
+    key: str = ""
 
 
 # --- inputs ---
@@ -89,6 +91,14 @@ class Interrupted:
 @dataclass(frozen=True, slots=True)
 class Reload:
     """HUP to the process: every host is to load the code of its runtimes anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """All keys that have been taken from the principals since the master began, each with whose it
+    was. Their connections outlive that; what is said over them must not count."""
+
+    entries: frozenset[tuple[str, str]]
 
 
 class Room(StrEnum):
@@ -161,6 +171,7 @@ Input = (
     | Tick
     | Interrupted
     | Reload
+    | Revoked
     | Space
     | PhaseChanged
     | Configured

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from posthouse import limits
 from posthouse.messages import Exit, Running, Stop
 from posthouse.pacing import Budget, next_streak
@@ -64,6 +66,16 @@ def _ended_by(stop: StopReason | None, facts: ExitFacts | None) -> str:
     if facts.code is None:
         return facts.cause
     return f"exit_{facts.code}" if facts.code < 2 else "exit_other"
+
+
+def _attributed(facts: ExitFacts, registration: Registration, stop: StopReason | None) -> ExitFacts:
+    """With who asked for it, which is not the host's to say. The signal of an operator is no
+    request to end: it decides nothing, and is only told."""
+    if stop is not None:
+        return msgspec.structs.replace(facts, stop=stop, by=registration.stop_by)
+    token, number, by = registration.signalled
+    sent = token == registration.token and number == facts.signal
+    return msgspec.structs.replace(facts, stop=None, by=by if sent else "")
 
 
 class _Ways(NamedTuple):
@@ -213,6 +225,7 @@ class Lifecycle:
         # What an operator asked for is durable and stands whatever the host heard of it. Any other
         # stop counts only if the host had begun it: else the worker ended by itself before.
         stop = registration.stopping if registration.stopping in _OPERATORS else ended.stop
+        facts = _attributed(facts, registration, stop)
         streak = next_streak(registration.streak, facts, registration.restart_delay_s or 0.0)
         decision = decide(
             registration.spec,

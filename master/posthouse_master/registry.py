@@ -145,6 +145,8 @@ class Registration:
     strays: int = 0
     # In memory only: what its host says of a process that KILL does not end.
     stuck: str = ""
+    # In memory only: (token, signal, by) of the last signal that somebody had sent to its process.
+    signalled: tuple[int, int, str] = (0, 0, "")
     # In memory only: hosts that said trying again is of no use, until their next session.
     barred: frozenset[str] = frozenset()
 

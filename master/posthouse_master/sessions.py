@@ -80,6 +80,7 @@ class FrontDoor:
         self._entropy = entropy
         self._sessions: dict[bytes, Session] = {}
         self._of_peer: dict[Peer, Session] = {}
+        self._revoked: frozenset[tuple[str, str]] = frozenset()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -109,6 +110,16 @@ class FrontDoor:
             return None
         return session
 
+    # --- keys that are taken away ---
+
+    def revoke(self, entries: frozenset[tuple[str, str]]) -> list[Session]:
+        """These keys open no sessions; returns the sessions that they have, for their end."""
+        self._revoked = entries
+        return [session for session in self if self.revoked(session.peer)]
+
+    def revoked(self, peer: Peer) -> bool:
+        return (peer.user, peer.key) in self._revoked
+
     # --- opening ---
 
     def judge(self, peer: Peer, hello: Hello) -> Admission | Refused:
@@ -122,6 +133,8 @@ class FrontDoor:
                 "upgrade the master first, then agents and clients",
             )
         found = _who(peer, hello)
+        if self.revoked(peer):
+            found = "this key is no longer among the master's principals"
         if isinstance(found, str):
             return self._no(hello, "not_permitted", found)
         if found.role == "agent" and hello.registry not in ("", self.term.registry):

@@ -122,7 +122,7 @@ class Starter:
             ran_revision=registration.revision,
         )
         self.pace.started(registration, turn.now.boot_s)
-        self._chronicle.record(turn, EventKind.STARTING, registration)
+        self._chronicle.record(turn, EventKind.STARTING, registration, rule=registration.rule)
         start = Start(
             registry=self._registry.identity,
             slot=registration.slot,

@@ -63,6 +63,9 @@ class ExitFacts(Record, frozen=True, kw_only=True):
     `crash_domain` it began, or was ended by, a reset of that domain: `domain_cause` says whose end
     that was, `domain_epoch` is the epoch that begins, `domain_resets` how many resets there were
     within a minute.
+
+    The master adds for what it was asked to: `stop` is the request that ended the process, and `by`
+    who made it; `by` without `stop` is who had posthouse send the very signal that killed it.
     """
 
     cause: Annotated[str, Meta(max_length=32)] = "exited"
@@ -85,6 +88,8 @@ class ExitFacts(Record, frozen=True, kw_only=True):
     domain_resets: Int = 0
     output_tail: Annotated[str, Meta(max_length=8192)] = ""
     traceback: Annotated[str, Meta(max_length=32768)] = ""
+    stop: StopReason | None = None
+    by: Word = ""
 
     def describe(self) -> str:
         """One phrase for people.
@@ -93,11 +98,15 @@ class ExitFacts(Record, frozen=True, kw_only=True):
         'killed by SIGKILL'
         >>> ExitFacts(cause="signaled", signal=9, oom=True, sender="kernel").describe()
         'ran out of memory, killed by SIGKILL'
+        >>> ExitFacts(cause="signaled", signal=9, by="client:ann").describe()
+        'killed by SIGKILL, sent by client:ann'
         """
         if self.signal is not None:
             how = "ran out of memory, " if self.oom else ""
             core = " (core dumped)" if self.core else ""
             who = ", sender unknown" if self.sender == "unknown" else ""
+            if self.by and self.stop is None:
+                who = f", sent by {self.by}"
             return f"{how}killed by {signal_name(self.signal)}{core}{who}"
         if self.code is not None:
             return f"exited with code {self.code}"

@@ -93,8 +93,10 @@ def decide(
     if facts.code == 1 and not facts.lock_held:
         return _again(spec, "E2", how, repeat)
     if facts.signal == SIGNALS["TERM"]:
-        return _again(spec, "E6", f"{how} from outside; counts as exit code 1", repeat)
-    return _again(spec, "E3", f"{how}; a crash of its own", repeat)
+        outside = "" if facts.by else " from outside"
+        return _again(spec, "E6", f"{how}{outside}; counts as exit code 1", repeat)
+    whose = "counts as a crash" if facts.by else "a crash of its own"
+    return _again(spec, "E3", f"{how}; {whose}", repeat)
 
 
 def _asked(spec: BackgroundWorker, facts: ExitFacts, stop: StopReason, by: str) -> Decision:

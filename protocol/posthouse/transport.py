@@ -343,13 +343,15 @@ def _take_path(address: Endpoint) -> int:
 
 
 class Inbound(NamedTuple):
-    """One message. `user_id` is the ZAP handler's word ("role:name"), None on a key-less socket.
-    `malformed` says why `frame` is not to be decoded; it is empty for a well-formed message."""
+    """One message. `user_id` is the ZAP handler's word ("role:name") and `key` the public key that
+    it goes by; None and "" on a key-less socket. `malformed` says why `frame` is not to be decoded;
+    it is empty for a well-formed message."""
 
     routing_id: bytes
     user_id: str | None
     frame: bytes
     malformed: str = ""
+    key: str = ""
 
 
 class Listener:
@@ -386,12 +388,13 @@ class Listener:
         # Messages are atomic: the other parts are here. They are dropped one at a time, because a
         # peer may have sent a million.
         user_id: str | None = None
+        key = ""
         if self.keyed:
             # Only zmq's own Frame tells the User-Id; plain bytes have lost it.
             part = self.socket.recv(zmq.NOBLOCK, copy=False)
             frame, more = part.bytes, part.more
             try:
-                user_id = str(part.get("User-Id"))
+                user_id, _, key = str(part.get("User-Id")).partition(" ")
             except zmq.ZMQError:
                 user_id = None
         else:
@@ -406,8 +409,8 @@ class Listener:
             self.nameless += 1
             return None
         if parts > 1:
-            return Inbound(routing_id, user_id, b"", f"a message of {parts} frames")
-        return Inbound(routing_id, user_id, frame)
+            return Inbound(routing_id, user_id, b"", f"a message of {parts} frames", key)
+        return Inbound(routing_id, user_id, frame, key=key)
 
     def send(self, routing_id: bytes, frame: bytes) -> Outcome:
         """ "full": the peer does not read, the frame was not taken. "gone": no such peer now."""

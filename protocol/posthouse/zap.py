@@ -5,7 +5,8 @@ files, sessions. Invariant: only the CURVE mechanism with a key in the table get
 User-Id; everything else, and everything while no handler runs, is refused.
 
 ZAP is asked at the handshake only: whoever is removed while connected stays connected until the
-application refuses his User-Id (`knows`).
+application refuses him. So that it can tell one key of a principal from another, the User-Id is
+"role:name KEY".
 """
 
 import threading
@@ -14,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import zmq
+from zmq.utils import z85
 
 from posthouse.errors import ConfigError
 from posthouse.keys import check_principal
@@ -38,7 +40,7 @@ def answer(parts: list[bytes], table: Mapping[bytes, str]) -> list[bytes]:
     principal = table.get(key)
     if principal is None:
         return refused
-    return [_VERSION, request, b"200", b"", principal.encode(), b""]
+    return [_VERSION, request, b"200", b"", f"{principal} {z85.encode(key).decode()}".encode(), b""]
 
 
 class Gate:
@@ -102,9 +104,10 @@ class Gate:
         with self._lock:
             self._table = {k: v for k, v in self._table.items() if k != key}
 
-    def knows(self, principal: str) -> bool:
-        """True while the principal has a key in the table."""
-        return principal in self._table.values()
+    @property
+    def entries(self) -> frozenset[tuple[str, str]]:
+        """Each principal with each of its keys, as a User-Id names them."""
+        return frozenset((who, z85.encode(key).decode()) for key, who in self._table.items())
 
     def close(self) -> None:
         """End the thread."""

@@ -84,7 +84,7 @@ REFUSED = {
         ["half.toml:8", "nice is 99", "nothing was changed"],
     ),
     "an endpoint of no kind": (["ps", "--master", "localhost"], 2, ["localhost", "ipc://"]),
-    "a cursor of no kind": (["events", "--after", "yesterday"], 1, ["yesterday", "1/42"]),
+    "a cursor of no kind": (["events", "--after", "yesterday"], 2, ["yesterday", "1/42"]),
     "a signal of no kind": (["signal", "IDLE", "NOSUCH"], 1, ["NOSUCH"]),
     "the name of another": (["register", "--name", "IDLE", *OK], 1, ["IDLE"]),
     "a function that cannot be found": (["run", "jobs:idle", "--on", "mars"], 1, ["mars"]),

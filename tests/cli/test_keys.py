@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,3 +122,78 @@ def test_a_cluster_over_tcp_lets_in_who_has_a_key(
     finally:
         for daemon in reversed(daemons):
             daemon.close()
+
+
+def test_hup_lets_in_late_keys_and_puts_out_revoked_ones(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """(The CURVE handshake tells nobody why it fails: to them the master is not reachable.)
+
+    One principal changes its key, another loses it, a third one comes; a file with an error
+    changes nothing. The master goes on, and so does who keeps his key."""
+    agents, clients = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    names = (
+        "master:main",
+        "client:stays",
+        "client:goes",
+        "client:old",
+        "client:new",
+        "client:late",
+    )
+    for name in names:
+        assert main(["keygen", name, "-o", str(folder / f"{name[7:]}.key")]) == 0
+    public = {name: keys.load_pair(str(folder / f"{name[7:]}.key")).public for name in names}
+    capsys.readouterr()
+
+    def principals(**given: str) -> None:
+        lines = [f'"client:{who}" = "{public["client:" + key]}"' for who, key in given.items()]
+        (folder / "principals.toml").write_text("[principals]\n" + "\n".join(lines) + "\n")
+
+    principals(stays="stays", goes="goes", turns="old")
+    (folder / "master.toml").write_text(
+        f'state_dir = "{folder}/master"\nlisten_agents = "{agents}"\nlisten_clients = "{clients}"\n'
+        f'key_file = "{folder}/main.key"\nprincipals_file = "{folder}/principals.toml"\n'
+    )
+
+    def connect(name: str, timeout: float = 30) -> posthouse.Cluster:
+        key_file = str(folder / f"{name}.key")
+        settings = ClientSettings(
+            master=clients, key_file=key_file, master_key=public["master:main"]
+        )
+        return posthouse.connect(settings=settings, timeout=timeout)
+
+    def told(words: str) -> None:
+        """HUP, and the line of its log that answers it."""
+        before = len(master.log.read_bytes())
+        master.signal(signal.SIGHUP)
+        deadline_s = time.monotonic() + 30
+        while words.encode() not in master.log.read_bytes()[before:]:
+            assert time.monotonic() < deadline_s, master.last_words()
+            time.sleep(0.01)
+
+    argv = [sys.executable, "-m", "posthouse_cli", "master", "--config", f"{folder}/master.toml"]
+    master = Daemon("master", argv, folder / "master.log", os.environ)
+    try:
+        master.start()
+        with connect("stays") as stays, connect("goes") as goes, connect("old") as old:
+            assert old.principal == "client:turns"
+            (folder / "principals.toml").write_text("[principals]\nclient = 1\n")
+            told("principals.kept")
+            assert goes.workers(timeout=30) == []
+
+            principals(stays="stays", turns="new", late="late")
+            told("principals.read")
+            for lost in (goes, old):
+                with pytest.raises(Unreachable):
+                    lost.workers(timeout=1.5)
+            assert stays.workers(timeout=30) == []
+            with connect("new") as new, connect("late") as late:
+                assert (new.principal, late.principal) == ("client:turns", "client:late")
+
+            principals(stays="stays", turns="old")
+            told("principals.read")
+            with connect("old") as again:
+                assert again.principal == "client:turns"
+            assert stays.workers(timeout=30) == []
+    finally:
+        master.close()

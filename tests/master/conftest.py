@@ -327,8 +327,8 @@ class Town:
                     peer.acknowledge()
             self.tick()
 
-    def client(self, user: str | None = None) -> FakeClient:
-        return self._join(FakeClient(self, self._peer("clients", user))).open()
+    def client(self, user: str | None = None, key: str = "") -> FakeClient:
+        return self._join(FakeClient(self, self._peer("clients", user, key))).open()
 
     def host(self, name: str = "b", **values: Any) -> FakeHost:
         host = self.agent(name)
@@ -341,8 +341,8 @@ class Town:
         host.warden = warden or name.encode().hex().ljust(32, "0")[:32]
         return host
 
-    def _peer(self, endpoint: Any, user: str | None) -> Peer:
-        return Peer(endpoint, next(self._numbers).to_bytes(5), user)
+    def _peer(self, endpoint: Any, user: str | None, key: str = "") -> Peer:
+        return Peer(endpoint, next(self._numbers).to_bytes(5), user, key)
 
     def _join(self, peer: Any) -> Any:
         self.peers[peer.peer] = peer

@@ -275,7 +275,7 @@ def test_m11_m12_t1_restart_exactly_once_after_restart_time(town, host, client):
     again = host.run()
     assert (again.incarnation, again.generation) == (2, start.generation)
     assert again.token > start.token
-    assert town.log("0.1")[-2].rule == ""
+    assert town.log("0.1")[-2].rule == "M12"
     town.pass_time(20)
     assert not host.take(Start)
 

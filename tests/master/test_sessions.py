@@ -19,7 +19,14 @@ from posthouse.messages import (
     WardenRef,
     Welcome,
 )
-from posthouse_master.effects import Interrupted, Malformed, PeerGone, Received, Reload
+from posthouse_master.effects import (
+    Interrupted,
+    Malformed,
+    PeerGone,
+    Received,
+    Reload,
+    Revoked,
+)
 
 
 def refusal(peer):
@@ -41,6 +48,18 @@ def test_welcome_says_who_the_peer_is_taken_for(town):
         assert (welcome.timeline, welcome.lease_s) == (1, 0.0)
         assert welcome.nonce == b"n" * 16
     assert client.welcome.session != host.welcome.session
+
+
+def test_a_revoked_key_loses_its_sessions_and_opens_no_more(town):
+    """Its connection is open still: what matters is that nothing counts that is said over it."""
+    old, new = town.client("client:a", "old"), town.client("client:a", "new")
+    town.handle(Revoked(frozenset([("client:a", "old"), ("client:b", "new")])))
+    assert refusal(old).code == "not_permitted"
+    old.hello(role="client")
+    assert "no longer among" in refusal(old).message
+    assert new.link is not None and new.register("w").name == "w"
+    town.handle(Revoked(frozenset()))
+    assert old.open().link is not None
 
 
 def test_a_key_names_role_and_host_and_the_body_does_not(town):

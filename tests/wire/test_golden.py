@@ -243,7 +243,7 @@ STOPPED = Status(
     stopping=StopReason.HOLD,
     reachable=False,
     dead_for_sure_in_s=12.5,
-    last_exit=KILLED,
+    last_exit=msgspec.structs.replace(KILLED, stop=StopReason.HOLD, by="client:ann"),
     timeline=1,
     sequence=43,
 )

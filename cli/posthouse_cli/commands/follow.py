@@ -11,7 +11,7 @@ import click
 
 import posthouse
 from posthouse import Cursor, Event
-from posthouse.errors import TimedOut
+from posthouse.errors import PosthouseError, TimedOut
 from posthouse_cli import shapes
 from posthouse_cli.context import (
     Session,
@@ -24,10 +24,26 @@ from posthouse_cli.context import (
 __all__ = ["events", "print_event", "until_deadline"]
 
 
+class _Cursor(click.ParamType[Cursor]):
+    """The "cursor" of an event."""
+
+    name = "cursor"
+
+    def convert(
+        self, value: str | Cursor, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Cursor:
+        try:
+            return value if isinstance(value, Cursor) else Cursor.parse(value)
+        except (PosthouseError, ValueError) as error:
+            self.fail(str(error), param, ctx)
+
+
 @click.command(epilog=shapes.keys_text(shapes.EVENT_KEYS))
 @click.argument("worker", metavar="[NAME]", required=False)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what happens from now on.")
-@click.option("--after", metavar="CURSOR", help='Only events after this "cursor" of --json.')
+@click.option(
+    "--after", type=_Cursor(), metavar="CURSOR", help='Only events after this "cursor" of --json.'
+)
 @json_option
 @timeout_option(None, "events under -f")
 @verb
@@ -35,7 +51,7 @@ def events(
     session: Session,
     worker: str | None,
     follow: bool,
-    after: str | None,
+    after: Cursor | None,
     as_json: bool,
     timeout: float | None,
 ) -> None:
@@ -44,7 +60,7 @@ def events(
     From the oldest that is kept, or after a cursor; under -f as well what comes, until the worker
     is unregistered. In a pipe: tab-separated, without the header.
     """
-    cursor = Cursor.parse(after) if after else Cursor(0, 0)
+    cursor = after or Cursor(0, 0)
     if worker is None:
         stream = session.cluster.events(after=cursor, follow=follow)
     else:
