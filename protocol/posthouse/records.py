@@ -12,6 +12,7 @@ from msgspec import Meta
 from posthouse.ids import Cursor, HandleId
 from posthouse.signals import signal_name
 from posthouse.states import EventKind, Phase, StopReason, WorkerState
+from posthouse.values import SECRETS
 
 __all__ = [
     "ClusterPhase",
@@ -34,8 +35,11 @@ Text = Annotated[str, Meta(max_length=4096)]
 Finite = Annotated[float, Meta(ge=-1e15, le=1e15)]
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Base of the wire records: keyword only, immutable, defaults left out on the wire."""
+class Record(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, repr_omit_defaults=True
+):
+    """Base of the wire records: keyword only, immutable, defaults left out on the wire and where
+    they are shown."""
 
 
 class HandleRef(Record, frozen=True, kw_only=True):
@@ -222,6 +226,12 @@ class WorkerInfo(Record, frozen=True, kw_only=True):
     retired: bool = False
     starts: Int = 0
     failures: Int = 0
+
+    def __repr__(self) -> str:
+        shown = [(key, "..." if key in SECRETS else repr(self.spec[key])) for key in self.spec]
+        spec = ", ".join(f"{key!r}: {value}" for key, value in shown)
+        more = f", by={self.by!r}" + (", retired=True" if self.retired else "")
+        return f"WorkerInfo(status={self.status!r}, spec={{{spec}}}{more})"
 
 
 class WorkerUse(Record, frozen=True, kw_only=True):

@@ -10,18 +10,18 @@ import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from functools import partial
+from types import MethodType
 from typing import Any, Self
 
 from posthouse import limits
 from posthouse.rules import RULES, need, refusal
 from posthouse.states import Flags, StartTime
-from posthouse.values import copy_value, shorten
+from posthouse.values import SECRETS, copy_value, shorten
 
 __all__ = ["BackgroundWorker", "entry_point_name"]
 
 Main = str | Callable[[Any], Any]
-
-_HIDDEN = frozenset(("main_arg", "extra", "env"))  # may hold secrets: never shown
 
 
 @dataclass(frozen=True, kw_only=True, eq=True)
@@ -123,7 +123,7 @@ class BackgroundWorker:
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
             if name == "name" or value != default:
-                shown.append(f"{name}={'...' if name in _HIDDEN else repr(value)}")
+                shown.append(f"{name}={'...' if name in SECRETS else repr(value)}")
         return f"BackgroundWorker({', '.join(shown)})"
 
     def __hash__(self) -> int:
@@ -204,42 +204,80 @@ class BackgroundWorker:
 def entry_point_name(main: Callable[[Any], Any]) -> str:
     """ "module:function" of a callable, which must be importable by that name.
 
-    Raises InvalidField, with the way out, for lambdas, closures, nested functions, bound methods
-    and functions of `__main__`.
+    Raises InvalidField, with the way out, for lambdas, closures, nested functions, methods,
+    partials, objects and functions of `__main__`.
 
     >>> import json
     >>> entry_point_name(json.loads)
     'json:loads'
     """
-    module = getattr(main, "__module__", None)
-    name = getattr(main, "__qualname__", None)
-    shown = shorten(main)
-    if not callable(main) or not isinstance(module, str) or not isinstance(name, str):
-        raise refusal("main", shown, 'a function, or "module:function"')
-    if name == "<lambda>" or "<lambda>" in name:
-        raise refusal(
-            "main", shown, "importable by name; a lambda has none: use def at module level"
+    module = getattr(main, "__module__", "")
+    name = getattr(main, "__qualname__", "")
+    rule = _nameless(main, name) or _unreachable(main, module, name)
+    if rule:
+        raise refusal("main", shorten(main), rule)
+    return f"{module}:{name}"
+
+
+def _nameless(main: Any, name: str) -> str:
+    """What is to be given instead of something without a name; "" if it has one."""
+    if isinstance(main, partial):
+        return "a function by name: give what partial binds as main_arg instead"
+    if isinstance(main, MethodType):
+        if isinstance(main.__self__, type):
+            return f'a function, or the text "{main.__module__}:{name}" for this class method'
+        return (
+            "importable by name; a bound method is not: use def at module level, and make "
+            "the object there, of main_arg"
         )
+    if callable(main) and not name:
+        return "importable by name; an object is not: use def at module level, and call it there"
+    if not callable(main) or not isinstance(name, str):
+        return 'a function, or "module:function"'
+    if "<lambda>" in name:
+        return "importable by name; a lambda has none: use def at module level"
     if "<locals>" in name:
-        raise refusal("main", shown, "importable by name: move the nested function to module level")
+        return (
+            "importable by name: move the nested function to module level, and give what it "
+            "closes over as main_arg"
+        )
+    return ""
+
+
+def _unreachable(main: Any, module: Any, name: str) -> str:
+    """What is to be given instead of something that its name does not lead to, elsewhere."""
+    if not isinstance(module, str) or not module:
+        return 'a function, or "module:function"'
     if module == "__main__":
-        file = getattr(sys.modules.get("__main__"), "__file__", None)
-        stem = re.sub(r"\.py$", "", str(file).rsplit("/", 1)[-1]) if file else "your_module"
-        raise refusal(
-            "main",
-            shown,
-            f'importable on the host: say main="{stem}:{name}" instead of a function of __main__',
+        known = _name_of_main()
+        if known:
+            return (
+                f'importable on the host: say main="{known}:{name}" instead of a function of '
+                "__main__"
+            )
+        return (
+            "importable on the host; __main__ is another module there: move the function to a "
+            f'module of its own, say main="your_module:{name}"'
         )
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
     if found is not main:
-        raise refusal(
-            "main",
-            shown,
-            f"what {module}:{name} names; a bound method or a replaced function is not",
-        )
-    return f"{module}:{name}"
+        return f"what {module}:{name} names; a bound method or a replaced function is not"
+    return ""
+
+
+def _name_of_main() -> str:
+    """The name under which others import the program's own module; "" if there is none."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)  # of python -m
+    if spec is not None:
+        name = str(spec.name)
+    else:
+        name = re.split(r"[/\\]", str(getattr(main, "__file__", "") or ""))[-1]
+        name = re.sub(r"\.pyw?$", "", name)
+    good = all(part.isidentifier() and part != "__main__" for part in name.split("."))
+    return name if good else ""
 
 
 _FLOATS = frozenset(

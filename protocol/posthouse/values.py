@@ -10,7 +10,10 @@ from typing import Any
 from posthouse import limits
 from posthouse.errors import InvalidField
 
-__all__ = ["Shown", "copy_value", "packed_size", "shorten", "sized"]
+__all__ = ["SECRETS", "Shown", "copy_value", "packed_size", "shorten", "sized"]
+
+SECRETS = frozenset(("main_arg", "extra", "env"))
+"""Fields of a registration that are never shown."""
 
 
 def copy_value(field: str, value: Any) -> Any:

@@ -10,6 +10,20 @@ from pathlib import Path
 import pytest
 
 import posthouse
+from posthouse import (
+    SHMEM_ACCESS,
+    BackgroundWorker,
+    Cursor,
+    Event,
+    EventKind,
+    ExitFacts,
+    HandleId,
+    HostInfo,
+    Output,
+    Status,
+    WorkerInfo,
+    WorkerState,
+)
 
 HOUSE = Path(posthouse.__file__).parent
 
@@ -54,6 +68,42 @@ def test_the_type_checkers_names_are_the_same() -> None:
     assert seen == set(posthouse.__all__)
 
 
+REPRS = [
+    (BackgroundWorker(name="w", main="m:f"), "BackgroundWorker(name='w', main='m:f')"),
+    (Cursor(1, 7), "Cursor('1/7')"),
+    (HandleId("ab" * 16, 3, 2), f"HandleId('{'ab' * 16}:3.2')"),
+    (
+        Status(state=WorkerState.STARTED, name="w", host="b", pid=7),
+        "Status(state=<WorkerState.STARTED: 'started'>, name='w', host='b', pid=7)",
+    ),
+    (
+        Event(timeline=1, sequence=2, kind=EventKind.READY, at_unix_s=0.5, host="b"),
+        "Event(timeline=1, sequence=2, kind=<EventKind.READY: 'ready'>, at_unix_s=0.5, host='b')",
+    ),
+    (ExitFacts(cause="signaled", signal=9), "ExitFacts(cause='signaled', signal=9)"),
+    (HostInfo(name="b", reachable=True), "HostInfo(name='b', reachable=True)"),
+    (
+        WorkerInfo(
+            status=Status(state=WorkerState.STARTED, name="w"),
+            spec={"main": "m:f", "main_arg": "secret", "env": {"KEY": "secret"}},
+            by="client:local",
+        ),
+        (
+            "WorkerInfo(status=Status(state=<WorkerState.STARTED: 'started'>, name='w'),"
+            " spec={'main': 'm:f', 'main_arg': ..., 'env': ...}, by='client:local')"
+        ),
+    ),
+    (Output("b", 0, b"text", 4, 0), "Output(host='b', offset=0, data=b'text', size=4, lost=0)"),
+    (SHMEM_ACCESS, "<Flags.SHMEM_ACCESS: 1>"),
+]
+
+
+@pytest.mark.parametrize(("value", "shown"), REPRS, ids=[type(r[0]).__name__ for r in REPRS])
+def test_reprs_say_what_matters_and_no_secret(value: object, shown: str) -> None:
+    """What is as by default is left out; main_arg, extra and env are never shown."""
+    assert repr(value) == shown
+
+
 def test_every_error_is_public() -> None:
     from posthouse import errors
 
@@ -84,6 +134,11 @@ def test_importing_posthouse_loads_next_to_nothing() -> None:
     """Nothing but itself, beyond what typing loads: about 10 ms in all."""
     third_party, modules = run(LOADED.format(more="")).splitlines()
     assert (third_party, modules) == ("posthouse", "posthouse")
+
+
+def test_the_blocking_client_loads_no_asyncio() -> None:
+    code = "import sys, posthouse; posthouse.connect; print('asyncio' in sys.modules); "
+    assert run(code + "posthouse.aio; print('asyncio' in sys.modules)") == "False\nTrue"
 
 
 def test_a_record_needs_no_third_party() -> None:
@@ -118,7 +173,7 @@ for name in "SIGHUP SIGUSR1 SIGUSR2 SIGKILL SIGCHLD pthread_sigmask sigwait set_
     delattr(signal, name)
 for name in "SOCK_SEQPACKET SO_PEERCRED SCM_RIGHTS SCM_CREDENTIALS".split():
     delattr(socket, name)
-sys.platform = "PLATFORM"
+REAL, sys.platform = sys.platform, "PLATFORM"
 import posthouse
 from posthouse import client, session, spec, transport, engine, handle, follow, config, paths
 spec.BackgroundWorker(name="w", main="m:f").check()
@@ -127,9 +182,23 @@ try:
     posthouse.connect(settings=settings)
 except posthouse.Unreachable as error:
     print("unreachable" in error.code)
+sys.platform = REAL  # asyncio chooses by it what to load; all of ours is loaded after that
+import asyncio
+sys.platform = "PLATFORM"
+from posthouse import aio
+async def main():
+    try:
+        await aio.connect(settings=settings)
+    except posthouse.Unreachable as error:
+        print("unreachable" in error.code)
+sys.platform = REAL
+loop = asyncio.SelectorEventLoop()
+sys.platform = "PLATFORM"
+loop.run_until_complete(main())
+loop.close()
 """
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_the_client_works_without_linux(platform: str) -> None:
-    assert run(HIDDEN.replace("PLATFORM", platform)) == "True"
+    assert run(HIDDEN.replace("PLATFORM", platform)) == "True\nTrue"

@@ -5,6 +5,7 @@ import math
 import os.path
 from collections.abc import Callable
 from enum import IntEnum, StrEnum
+from functools import partial
 from typing import Any
 
 import pytest
@@ -263,8 +264,15 @@ class Holder:
     def run(arg: Any) -> None:
         """Importable as Holder.run."""
 
+    @classmethod
+    def made(cls, arg: Any) -> None:
+        """Another object at each look; its text leads to it."""
+
     def method(self, arg: Any) -> None:
         """Bound methods are not importable by name."""
+
+    def __call__(self, arg: Any) -> None:
+        """Nor are objects."""
 
 
 def test_f13_a_callable_becomes_its_name() -> None:
@@ -285,7 +293,10 @@ def _nested() -> Callable[[Any], None]:
     [
         (lambda arg: None, "use def at module level"),
         (_nested(), "move the nested function to module level"),
-        (Holder().method, "a bound method"),
+        (Holder().method, "make the object there, of main_arg"),
+        (Holder.made, 'the text "'),
+        (partial(Holder.run, 7), "give what partial binds as main_arg"),
+        (Holder(), "an object is not: use def at module level"),
         (len.__call__, '"module:function"'),
         (7, '"module:function"'),
         (object(), '"module:function"'),
@@ -295,14 +306,35 @@ def test_f13_a_callable_without_a_name_is_refused_with_the_way_out(main: Any, wa
     refused("main", way_out, main=main)
 
 
+@pytest.mark.parametrize(
+    ("spec", "file", "known"),
+    [
+        (None, "/somewhere/jobs.py", "jobs"),
+        (None, "jobs.py", "jobs"),
+        (None, r"C:\Users\me\jobs.py", "jobs"),
+        (None, r"C:\Users\me\jobs.pyw", "jobs"),
+        ("acme.jobs", "/somewhere/acme/jobs.py", "acme.jobs"),  # python -m
+        (None, "/somewhere/acme/__main__.py", "your_module"),  # python acme
+        ("acme.__main__", "/somewhere/acme/__main__.py", "your_module"),  # python -m acme
+        (None, "/usr/local/bin/run-jobs", "your_module"),
+        (None, "/somewhere/2jobs.py", "your_module"),
+        (None, None, "your_module"),  # python -c
+    ],
+)
 def test_f13_a_function_of_main_is_refused_with_the_name_to_use(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, spec: str | None, file: str | None, known: str
 ) -> None:
+    """The name that it says is one that is accepted."""
     import sys
+    from importlib.machinery import ModuleSpec
 
+    main = sys.modules["__main__"]
     monkeypatch.setattr(module_level, "__module__", "__main__")
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/somewhere/jobs.py", raising=False)
-    refused("main", 'main="jobs:module_level"', main=module_level)
+    monkeypatch.setattr(main, "__spec__", spec and ModuleSpec(spec, None), raising=False)
+    monkeypatch.setattr(main, "__file__", file, raising=False)
+    error = refused("main", f'say main="{known}:module_level"', main=module_level)
+    said = error.message.partition('main="')[2].partition('"')[0]
+    accepted(main=said)
 
 
 def test_f14_main_arg_is_any_value_of_up_to_64_kib() -> None:
