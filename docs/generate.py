@@ -12,11 +12,11 @@ import re
 import sys
 from pathlib import Path
 
-from pages import cli, configuration, contract, errors, events, frames, protocol, states
+from pages import cli, configuration, contract, errors, events, frames, protocol, seed, states
 from pages.notes import REFERENCE, Tables, Unfit, read_notes
 
 TABLES: Tables = {}
-for module in (cli, configuration, contract, errors, events, frames, protocol, states):
+for module in (cli, configuration, contract, errors, events, frames, protocol, seed, states):
     TABLES |= module.TABLES
 
 

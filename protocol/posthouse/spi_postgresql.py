@@ -162,7 +162,8 @@ class Postgresql:
     # --- statements ---
 
     def begin(self, *, read_only: bool) -> None:
-        self.command("BEGIN READ ONLY" if read_only else "BEGIN READ WRITE")
+        # Plain: a standby's transactions read only, and so may a role's setting have it.
+        self.command("BEGIN READ ONLY" if read_only else "BEGIN")
 
     def command(self, sql: str) -> None:
         with self._errors():

@@ -3,28 +3,18 @@
 Real workers on one host; one test for each sentence, named after its topic.
 """
 
-import json
 import os
 import signal
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-import posthouse
 from posthouse import (
     NEVER_RESTART,
-    BackgroundWorker,
-    Cluster,
     EventKind,
-    Handle,
     StartTime,
     WorkerState,
 )
 from posthouse.errors import NoFreeSlot, TimedOut
-from posthouse_testing.cluster import LocalCluster
 
 WORKERS = '''
 import json, os, signal, sys, time
@@ -69,64 +59,16 @@ def handles_term(path):
         time.sleep(60)
 '''
 SLOTS = 6
+MASTER = f"max_worker_processes = {SLOTS}\n"
 PATIENCE_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    folder = tmp_path_factory.mktemp("lives")
-    (folder / "seed_workers.py").write_text(WORKERS)
-    (folder / "master.toml").write_text(f"max_worker_processes = {SLOTS}\n")
-    running = LocalCluster(hosts=("a",), path=[folder])
-    running.master.argv += ["--config", str(folder / "master.toml")]
-    with running:
-        yield running
-
-
-@pytest.fixture
-def client(cluster: LocalCluster) -> Iterator[Cluster]:
-    """A client; what was registered meanwhile is gone afterwards."""
-    with cluster.connect() as connected:
-        yield connected
-        for info in connected.workers():
-            handle = connected.handle(str(info.status.handle and info.status.handle.id))
-            handle.terminate()
-            handle.wait_until_unregistered(timeout=PATIENCE_S)
-
-
-@pytest.fixture
-def register(client: Cluster) -> Callable[..., Handle]:
-    def made(called: str | None, main_arg: Any = None, /, **values: Any) -> Handle:
-        main = None if called is None else f"seed_workers:{called}"
-        name = f"{called}-{uuid.uuid4().hex[:6]}"
-        return client.register(
-            BackgroundWorker(**({"name": name, "main": main, "main_arg": main_arg} | values))  # type: ignore[arg-type]
-        )
-
-    return made
-
-
-def said(handle: Handle) -> Any:
-    """The first line that it printed."""
-    end_s = time.monotonic() + PATIENCE_S
-    while "\n" not in (text := handle.output().text):
-        assert time.monotonic() < end_s, handle.status()
-        time.sleep(0.02)
-    return json.loads(text.splitlines()[0])
-
-
-def until(handle: Handle, true: Callable[[posthouse.Status], bool]) -> posthouse.Status:
-    end_s = time.monotonic() + PATIENCE_S
-    while not true(status := handle.status()):
-        assert time.monotonic() < end_s, status
-        time.sleep(0.02)
-    return status
 
 
 # --- what a worker is given ----------------------------------------------------------------------
 
 
-def test_main_takes_a_single_argument_and_the_entry_is_a_copy_of_the_structure(register) -> None:
+def test_main_takes_a_single_argument_and_the_entry_is_a_copy_of_the_structure(
+    register, said
+) -> None:
     handle = register("tell", {"topic": "orders"}, extra=b"\0x", restart_time=7)
     told = said(handle)
     assert told["given"] == [{"topic": "orders"}]
@@ -135,19 +77,19 @@ def test_main_takes_a_single_argument_and_the_entry_is_a_copy_of_the_structure(r
     assert told["name"] == handle.name
 
 
-def test_a_named_library_is_loaded_by_the_worker_and_its_function_called(register) -> None:
+def test_a_named_library_is_loaded_by_the_worker_and_its_function_called(register, said) -> None:
     """`main` is not given: library and function determine the entry point."""
     handle = register(None, 5, library="seed_workers", function="tell")
     assert said(handle)["given"] == [5]
 
 
 def test_signals_are_blocked_when_main_is_entered_and_can_be_unblocked_and_blocked(
-    register,
+    register, said
 ) -> None:
     assert said(register("tell"))["masks"] == [True, False, True]
 
 
-def test_the_pid_is_that_of_the_process(register) -> None:
+def test_the_pid_is_that_of_the_process(register, said) -> None:
     handle = register("tell")
     pid = said(handle)["pid"]
     status = handle.status()
@@ -194,7 +136,7 @@ def test_terminate_unregisters_whatever_restart_time_says(register) -> None:
     assert handle.wait_until_unregistered(timeout=PATIENCE_S).incarnation == 1
 
 
-def test_a_crash_restarts_it_after_its_restart_time_too(register) -> None:
+def test_a_crash_restarts_it_after_its_restart_time_too(register, until) -> None:
     """PostgreSQL restarts it at once, with everybody else, as it reinitializes the cluster. Healed:
     a crash is that worker's own, unless it shares a crash domain."""
     other = register("wait")
@@ -218,7 +160,7 @@ def test_not_yet_started_until_it_has_been_started(register) -> None:
     assert status.reason
 
 
-def test_stopped_has_been_started_and_runs_no_longer(register) -> None:
+def test_stopped_has_been_started_and_runs_no_longer(register, until) -> None:
     handle = register("leave", 1, restart_time=1000)
     status = until(handle, lambda now: now.state is WorkerState.STOPPED)
     assert (status.pid, status.final) == (None, False)
@@ -249,7 +191,7 @@ def test_waiting_for_startup_may_find_it_stopped(register) -> None:
     assert handle.wait_for_startup(timeout=PATIENCE_S).state is WorkerState.STOPPED
 
 
-def test_terminate_sends_sigterm_and_unregisters_as_soon_as_it_has_ended(register) -> None:
+def test_terminate_sends_sigterm_and_unregisters_as_soon_as_it_has_ended(register, said) -> None:
     handle = register("handles_term", restart_time=0)
     said(handle)
     handle.terminate()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from posthouse import BackgroundWorker, Cluster, StaticRegistry, WorkerState
+from posthouse import BackgroundWorker, Cluster, EventKind, StaticRegistry, WorkerState
 from posthouse.errors import NotPermitted
 from posthouse_testing.cluster import LocalCluster
 
@@ -31,8 +31,16 @@ def register_another(arg):
 def posthouse_init(registry):
     registry.register(BackgroundWorker(name="of-library", main=main))
 """
+EARLY = """
+import posthouse
+from posthouse import BackgroundWorker
+
+def posthouse_init(registry):
+    with posthouse.connect(timeout=0.2) as cluster:
+        cluster.register(BackgroundWorker(name="early", main="seed_library:main"))
+"""
 FILE = """
-preload_libraries = ["seed_library", "seed_nowhere"]
+preload_libraries = ["seed_library", "seed_nowhere", "seed_early"]
 
 [[worker]]
 name = "of-table"
@@ -46,6 +54,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A cluster whose master was started with a library in its configuration."""
     folder = tmp_path_factory.mktemp("static")
     (folder / "seed_library.py").write_text(LIBRARY)
+    (folder / "seed_early.py").write_text(EARLY)
     (folder / "master.toml").write_text(FILE)
     cluster = LocalCluster(hosts=("a",), path=[folder])
     # What workers connect to, as `posthouse up` says it to its hosts.
@@ -70,15 +79,21 @@ def eventually(true: Callable[[], object]) -> object:
 
 
 def test_workers_are_initialized_at_the_start_by_including_a_module(client: Cluster) -> None:
-    """`shared_preload_libraries` is `preload_libraries`, and `_PG_init` is `posthouse_init`."""
+    """`shared_preload_libraries` is `preload_libraries`; a table [[worker]] needs no module."""
     for name in ("of-library", "of-table"):
         status = client.handle(name).wait_for_startup(timeout=PATIENCE_S)
         assert (status.state, status.incarnation) == (WorkerState.STARTED, 1)
 
 
+def test_a_module_registers_from_its_init_function(client: Cluster) -> None:
+    """`_PG_init` is `posthouse_init`."""
+    (registered, *_) = client.handle("of-library").events(follow=False)
+    assert (registered.kind, registered.by) == (EventKind.REGISTERED, "library:seed_library")
+
+
 def test_a_module_that_cannot_be_loaded_does_not_stop_the_server(client: Cluster) -> None:
     """PostgreSQL does not start then. Healed: it is told of and skipped."""
-    (told,) = client.reports()
+    told, _ = client.reports()
     assert told.startswith("skipped: library:seed_nowhere: library seed_nowhere: ModuleNotFound")
 
 
@@ -100,6 +115,13 @@ def test_workers_can_also_be_started_while_the_system_is_running(client: Cluster
     assert handle.wait_for_startup(timeout=PATIENCE_S).state is WorkerState.STARTED
     handle.terminate()
     assert handle.wait_for_shutdown(timeout=PATIENCE_S).final
+
+
+def test_dynamic_registration_is_not_for_the_server_itself(client: Cluster) -> None:
+    """A library that is loaded as the server starts finds nobody to register with."""
+    _, told = client.reports()
+    assert told.startswith("skipped: library:seed_early: library seed_early: ")
+    assert "early" not in {info.status.name for info in client.workers()}
 
 
 def test_a_worker_may_register_a_worker(client: Cluster) -> None:

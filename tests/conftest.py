@@ -158,17 +158,29 @@ def _copy(source: Path, target: Path) -> None:
 @pytest.fixture
 def pair(binaries: Path, _template: tuple[Path, Path]) -> Iterator[tuple[Server, Server]]:
     """A primary and its standby; neither runs yet."""
+    yield from _pair(binaries, _template)
+
+
+@pytest.fixture(scope="module")
+def pair_of_module(binaries: Path, _template: tuple[Path, Path]) -> Iterator[tuple[Server, Server]]:
+    """A pair for all tests of a module."""
+    yield from _pair(binaries, _template)
+
+
+def _pair(binaries: Path, template: tuple[Path, Path]) -> Iterator[tuple[Server, Server]]:
     folder = _folder()
     servers = (Server(binaries, folder, 5432), Server(binaries, folder, 5433))
-    for server, source in zip(servers, _template, strict=True):
+    for server, source in zip(servers, template, strict=True):
         _copy(source, server.data)
     where = f"primary_conninfo = 'host={folder} port=5432 user=postgres'\n"
     with (servers[1].data / "postgresql.auto.conf").open("a") as config:
         config.write(where)
-    yield servers
-    for server in servers:
-        server.stop()
-    shutil.rmtree(folder)
+    try:
+        yield servers
+    finally:
+        for server in servers:
+            server.stop()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
