@@ -2,19 +2,20 @@
 
 import os
 import signal
+import sys
 import time
 
 from shmem_jobs import name_of, say
 
 from posthouse import shmem, worker
 from posthouse.errors import PosthouseError
-from posthouse.shmem import Queue
+from posthouse.shmem import Queue, mq
 
 SIZE = 4096
 
 
-def _region(size=256):
-    segment, _ = shmem.named("queue", SIZE, lambda s: Queue.create(s.region(0, size)))
+def _region(size=256, name="queue"):
+    segment, _ = shmem.named(name, SIZE, lambda s: Queue.create(s.region(0, size)))
     return segment.region(0, size)
 
 
@@ -191,3 +192,80 @@ def never_comes(arg):
     receiver = Queue.as_receiver(_region())
     error = name_of(receiver.receive, timeout=0.02)
     say(error=error, waited=time.monotonic() - started >= 0.02, attached=receiver.peer_attached())
+
+
+def _die_after(lines):
+    """KILL this process before the next line of the queue's own code, once it has run so many."""
+    left = lines
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename != mq.__file__:
+            return None
+        if event == "line":
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+        return trace
+
+    sys.settrace(trace)
+
+
+def _pattern(number, length):
+    return bytes((number + at) % 251 for at in range(length))
+
+
+def send_and_die(arg):
+    name, size, lengths, lines = arg
+    sender = Queue.as_sender(_region(size, name))
+    sender.wait_for_attach(timeout=30)
+    _die_after(lines)
+    for number, length in enumerate(lengths):
+        sender.send(_pattern(number, length), timeout=30)
+    sender.detach()
+    sys.settrace(None)
+    say(alive=True)
+
+
+def receive_intact(arg):
+    """Whatever comes must be what was sent, whole and in order."""
+    name, size, lengths = arg
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # to tell what it saw
+    receiver = Queue.as_receiver(_region(size, name))
+    got = 0
+    error = ""
+    while not error:
+        try:
+            message = receiver.receive(timeout=30)
+            assert bytes(message) == _pattern(got, lengths[got]), "torn"
+            got += 1
+        except PosthouseError as wrong:
+            error = type(wrong).__name__
+    say(got=got, error=error)
+
+
+def receive_and_die(arg):
+    name, size, lengths, lines = arg
+    receiver = Queue.as_receiver(_region(size, name))
+    receiver.wait_for_attach(timeout=30)
+    _die_after(lines)
+    for _ in lengths:
+        receiver.receive(timeout=30)
+    receiver.detach()
+    sys.settrace(None)
+    say(alive=True)
+
+
+def send_to_the_dying(arg):
+    """The messages that it receives, and more of them without end."""
+    name, size, lengths = arg
+    signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+    sender = Queue.as_sender(_region(size, name))
+    error = ""
+    while not error:
+        try:
+            for number, length in enumerate(lengths):
+                sender.send(_pattern(number, length), timeout=30)
+        except PosthouseError as wrong:
+            error = type(wrong).__name__
+    say(error=error)
