@@ -43,6 +43,7 @@ class MakeSegment:
 
     number: int
     size: int
+    name: str = ""  # for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,8 @@ class _Segment:
 @dataclass(slots=True)
 class _Domain:
     name: str
-    locks: int  # the number of the memory that its locks are kept on
     epoch: int
+    locks: int = 0  # the number of the memory that its locks are kept on, once it is needed
     members: set[int] = field(default_factory=set)
     segments: dict[int, _Segment] = field(default_factory=dict)
     requested: dict[str, tuple[int, str]] = field(default_factory=dict)  # key -> size, library
@@ -160,7 +161,7 @@ class Domains:
                 with suppress(_Refused):
                     segment = self._new(domain, 0, size, key)
                     segment.fresh = True
-                    effects.append(MakeSegment(segment.number, size))
+                    effects.append(MakeSegment(segment.number, size, key))
         return effects
 
     def _domain(self, name: str, boot_s: float) -> tuple[_Domain | None, list[MemoryEffect]]:
@@ -170,8 +171,7 @@ class Domains:
         if domain is None and len(self._domains) >= limits.domains_max:
             effects += self._forget_empty(boot_s)
         if domain is None and len(self._domains) < limits.domains_max:
-            domain = self._domains[name] = _Domain(name, self._number(), self._epoch)
-            effects.append(MakeSegment(domain.locks, 0))
+            domain = self._domains[name] = _Domain(name, self._epoch)
         return domain, effects
 
     # --- what workers ask ---
@@ -190,11 +190,15 @@ class Domains:
             return effects + self._wait(domain, token, message)
         return effects + self._ask(domain, token, message)
 
-    def failed(self, name: str, number: int) -> None:
-        """The memory of a segment could not be had."""
+    def failed(self, name: str, number: int) -> list[MemoryEffect]:
+        """The memory of a segment could not be had: who asks again may have it."""
         domain = self._domains.get(name)
-        if domain is not None:
-            domain.segments.pop(number, None)
+        if domain is None:
+            return []
+        if number == domain.locks:
+            domain.locks = 0
+        domain.segments.pop(number, None)
+        return [] if domain.cause else self._resume(domain)
 
     def _wait(self, domain: _Domain, token: int, message: dict[str, Any]) -> list[MemoryEffect]:
         if sum(1 for waiting, _ in domain.waiting if waiting == token) >= limits.memory_asks_max:
@@ -214,7 +218,7 @@ class Domains:
                 case "locks":
                     if token not in domain.members:
                         raise _Refused("refused", "no segment is attached")
-                    return [AnswerMemory(token, _reply(message), (Give("segment", domain.locks),))]
+                    return self._locks(domain, token, message)
                 case "made" | "failed" | "detach" | "pin" | "unpin" as op:
                     return self._change(domain, token, message, op)
                 case "sit":
@@ -224,15 +228,25 @@ class Domains:
         except _Refused as refused:
             return [_error(token, message, refused.code, str(refused))]
 
+    def _locks(self, domain: _Domain, token: int, message: dict[str, Any]) -> list[MemoryEffect]:
+        effects: list[MemoryEffect] = []
+        if not domain.locks:
+            domain.locks = self._number()
+            effects.append(MakeSegment(domain.locks, 0))
+        return [*effects, AnswerMemory(token, _reply(message), (Give("segment", domain.locks),))]
+
     def _named(self, domain: _Domain, token: int, message: dict[str, Any]) -> list[MemoryEffect]:
         key, size = message.get("key"), message.get("size")
-        if not isinstance(key, str) or not 0 < len(key.encode()) <= limits.segment_key_bytes_max:
+        # A lone surrogate is not printable, and cannot be encoded either.
+        shown = isinstance(key, str) and key.isprintable()
+        if not shown or not 0 < len(str(key).encode()) <= limits.segment_key_bytes_max:
             raise _Refused("bad_request", "key is no name")
+        key = str(key)
         segment = domain.named(key)
         if segment is None:
             segment = self._new(domain, token, size, key)
             return [
-                MakeSegment(segment.number, segment.size),
+                MakeSegment(segment.number, segment.size, key),
                 *self._give(domain, segment, token, message, found=False),
             ]
         if segment.size != size:
@@ -424,18 +438,17 @@ class Domains:
                 continue
             del self._domains[domain.name]
             self._epoch = max(self._epoch, domain.epoch + 1)
-            effects.append(DropSegment(domain.locks))
+            effects += [DropSegment(domain.locks)] if domain.locks else []
         return effects
 
     def _begin_epoch(self, domain: _Domain) -> list[MemoryEffect]:
         """K2: everything is made anew, of zeros; no descriptor of the old is given any more."""
         effects: list[MemoryEffect] = [DropSegment(number) for number in domain.segments]
-        effects.append(DropSegment(domain.locks))
+        effects += [DropSegment(domain.locks)] if domain.locks else []
         domain.segments.clear()
         domain.cause = ""
         domain.epoch += 1
-        domain.locks = self._number()
-        effects.append(MakeSegment(domain.locks, 0))
+        domain.locks = 0
         return effects + self._make_requested(domain) + self._resume(domain)
 
 

@@ -76,20 +76,22 @@ class Memory:
 
     # --- segments ---
 
-    def make(self, number: int, size: int) -> None:
+    def make(self, number: int, size: int, name: str) -> None:
+        shown = f"segment {name.partition(':')[2]!r}" if name else "a segment"
+        shown = f"{shown} of {size} bytes"
         try:
             fd = os.memfd_create(
                 f"posthouse-segment-{number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
             )
         except OSError as error:
-            self._failed[number] = f"memfd_create: {error.strerror}"
+            self._failed[number] = f"{shown}: memfd_create: {error.strerror}"
             return
         try:
             os.ftruncate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
             os.close(fd)
-            self._failed[number] = f"{size} bytes: {error.strerror}"
+            self._failed[number] = f"{shown}: {error.strerror}"
             return
         self._segments[number] = fd
 
@@ -114,8 +116,8 @@ class Memory:
             elif give.what == "segment":
                 lost = give.which
         if lost is not None:
-            why = self._failed.pop(lost, "it is gone")
-            error = {"code": "no_memory", "message": f"no memory for a segment: {why}"}
+            why = self._failed.pop(lost, "a segment that is gone")
+            error = {"code": "no_memory", "message": f"no memory for {why}"}
             message, fds = {"op": "reply", "id": message.get("id"), "error": error}, []
         if line is not None:
             self._send(effect.token, line, message, fds)

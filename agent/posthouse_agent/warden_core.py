@@ -507,8 +507,7 @@ class WardenCore:
         if worker is None or not worker.domain:
             return []
         if isinstance(event, MemoryFailed):
-            self._domains.failed(worker.domain, event.number)
-            return []
+            return [*self._domains.failed(worker.domain, event.number)]
         name, message = worker.domain, event.message
         return [*self._domains.asked(event.token, name, message, now.boot_s)]
 

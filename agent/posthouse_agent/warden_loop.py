@@ -192,8 +192,8 @@ class Warden:
     def _on_memory(self, effect: MakeSegment | DropSegment | AnswerMemory) -> list[Event]:
         memory = self._processes.memory
         match effect:
-            case MakeSegment(number=number, size=size):
-                memory.make(number, size)
+            case MakeSegment(number=number, size=size, name=name):
+                memory.make(number, size, name)
             case DropSegment(number=number):
                 memory.drop(number)
             case AnswerMemory(token=token):

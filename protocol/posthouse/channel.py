@@ -46,7 +46,7 @@ def decode(data: bytes) -> dict[str, Any]:
     """The inverse of encode. Raises BadFrame."""
     try:
         message = json.loads(data, object_hook=_unwrap)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:  # TypeError: {"$bytes": 1}
         raise BadFrame(f"not a channel message: {error}") from None
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):
         raise BadFrame('a channel message is a map with a text "op"')

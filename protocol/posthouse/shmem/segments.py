@@ -156,7 +156,7 @@ def attach(handle: int, *, timeout: float = 10.0) -> Segment | None:
         if not 0 < handle < 2**63:
             return None
         answer, fds = line().ask("attach", timeout, handle=handle)
-        return _map(answer, fds, "") if answer.get("number") else None
+        return _found(answer, fds, "") if answer.get("number") else None
 
 
 def find(handle: int) -> Segment | None:
@@ -194,8 +194,10 @@ def _named(
     timeout: float,
 ) -> tuple[Segment, bool]:
     _check_size(size)
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= limits.segment_name_bytes_max:
-        raise UsageError(f"name is {name!r}: must be 1 to {limits.segment_name_bytes_max} bytes")
+    shown = isinstance(name, str) and name.isprintable()
+    if not shown or not 0 < len(name.encode()) <= limits.segment_name_bytes_max:
+        most = limits.segment_name_bytes_max
+        raise UsageError(f"name is {name!r}: must be 1 to {most} bytes of printable text")
     key = f"{kind}:{name}"
     with _mutex:
         for known in _mapped.values():
@@ -205,7 +207,7 @@ def _named(
                 return known, True
         answer, fds = line().ask("named", timeout, key=key, size=size)
         if answer.get("found"):
-            return _map(answer, fds, key), True
+            return _found(answer, fds, key), True
         return _make(answer, fds, key, init), False
 
 
@@ -222,46 +224,63 @@ def _make(
 ) -> Segment:
     """Take all of its memory, fill it, and let others have it."""
     number = answer["number"]
+    segment = None
     try:
-        _reserve(fds[0], int(answer["size"]))
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        line().ask("failed", number=number)
-        raise
-    segment = _map(answer, fds, name)
-    try:
+        segment = _map(answer, fds, name, reserve=True)
         if init is not None:
             init(segment)
     except BaseException:
         line().ask("failed", number=number)
-        _mapped.pop(segment.handle, None)
-        with suppress(BufferError):
-            segment.close()
+        if segment is not None:
+            _mapped.pop(segment.handle, None)
+            with suppress(BufferError):
+                segment.close()
         raise
     line().ask("made", number=number)
     return segment
 
 
-def _reserve(fd: int, size: int) -> None:
+def _reserve(fd: int, size: int, shown: str) -> None:
     """All of its pages, now and on this worker's account. Raises NoMemory."""
     with open("/proc/meminfo", encoding="ascii") as table:
         fields = {row.partition(":")[0]: row.split()[1] for row in table}
     available = int(fields.get("MemAvailable", "0")) * 1024
     if size > available:
-        raise NoMemory(f"no memory for a segment: {size} bytes, and {available} are available")
+        raise NoMemory(f"no memory for {shown}: {available} bytes are available")
     try:
         os.posix_fallocate(fd, 0, size)
     except OSError as error:
-        raise NoMemory(f"no memory for a segment of {size} bytes: {error.strerror}") from None
+        raise NoMemory(f"no memory for {shown}: {error.strerror}") from None
 
 
-def _map(answer: dict[str, Any], fds: tuple[int, ...], name: str) -> Segment:
+def _found(answer: dict[str, Any], fds: tuple[int, ...], name: str) -> Segment:
+    """Map what others have made. Raises NoMemory; then this worker does not have it."""
+    try:
+        return _map(answer, fds, name)
+    except BaseException:
+        line().tell("detach", number=answer["number"])
+        raise
+
+
+def _map(
+    answer: dict[str, Any], fds: tuple[int, ...], name: str, *, reserve: bool = False
+) -> Segment:
+    what = f"segment {name.partition(':')[2]!r}" if name else "a segment"
+    shown = f"{what} of {answer['size']} bytes"
     try:
         size = os.fstat(fds[0]).st_size
         if size != answer["size"] or fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & _SEALED != _SEALED:
             raise Corrupt("a segment's file has not the size that was told, or is not sealed")
-        segment = Segment(fds[0], size)
+        try:
+            segment = Segment(fds[0], size)
+        except OSError as error:  # of addresses, and for the table of pages
+            raise NoMemory(f"no memory to map {shown}: {error.strerror}") from None
+        if reserve:
+            try:
+                _reserve(fds[0], size, shown)
+            except NoMemory:
+                segment.close()
+                raise
         segment.begin(answer, name)
         _Mine.epoch = segment.epoch
         worker.interrupts.leave = leave

@@ -3,7 +3,10 @@
 import json
 import mmap
 import os
+import resource
+import select
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -313,3 +316,81 @@ def scribble(epoch):
         segment[:] = bytes([epoch]) * size
         if set(segment[::4096]) != {epoch}:
             say(foreign=1)
+
+
+def hostile(_):
+    """What no worker of ours would say to its warden, on its memory line."""
+    shmem.init_struct("s", 64)
+    fd, _ = worker.memory_fds()
+    odd = [None, True, -1, 2**70, 1.5, "", "x" * 200, "\ud800", [], {}, {"$bytes": 1}]
+    lines = [b"{", b"[]", b"\xff", b"[" * 4000, b'{"op":1}', b'{"op":"x"}' + b" " * 8000]
+    ops = "named create attach locks made failed detach pin unpin sit nonsense"
+    for op in ops.split():
+        for field in ("id", "key", "size", "handle", "number", "offset", "role"):
+            for value in odd:
+                fields = {"id": 1, "key": "struct:s", "size": 64, "number": 2, "offset": 0}
+                lines.append(json.dumps({**fields, "op": op, field: value}).encode())
+    line = socket.socket(fileno=os.dup(fd))
+    line.setblocking(True)
+    for data in lines:
+        line.send(data)
+        while select.select([line], [], [], 0)[0]:
+            line.recv(4096)
+    say(said=len(lines), answers=shmem.create(8).handle > 0)
+
+
+def short_of_addresses(_):
+    """Nothing half made is left, and all of it works again later."""
+    kept, _ = shmem.init_struct("kept", 64)
+    kept[0] = 5
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), hard))
+    results = [text_of(shmem.create, 8 << 20), text_of(shmem.init_struct, "large", 8 << 20)]
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    large, found = shmem.init_struct("large", 8 << 20)
+    say(errors=results, kept=kept[0], found=found, size=len(large), ends=large[-1])
+
+
+def short_of_addresses_for_what_is_there(handle):
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), hard))
+    error = text_of(shmem.attach, handle)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    say(error=error, there=shmem.attach(handle) is not None)
+
+
+def more_than_there_is(_):
+    say(error=text_of(shmem.init_struct, "vast", 1 << 30))
+
+
+def make(arg):
+    """What it is told of each name and size, while the host is in some need."""
+    say(results=[text_of(shmem.init_struct, name, size) for name, size in arg])
+    stay()
+
+
+def lock_when_woken(_):
+    """Asks for memory each time that it is woken, until it has had a lock in it."""
+    say(here=True)
+    while True:
+        worker.latch.wait(timeout=60)
+        worker.latch.reset()
+        error = text_of(shmem.init_struct, "s", 64)
+        if error:
+            say(error=error)
+            continue
+        segment, _ = shmem.init_struct("s", 64)
+        with shmem.LWLock(segment, 8) as lock:
+            say(locked=lock.held_by_me())
+        stay()
+
+
+def text_of(call, *args):
+    """The error that it raises; "" for none."""
+    try:
+        call(*args)
+    except PosthouseError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
