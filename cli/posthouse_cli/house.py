@@ -7,10 +7,12 @@ processes that an `up` of this folder started, which they prove by a descriptor 
 1. `up.lock` is locked by the running `up`; a second one is refused.
 2. `up.children` is held open by every process that it starts: a later `up` finds them by it.
 3. A host's folder holds the mark `of-up`: the wardens in it, which are nobody's children, are ours.
+4. Of what was deleted the kernel still knows who has it open: so the others are found, too.
 """
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import selectors
@@ -58,9 +60,10 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """The file that says which workers are to be there; the master's own."""
+    """The file that says which workers are to be there; the master's own. Without one nothing is
+    said: what another folder's file has declared here stays."""
 
-    file: str
+    file: str = ""
     preload_path: tuple[str, ...] = ()
     preload_s: float = 0.0
     databases: tuple[DatabaseSettings, ...] = ()
@@ -90,11 +93,11 @@ class House:
         self._parts: list[_Part] = []
         self._children = self._awake = -1
         self._selector: selectors.BaseSelector
-        self._config = layout.run / "up.toml"  # ours, so that none of the machine's is read
+        self._config = layout.run / "config" / "agent.toml"  # ours: none of the machine's is read
         base = command()
         common = [f"--config={self._config}", "--log-format=console"]
         folders = [os.path.abspath(folder) for folder in path]  # noqa: PTH100
-        declared = declared or Declared(str(self._config))
+        declared = declared or Declared()
         self._ready_s = _READY_S + declared.preload_s
         self._databases = [
             f"[databases.{json.dumps(database.name)}]\nurl = {json.dumps(database.url)}\n"
@@ -102,7 +105,8 @@ class House:
             for database in declared.databases
         ]
         # Not --dir: with two folders (sockets here, registry there) each place is named.
-        flags = [*self._master_flags(), "--log-format=console", f"--config={declared.file}"]
+        flags = [*self._master_flags(), "--log-format=console"]
+        flags += [f"--config={declared.file}"] if declared.file else []
         flags += [f"--preload-path={folder}" for folder in (*folders, *declared.preload_path)]
         self._add("master", [*base, "master", *flags])
         import_path = [f"--path={folder}" for folder in folders]
@@ -112,7 +116,7 @@ class House:
 
     def run(self, ready: Iterable[str]) -> int:
         """Start, say `ready` when every host is up, and go on until a signal comes."""
-        for folder in {self.layout.run, self.layout.state}:
+        for folder in (self.layout.run, self.layout.state, self._config.parent):
             paths.private_dir(folder)
         self._write_config()
         for host in self.hosts:  # before folders are named after them
@@ -154,7 +158,7 @@ class House:
 
     def clean_up(self) -> None:
         """End what an earlier `up` of this folder left behind, if it was killed."""
-        agents_and_master = sweep.holders(self.layout.run / "up.children")
+        agents_and_master = self._children_left()
         wardens = self._wardens()
         if not agents_and_master and not wardens:
             return
@@ -163,15 +167,24 @@ class House:
         # Agents before wardens: an agent starts a warden that it misses.
         sweep.end_all(agents_and_master, term_s=3.0)
         sweep.end_all(self._wardens(), term_s=_WARDEN_S)
-        left = sweep.holders(self.layout.run / "up.children") + self._wardens()
+        left = self._children_left() + self._wardens()
         if left:
             raise RefusedError(
                 f"cannot end what an earlier `posthouse up` left: {left}",
                 hint="end these processes yourself, or choose another folder with --dir",
             )
 
+    def _children_left(self) -> list[ProcessId]:
+        path = self.layout.run / "up.children"
+        return sweep.holders(path) + sweep.holders_of_deleted(self._name_of(path))
+
+    def _name_of(self, path: Path) -> str:
+        """As sweep.holders_of_deleted() takes it."""
+        return glob.escape(os.path.realpath(path))
+
     def _wardens(self) -> list[ProcessId]:
-        found = []
+        hosts = self._name_of(self.layout.run / "hosts")
+        found = sweep.holders_of_deleted(f"{hosts}/*/warden.lock")
         for mark in self.layout.run.glob("hosts/*/of-up"):
             for lock in mark.parent.glob("*/warden.lock"):
                 found += sweep.holders(lock)
@@ -180,6 +193,13 @@ class House:
     @contextlib.contextmanager
     def _only_one(self) -> Iterator[None]:
         path = self.layout.run / "up.lock"
+        other = sweep.holders_of_deleted(self._name_of(path))
+        if other:
+            raise RefusedError(
+                f"a `posthouse up` is running in {self.layout.run}, whose files were deleted: "
+                f"process {other[0].pid}",
+                hint="end it with Ctrl-C, or give this one its own folder with --dir",
+            )
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -336,6 +356,12 @@ class House:
                     # What this user has set for his clients is not meant for these.
                     **{k: v for k, v in os.environ.items() if not k.startswith("POSTHOUSE_")},
                     "PYTHONUNBUFFERED": "1",
+                    # There is no master.toml in it: one that does not exist declares nothing.
+                    **(
+                        {"POSTHOUSE_CONFIG": str(self._config.parent)}
+                        if part.name == "master"
+                        else {}
+                    ),
                 },
             )
 

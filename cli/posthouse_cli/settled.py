@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from posthouse import config, paths
+from posthouse import config
 from posthouse.config import KEYS, Key, Loaded
 from posthouse.errors import ConfigError
 
@@ -54,7 +54,7 @@ def load(kind: str, file: str | None = None, flags: Mapping[str, Any] | None = N
 
 def file_of(kind: str) -> str:
     """The file that the kind reads where none is named."""
-    return "posthouse.toml" if kind == "up" else str(paths.config_file(kind))
+    return "posthouse.toml" if kind == "up" else config.usual_file(kind)
 
 
 def values(kind: str, loaded: Loaded[Any]) -> list[Value]:

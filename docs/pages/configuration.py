@@ -93,7 +93,10 @@ def variables() -> str:
     """The variables that are no key of a file."""
     rows = [
         ("POSTHOUSE_DIR", "folder of this user's sockets, and of `posthouse up`"),
-        ("POSTHOUSE_CONFIG", "the file to read in the place of the usual one"),
+        (
+            "POSTHOUSE_CONFIG",
+            "the folder of master.toml, agent.toml and client.toml, instead of the usual ones",
+        ),
         ("NO_COLOR", "no colours, whatever its value"),
         ("FORCE_COLOR", "colours also in a pipe"),
     ]

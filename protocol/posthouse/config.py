@@ -13,6 +13,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from posthouse import limits, paths
@@ -40,6 +41,7 @@ __all__ = [
     "load_master",
     "parse_duration",
     "parse_size",
+    "usual_file",
 ]
 
 Settings = TypeVar("Settings", MasterSettings, AgentSettings, ClientSettings)
@@ -74,6 +76,22 @@ _TABLES = {
 OTHER_VARIABLES = frozenset(("POSTHOUSE_DIR", "POSTHOUSE_CONFIG"))
 
 
+def usual_file(kind: str, environ: Mapping[str, str] | None = None) -> str:
+    """The file that is read, if it is there, where none is named: KIND.toml in the folder that
+    $POSTHOUSE_CONFIG names, else in the usual one. A folder, because whoever starts a master, an
+    agent or a client may have the variable for another of them. Raises ConfigError."""
+    folder = (os.environ if environ is None else environ).get("POSTHOUSE_CONFIG")
+    if not folder:
+        return str(paths.config_file(kind))
+    if not Path(folder).is_dir():
+        raise ConfigError(
+            f"POSTHOUSE_CONFIG is {folder!r}: must be a folder, in which master.toml, agent.toml "
+            "and client.toml are looked for",
+            hint="a single file is named by --config",
+        )
+    return str(Path(folder, f"{kind}.toml"))
+
+
 # --- loading -----------------------------------------------------------------------------------
 
 
@@ -90,8 +108,7 @@ class _Loader:
         self.kind = kind
         self.flags = {k: v for k, v in (flags or {}).items() if v is not None and v != ()}
         self.environ = os.environ if environ is None else environ
-        named = file or self.environ.get("POSTHOUSE_CONFIG") or None
-        self.file = read_toml(named or str(paths.config_file(kind)), missing_ok=not named)
+        self.file = read_toml(file or usual_file(kind, self.environ), missing_ok=not file)
         self.origins: dict[str, Origin] = {}
         unknown = self.flags.keys() - {key.name for key in KEYS[kind]}
         assert not unknown, f"flags that are no keys: {unknown}"

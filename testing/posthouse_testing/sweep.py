@@ -7,6 +7,7 @@ folder. Standard library only: run as a file it is the guard that outlives a kil
 """
 
 import contextlib
+import fnmatch
 import os
 import select
 import shutil
@@ -25,6 +26,7 @@ __all__ = [
     "end",
     "end_all",
     "holders",
+    "holders_of_deleted",
     "identify",
     "short_tmp",
     "start_guard",
@@ -108,6 +110,16 @@ def holders(path: str | Path) -> list[ProcessId]:
     def is_it(descriptor: Path) -> bool:
         found = descriptor.stat()
         return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+
+    return list(_processes_with(is_it))
+
+
+def holders_of_deleted(pattern: str) -> list[ProcessId]:
+    """The processes, but us, that have a file open whose path matched this before it was deleted;
+    with its folder, perhaps: no file that is there now leads to them. `*` matches any text."""
+
+    def is_it(descriptor: Path) -> bool:
+        return fnmatch.fnmatchcase(str(descriptor.readlink()), f"{pattern} (deleted)")
 
     return list(_processes_with(is_it))
 

@@ -208,7 +208,7 @@ def test_a_malformed_master_key_is_refused_by_file_line_and_rule(posthouse, tmp_
     file = tmp_path / "client.toml"
     file.write_text(f'key_file = "{tmp_path}/c.key"\nmaster_key = "short"\n')
     before = os.environ.get("POSTHOUSE_CONFIG")
-    os.environ["POSTHOUSE_CONFIG"] = str(file)
+    os.environ["POSTHOUSE_CONFIG"] = str(tmp_path)
     try:
         ran = posthouse("ps", status=2)
     finally:

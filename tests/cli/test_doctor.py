@@ -86,9 +86,9 @@ def test_tcp_without_a_key_is_bad(examined, tmp_path):
 
 
 def test_a_file_with_a_typo_is_a_finding_not_an_end(examined, tmp_path):
-    file = tmp_path / "x.toml"
+    file = tmp_path / "master.toml"
     file.write_text("leese = 1\n")
-    found = examined("master", status=1, POSTHOUSE_CONFIG=str(file))
+    found = examined("master", status=1, POSTHOUSE_CONFIG=str(tmp_path))
     assert f"{file}:1: unknown key 'leese'" in found["master.config"]["what"]
     assert found["libzmq"]["verdict"] == "ok"
 

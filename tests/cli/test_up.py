@@ -234,3 +234,56 @@ def test_what_up_says_itself_is_refused_in_its_file(place):
     screen = place.up("--config", str(place.folder / "x.toml"))
     assert "x.toml:2: state_dir is not for `posthouse up`" in screen.rest(PATIENCE_S)
     assert screen.wait(PATIENCE_S) == 2
+
+
+def test_what_another_folder_declared_stays_where_none_declares_anything(place):
+    """In the same --dir: without a file nothing is said about workers, so none is ended."""
+    here = place.folder / "project"
+    here.mkdir()
+    (here / "posthouse.toml").write_text(
+        '[[worker]]\nname = "table"\nmain = "posthouse.exec"\nmain_arg = ["sleep", "600"]\n'
+    )
+
+    def up_in(folder):
+        screen = Screen(["up", "--hosts", "a"], folder, place.env)
+        place.screens.append(screen)
+        screen.wait_for("ready:", PATIENCE_S)
+        place.run("wait", "table", "--for", "started", "--timeout", "30s")
+        screen.signal(signal.SIGINT)
+        assert screen.wait(PATIENCE_S) == 0
+
+    up_in(here)
+    elsewhere = place.folder / "elsewhere"
+    elsewhere.mkdir()
+    up_in(elsewhere)
+
+
+@pytest.mark.parametrize("deleted", ["hosts/b", "."])
+def test_a_warden_whose_folder_was_deleted_is_found_and_ended(place, deleted):
+    first = place.up("--hosts", "a,b")
+    first.wait_for("ready:", PATIENCE_S)
+    pid = place.start_idle()
+    worker = sweep.identify(pid)
+    left = set(sweep.writers(place.folder))
+    first.signal(signal.SIGKILL)
+    first.wait(PATIENCE_S)
+    # Agents make their folder anew, and what is gone is gone while they do not run.
+    for who in left:
+        if who in sweep.holders(place.folder / "up.children"):
+            os.kill(who.pid, signal.SIGSTOP)
+    shutil.rmtree(place.folder / deleted)
+
+    second = place.up("--hosts", "a")
+    second.wait_for("ending what it left", PATIENCE_S)
+    second.wait_for("ready:", PATIENCE_S)
+    assert sweep.identify(pid) != worker
+    assert not left & set(sweep.writers(place.folder))
+
+
+def test_a_running_up_whose_folder_was_deleted_is_told_of(place):
+    first = place.up("--hosts", "a")
+    first.wait_for("ready:", PATIENCE_S)
+    (place.folder / "up.lock").unlink()
+    second = place.up("--hosts", "a")
+    assert "whose files were deleted: process" in second.wait_for("posthouse:", PATIENCE_S)
+    assert second.wait(PATIENCE_S) == 1

@@ -138,15 +138,28 @@ def test_without_a_file_the_defaults_hold() -> None:
 def test_the_default_file_is_read_if_it_is_there(tmp_path: Path) -> None:
     (tmp_path / "default-client.toml").write_text('timeout = "250ms"')
     assert config.load_client(environ={}).settings.timeout_s == 0.25
-    (tmp_path / "other.toml").write_text('timeout = "2m"')
-    environ = {"POSTHOUSE_CONFIG": str(tmp_path / "other.toml")}
+    (tmp_path / "client.toml").write_text('timeout = "2m"')
+    environ = {"POSTHOUSE_CONFIG": str(tmp_path)}
     assert config.load_client(environ=environ).settings.timeout_s == 120.0
+
+
+def test_posthouse_config_means_the_same_to_every_kind(tmp_path: Path) -> None:
+    """A folder with a file for each: what a master reads is nothing to its clients and agents."""
+    (tmp_path / "master.toml").write_text("max_worker_processes = 7")
+    environ = {"POSTHOUSE_CONFIG": str(tmp_path)}
+    assert config.load_master(environ=environ).settings.max_worker_processes == 7
+    assert config.load_agent(environ=environ, flags={"host": "b"}).settings.labels == ()
+    assert config.load_client(environ=environ).settings.master == paths.clients_endpoint()
+    environ = {"POSTHOUSE_CONFIG": str(tmp_path / "master.toml")}
+    for kind in ("master", "agent", "client"):
+        assert "must be a folder, in which master.toml" in refused(kind, None, environ)
+    assert config.load_master(str(tmp_path / "master.toml"), environ=environ)
 
 
 def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing.toml")
     assert refused("master", missing) == f"{missing} does not exist"
-    assert refused("master", None, {"POSTHOUSE_CONFIG": missing}) == f"{missing} does not exist"
+    assert "must be a folder" in refused("master", None, {"POSTHOUSE_CONFIG": missing})
     assert refused("master", str(tmp_path)) == f"{tmp_path} is not a file"
 
 
