@@ -61,6 +61,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "shutdown": ("act", "Cluster"),
     "master": ("daemons", "Cluster"),
     "agent": ("daemons", "Cluster"),
+    "backup": ("copies", "Cluster"),
+    "restore": ("copies", "Cluster"),
     "config": ("config", "Cluster"),
     "keygen": ("keygen", "Cluster"),
     "doctor": ("doctor", "Cluster"),

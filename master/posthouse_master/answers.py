@@ -200,7 +200,10 @@ class Answers:
         if cursor < 0:
             cursor = self._log.sequence
         elif message.timeline not in (0, self._log.timeline):
-            void = f"the cursor is of timeline {message.timeline}, this is {self._log.timeline}"
+            void = (
+                f"the cursor is of timeline {message.timeline}, this is {self._log.timeline}: "
+                "the registry was restored from a backup"
+            )
         elif cursor > self._log.sequence:
             void = "the cursor is of a future that this registry has not seen"
         cursor = min(cursor, self._log.sequence)

@@ -112,7 +112,14 @@ from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.shutdown import ShutdownWatch
 from posthouse_master.starter import Starter
 from posthouse_master.static import StaticRegistrations
-from posthouse_master.store.base import Counters, Life, PutCounters, PutState, Snapshot
+from posthouse_master.store.base import (
+    Counters,
+    Life,
+    PutCounters,
+    PutState,
+    Snapshot,
+    first_number,
+)
 from posthouse_master.strays import Strays
 from posthouse_master.thrift import afford
 from posthouse_master.timers import Timers
@@ -153,7 +160,11 @@ class MasterCore:
         self._space = Space(Room.AMPLE)
         self._counters = snapshot.counters
         self._timers: Timers[TimerKey] = Timers()
-        self.registry = Registry(snapshot.term.registry, policy.max_worker_processes)
+        self.registry = Registry(
+            snapshot.term.registry,
+            policy.max_worker_processes,
+            first_number(snapshot.term.timeline),
+        )
         self.log = EventLog(
             snapshot.term.timeline,
             snapshot.counters.sequence,
@@ -357,6 +368,7 @@ class MasterCore:
             sequence=self.log.sequence,
             trimmed_to=self.log.trimmed_to,
             dropped_to=self.log.dropped_to,
+            recovery=self._counters.recovery,
         )
         if counters != self._counters:
             self._counters = counters

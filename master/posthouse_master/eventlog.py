@@ -147,8 +147,15 @@ class EventLog:
             size += len(body)
             if len(events) == count or (events and size > bytes_max):
                 return Page(events, events[-1].sequence if events else after)
-            events.append(_decoder.decode(body))
+            events.append(self._event(body))
         return Page(events, self.sequence)
+
+    def _event(self, body: bytes) -> Event:
+        """A timeline has the history from which it was begun as its own: one order of cursors."""
+        event = _decoder.decode(body)
+        if event.timeline != self.timeline:
+            event = msgspec.structs.replace(event, timeline=self.timeline)
+        return event
 
     def _after(self, after: int, stream: str | None) -> Iterator[int]:
         if stream is None:

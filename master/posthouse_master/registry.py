@@ -3,9 +3,10 @@
 Owns: the state of every registration and all indexes over it. Must not know: why a state changes
 (lifecycle), hosts, sessions, the log.
 
-Invariant: a slot has at most one live registration, and its generation rises by one each time it
-is taken (D4), so a handle never reaches another registration (D11). A state changes only by `move`,
-which raises for a step that TRANSITIONS does not have.
+Invariant: a slot has at most one live registration, and its generation rises each time it is taken
+(D4), after a restore above all that the lost history can have given out, so a handle never reaches
+another registration (D11). A state changes only by `move`, which raises for a step that TRANSITIONS
+does not have.
 """
 
 from collections import Counter
@@ -220,8 +221,9 @@ class _Slot:
 class Registry:
     """All registrations of one cluster."""
 
-    def __init__(self, identity: str, slots_max: int) -> None:
+    def __init__(self, identity: str, slots_max: int, first: int = 0) -> None:
         self.identity = identity
+        self._first = first  # below all generations that are taken from now on
         self.slots_max = slots_max
         self.live_count = 0
         self.token = 0  # drawn last
@@ -309,7 +311,7 @@ class Registry:
             index = len(self._slots)
             self._slots.append(_Slot())
         slot = self._slots[index]
-        slot.generation += 1
+        slot.generation = max(slot.generation, self._first) + 1
         return index, slot.generation
 
     def add(self, registration: Registration, spec: BackgroundWorker) -> None:

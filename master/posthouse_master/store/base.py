@@ -41,6 +41,7 @@ __all__ = [
     "StoreFull",
     "Term",
     "TrimEvents",
+    "first_number",
 ]
 
 
@@ -177,12 +178,22 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """Numbers that never fall."""
+    """Numbers that never fall, and whether those who run are still to be found."""
 
     token: int = 0  # drawn last
     sequence: int = 0  # of the newest event
     trimmed_to: int = 0  # of the newest event of any stream that is no longer kept
     dropped_to: int = 0  # the same, of those whose stream no longer tells that they are missing
+    # After a restore, until it is known what runs: "known" waits for the hosts of the backup, "any"
+    # also so long that one that joined later has come back, or has ended what it runs.
+    recovery: str = ""
+
+
+def first_number(timeline: int) -> int:
+    """Below all epochs, tokens and generations that a timeline begun by a restore hands out, and
+    above all that another did: its own number is the second in which it began, and nothing draws a
+    million of them a second."""
+    return timeline << 20 if timeline > 1 else 0
 
 
 # --- operations ---

@@ -20,17 +20,14 @@ from typing import Final, NoReturn
 from posthouse.errors import StoreError
 from posthouse_master.store.base import RegistryRefused
 
-__all__ = ["Folder", "Mark"]
+__all__ = ["Folder", "Mark", "marked"]
 
 _FILE: Final = "registry.sqlite"
 _LOCK: Final = "registry.lock"
 _MAGIC: Final = b"SQLite format 3\0"
 _MARK: Final = re.compile(rb"(registry ([0-9a-f]{32}) commit ([0-9]{20})) ([0-9a-f]{8})\n")
 _OLD_MARK: Final = re.compile(rb"registry ([0-9a-f]{32})\n")
-_WITH_A_BACKUP: Final = (
-    f"put a backup in its place, with its own {_FILE}-wal or none, and remove {_LOCK}, which says "
-    "what newer commits there were"
-)
+_WITH_A_BACKUP: Final = "put a backup in its place with `posthouse restore FILE`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +49,7 @@ class Folder:
         self.path = Path(state_dir).absolute()
         self.file = self.path / _FILE
         self._lock = -1
+        self._held = -1
         self._identity: tuple[int, int] | None = None
         self._locked: tuple[int, int] | None = None
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,12 +58,14 @@ class Folder:
                 f"{self.path}: may not be written by this user",
                 hint="check its owner and mode, and that its file system is not read-only",
             )
-        self._lock = _take_lock(self.path / _LOCK)
+        self._lock = _take_lock(self.path / _LOCK, os.O_CREAT)
 
     def close(self) -> None:
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """After SQLite's own closing: until then its locks would go with ours."""
+        for descriptor in (self._held, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._held = self._lock = -1
 
     # --- before SQLite opens the file ---
 
@@ -95,6 +95,13 @@ class Folder:
             hint=f"{_WITH_A_BACKUP}; to begin an empty one, in which nothing that runs is known, "
             f"remove {_LOCK}{''.join(f', {name}' for name in left)}",
         )
+
+    def hold(self) -> None:
+        """Lock the registry itself, too: whoever removes the lock file has not ended its master
+        (N14). Others may read it, for a backup. Raises RegistryRefused."""
+        if self._held >= 0:
+            os.close(self._held)  # of a file that was just written anew
+        self._held = _take_lock(self.file, 0)
 
     def version(self, application_id: int, newest: int) -> int:
         """The schema version in the header of the file."""
@@ -133,12 +140,7 @@ class Folder:
 
     def mark(self) -> Mark | None:
         """What the lock file says; None if nothing that can be relied on."""
-        said = os.pread(self._lock, 256, 0)
-        found = _MARK.fullmatch(said)
-        if found is not None and int(found[4], 16) == zlib.crc32(found[1]):
-            return Mark(found[2].decode(), int(found[3]))
-        old = _OLD_MARK.fullmatch(said)
-        return Mark(old[1].decode(), 0) if old is not None else None
+        return _mark_of(os.pread(self._lock, 256, 0))
 
     def check(self, registry: str, commits: int) -> None:
         """Whether everything that was acknowledged is in the registry that is open."""
@@ -155,7 +157,7 @@ class Folder:
                 f"ends with commit {commits}, but commit {mark.commits} was acknowledged",
                 f"its file {_FILE}-wal was removed or damaged, or an old copy was put in its "
                 "place: put back the newest copy with its own -wal file; to go on without what is "
-                f"missing, remove {_LOCK}",
+                f"missing, use `posthouse restore {self.file}`",
             )
 
     def acknowledge(self, mark: Mark) -> None:
@@ -195,6 +197,22 @@ class Folder:
             os.close(descriptor)
 
 
+def marked(state_dir: Path) -> Mark | None:
+    """What the lock file of a registry says, whoever has it locked."""
+    try:
+        return _mark_of((state_dir / _LOCK).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _mark_of(said: bytes) -> Mark | None:
+    found = _MARK.fullmatch(said)
+    if found is not None and int(found[4], 16) == zlib.crc32(found[1]):
+        return Mark(found[2].decode(), int(found[3]))
+    old = _OLD_MARK.fullmatch(said)
+    return Mark(old[1].decode(), 0) if old is not None else None
+
+
 def _identity(file: Path | int) -> tuple[int, int] | None:
     try:
         found = os.stat(file)  # noqa: PTH116 - of a descriptor too
@@ -203,8 +221,8 @@ def _identity(file: Path | int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _take_lock(path: Path) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+def _take_lock(path: Path, flags: int) -> int:
+    flags |= os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -77,6 +77,7 @@ class Head:
     trimmed_to: int = 0
     dropped_to: int = 0
     commits: int = 0  # made in this registry, ever
+    recovery: str = ""
 
     @property
     def term(self) -> Term:
@@ -89,6 +90,7 @@ class Head:
             sequence=self.sequence,
             trimmed_to=self.trimmed_to,
             dropped_to=self.dropped_to,
+            recovery=self.recovery,
         )
 
 
@@ -321,6 +323,7 @@ def apply(database: sqlite3.Connection, head: Head, op: Op) -> Head:
                 sequence=row.sequence,
                 trimmed_to=row.trimmed_to,
                 dropped_to=row.dropped_to,
+                recovery=row.recovery,
             )
     return head
 

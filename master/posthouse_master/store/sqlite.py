@@ -45,7 +45,7 @@ from posthouse_master.store.folder import Folder, Mark
 from posthouse_master.store.reserve import Reserve
 from posthouse_master.store.schema import Damaged, Head
 
-__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "SqliteStore"]
+__all__ = ["APPLICATION_ID", "SCHEMA_VERSION", "SqliteStore", "put_in_place", "write_anew"]
 
 APPLICATION_ID: Final = 0x506F_7374  # "Post"
 SCHEMA_VERSION: Final = schema.VERSION
@@ -246,9 +246,11 @@ def _open(folder: Folder) -> sqlite3.Connection:
     if not folder.look():
         _make(folder, [Head(registry=os.urandom(16).hex(), timeline=1, epoch=0)])
     version = folder.version(APPLICATION_ID, SCHEMA_VERSION)
+    folder.hold()
     older = _look_through(folder)
     if older:
         _upgrade(folder, version, older)
+        folder.hold()
     database = _connect(folder)
     folder.opened()
     return database
@@ -256,6 +258,12 @@ def _open(folder: Folder) -> sqlite3.Connection:
 
 def _make(folder: Folder, rows: Iterable[Any]) -> None:
     """Make the whole file under another name first: a crash leaves all of it or nothing."""
+    fresh, head = write_anew(folder, rows)
+    put_in_place(folder, fresh, head)
+
+
+def write_anew(folder: Folder, rows: Iterable[Any]) -> tuple[Path, Head]:
+    """A whole registry of these rows, the head among them, beside the one that is there."""
     fresh = folder.file.with_name(folder.file.name + ".new")
     fresh.unlink(missing_ok=True)
     os.close(os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -274,6 +282,11 @@ def _make(folder: Folder, rows: Iterable[Any]) -> None:
     finally:
         database.close()
     assert head is not None
+    return fresh, head
+
+
+def put_in_place(folder: Folder, fresh: Path, head: Head) -> None:
+    """The file that `write_anew` wrote is the registry from now on."""
     fresh.rename(folder.file)
     folder.sync()
     folder.engrave(Mark(head.registry, head.commits))
@@ -330,8 +343,7 @@ def _connect(folder: Folder) -> sqlite3.Connection:
     database = sqlite3.connect(folder.file, isolation_level=None)
     try:
         for pragma in (
-            "locking_mode = EXCLUSIVE",  # no other process has business here
-            "journal_mode = WAL",
+            "journal_mode = WAL",  # with locks of each transaction: a backup may read beside it
             "synchronous = FULL",
             "wal_autocheckpoint = 0",  # by `_checkpoint`
             f"journal_size_limit = {limits.wal_kept_bytes}",

@@ -1,0 +1,127 @@
+"""`posthouse backup` and `posthouse restore` of a cluster of real processes."""
+
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import posthouse
+from posthouse import BackgroundWorker, Cursor, CursorTooOld, WorkerState
+from posthouse_testing.cluster import LocalCluster
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def house() -> Iterator[LocalCluster]:
+    with LocalCluster(hosts=("a",), path=[HERE / "workers"]) as running:
+        yield running
+
+
+def idle(name: str) -> BackgroundWorker:
+    return BackgroundWorker(name=name, main="jobs:idle", host="a")
+
+
+def waiting(name: str) -> BackgroundWorker:
+    """One that no host will start."""
+    return BackgroundWorker(name=name, main="jobs:idle", labels=("none-has-it",))
+
+
+def copied(house: LocalCluster, verb: str, *arguments: str, status: int = 0) -> str:
+    """Run it in the cluster's folder; what it says."""
+    ran = house.run(verb, "--dir", str(house.dir), *arguments)
+    assert ran.returncode == status, ran
+    return ran.stdout + ran.stderr
+
+
+def restored(house: LocalCluster, file: Path, *options: str) -> None:
+    """Put the backup in place, as an operator does."""
+    house.master.terminate()
+    copied(house, "restore", str(file), *options)
+    house.master.start()
+    house.wait_for_hosts()
+
+
+def test_a_backup_while_workers_are_registered_has_all_that_were_acknowledged(house, tmp_path):
+    acknowledged: list[str] = []
+    enough = threading.Event()
+    error: list[posthouse.PosthouseError] = []
+
+    def register() -> None:
+        try:
+            with house.connect() as client:
+                while not enough.is_set():
+                    name = f"w-{len(acknowledged)}"
+                    client.register(waiting(name))
+                    acknowledged.append(name)
+        except posthouse.PosthouseError as caught:
+            error.append(caught)
+
+    thread = threading.Thread(target=register)
+    thread.start()
+    try:
+        backups = []
+        for n in range(3):
+            before = len(acknowledged)
+            said = copied(house, "backup", str(tmp_path / f"b{n}"))
+            backups.append((before, said))
+    finally:
+        enough.set()
+        thread.join(30)
+    assert not error and acknowledged
+    assert stat.S_IMODE((tmp_path / "b2").stat().st_mode) == 0o600
+    assert "is there already" in copied(house, "backup", str(tmp_path / "b2"), status=1)
+    counts = [int(said.split(" registrations")[0].rsplit(" ", 1)[1]) for _, said in backups]
+    assert all(count >= before for (before, _), count in zip(backups, counts, strict=True))
+    restored(house, tmp_path / "b1")
+    with house.connect() as client:
+        names = {info.status.name for info in client.workers()}
+    assert len(names) == counts[1]
+    assert set(acknowledged[: backups[1][0]]) <= names <= {f"w-{n}" for n in range(counts[1])}
+
+
+def test_a_restore_while_the_master_runs_is_refused(house, tmp_path):
+    copied(house, "backup", str(tmp_path / "b"))
+    said = copied(house, "restore", str(tmp_path / "b"), status=1)
+    assert "another master has this registry open" in said
+    with house.connect() as client:
+        assert client.timeline == 1
+
+
+def test_what_is_known_runs_on_and_old_cursors_are_refused_with_the_way_on(house, tmp_path):
+    with house.connect() as client:
+        handle = client.register(idle("known"))
+        status = handle.wait_for_ready(timeout=20)
+        copied(house, "backup", str(tmp_path / "b"))
+        old = client.cursor()
+    restored(house, tmp_path / "b")
+    with house.connect() as client:
+        assert client.timeline > 1
+        again = client.handle("known")
+        assert again.id == handle.id
+        assert again.wait_for_ready(timeout=20).pid == status.pid
+        with pytest.raises(CursorTooOld, match="restored from a backup") as caught:
+            list(client.events(after=old, follow=False))
+        assert "take a snapshot" in caught.value.hint
+        cursor = caught.value.detail["cursor"]
+        assert cursor.timeline == client.timeline
+        list(client.events(after=cursor, follow=False))
+        history = client.events(after=Cursor(0, 0), follow=False)
+        kinds = [event.kind for event in history]
+        assert posthouse.EventKind.STARTED in kinds, "its history is that of the new timeline"
+    said = house.run("events", "--after", str(old))
+    assert said.returncode == 1 and "restored from a backup" in said.stderr
+
+
+def test_a_handle_of_the_lost_history_never_reaches_another_worker(house, tmp_path):
+    with house.connect() as client:
+        copied(house, "backup", str(tmp_path / "b"))
+        lost = client.register(waiting("lost"))
+    restored(house, tmp_path / "b")
+    with house.connect() as client:
+        other = client.register(waiting("other"))
+        assert other.id.slot == lost.id.slot and other.id.generation != lost.id.generation
+        stale = client.handle(str(lost.id)).status()
+        assert stale.state is WorkerState.STOPPED and stale.final
