@@ -1,13 +1,15 @@
 """The tables of errors.md, from the classes of errors.
 
-Owns: a row for each code. Must not know: who raises them. Invariant: every public error is told,
-and every code of a refusal has its note.
+Owns: a row for each code. Must not know: who raises them. Invariant: every error is told, and what
+to do about it; every code of a refusal has its note.
 """
 
 from collections.abc import Callable
 
 from pages.notes import Notes, Tables, Unfit, prose, table
 from posthouse import errors
+from posthouse.errors import PosthouseError
+from posthouse.shmem import wrong
 
 __all__ = ["TABLES"]
 
@@ -19,20 +21,28 @@ def codes_table(name: str) -> Callable[[Notes], str]:
     return make
 
 
+def every_error() -> list[type[PosthouseError]]:
+    """All of the tree but its root; shared memory has some of its own."""
+    found = [getattr(errors, name) for name in errors.__all__]
+    found += [getattr(wrong, name) for name in dir(wrong)]
+    classes = [cls for cls in found if isinstance(cls, type) and issubclass(cls, PosthouseError)]
+    return [cls for cls in dict.fromkeys(classes) if cls is not PosthouseError]
+
+
 def errors_table(notes: Notes) -> str:
     rows = []
     local = dict(notes.all("errors"))
-    for name in errors.__all__:
-        cls = getattr(errors, name)
-        if not isinstance(cls, type) or cls is errors.PosthouseError:
-            continue
-        parent = cls.__bases__[0].__name__
+    for cls in every_error():
         made_by = local.pop(cls.code, "master")
-        rows.append((f'"{cls.code}"', name, parent, made_by, str(cls.exit_status), prose(cls)))
+        of = cls.__bases__[0].__name__
+        advice = notes.of("advice", cls.code)
+        code = f'"{cls.code}"'
+        rows.append((code, cls.__name__, of, made_by, str(cls.exit_status), prose(cls), advice))
     if local:
         raise Unfit(f"[errors] has codes that no error has: {sorted(local)}")
     rows.sort()
-    return table(("code", "class", "is a", "made by", "exit status", ""), rows)
+    head = ("code", "class", "is a", "made by", "exit status", "when", "what to do")
+    return table(head, rows)
 
 
 TABLES: Tables = {

@@ -22,7 +22,7 @@ def wire_name(cls: type[Any]) -> str:
 
 
 def number(value: float) -> str:
-    return {2**63 - 1: "2^63-1", 2**31 - 1: "2^31-1"}.get(int(value), f"{value:g}")
+    return {2**63 - 1: "2^63-1", 2**31 - 1: "2^31-1"}.get(int(value), f"{value:.15g}")
 
 
 def kind_of(found: types.Type) -> str:

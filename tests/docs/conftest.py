@@ -1,11 +1,12 @@
-"""Plays the pages of docs: their console blocks in real shells, with the files that they show.
+"""Plays pages: their console blocks in real shells, with the files that they show.
 
-A block whose first line is `# NAME.toml` or `# NAME.py` is that file in the home folder;
+A block whose first line is `# NAME.py` (or .toml, .sh, .conf) is that file in the home folder;
 `# a: NAME` puts it on machine a. In a console block `$ ` stands before a command of the only
 machine, `a$ ` before one of machine a, which is a network namespace; lines below are what it
 prints. A command that reads is asked again until it prints that: what it tells of may take a
 moment. Times, process ids and durations differ; `...` stands for any text, and alone in a line
-for any lines.
+for any lines. Blocks of text are to be read only; any other block that is not played has a line
+`<!-- not run: REASON -->` above it.
 """
 
 import os
@@ -27,10 +28,14 @@ import pytest
 from posthouse_testing.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
+TWO_MACHINES = "docs/how-to/two-machines.md"
 DEADLINE_S = 20.0
-READS = {"ps", "status", "logs", "events", "hosts", "pid", "top", "config"}
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_FILE = re.compile(r"# (?:(\w+): )?([\w-]+\.(?:toml|py))\n")
+READS = {"ps", "status", "logs", "events", "hosts", "pid", "top", "config", "why", "stacks"}
+TO_BE_READ = {"text", "mermaid", "{toctree}"}
+_FENCE = re.compile(
+    r"(?:^<!-- not run: ([^\n]+) -->\n)?^```([\w{}]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_FILE = re.compile(r"[#;] (?:(\w+): )?([\w/-]+\.(?:toml|py|sh|conf))\n")
 _PROMPT = re.compile(r"(\w*)\$ (.*)")
 _COPY = re.compile(r"^Copy `([^`]+)` from `(\w+)` to `(\w+)`\.$", re.MULTILINE)
 _VARIES = (
@@ -43,11 +48,16 @@ _VARIES = (
 
 
 class Block(NamedTuple):
-    """One fenced block."""
+    """One fenced block; `not_run` is why it is not played, where that is said."""
 
+    not_run: str
     language: str
     text: str
     at: int
+
+    @property
+    def to_be_played(self) -> bool:
+        return not self.not_run and self.language not in TO_BE_READ
 
 
 class Step(NamedTuple):
@@ -59,7 +69,8 @@ class Step(NamedTuple):
 
 
 def blocks(page: str) -> list[Block]:
-    return [Block(found[1], found[2], found.start()) for found in _FENCE.finditer(page)]
+    return [Block(found[1] or "", *found.groups()[1:], found.start())
+            for found in _FENCE.finditer(page)]  # fmt: skip
 
 
 def steps(text: str) -> list[Step]:
@@ -168,8 +179,11 @@ class Player:
         return self.shells[machine]
 
     def write(self, block: Block) -> None:
-        if named := _FILE.match(block.text):
-            (self.shell(named[1] or "").home / named[2]).write_text(block.text)
+        named = _FILE.match(block.text)
+        assert named, f"neither a file nor a command, and no word why not: {block.text[:80]!r}"
+        path = self.shell(named[1] or "").home / named[2]
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(block.text)
 
     def play(self, step: Step) -> None:
         shell = self.shell(step.machine)
@@ -193,7 +207,9 @@ class Player:
 
     def page(self, text: str) -> None:
         """Everything that it shows, in its order."""
-        todo: list[tuple[int, Block | re.Match[str]]] = [(b.at, b) for b in blocks(text)]
+        todo: list[tuple[int, Block | re.Match[str]]] = [
+            (b.at, b) for b in blocks(text) if b.to_be_played
+        ]
         todo += [(copy.start(), copy) for copy in _COPY.finditer(text)]
         for _, item in sorted(todo, key=lambda one: one[0]):
             if isinstance(item, re.Match):
@@ -203,6 +219,34 @@ class Player:
                     self.play(step)
             else:
                 self.write(item)
+
+
+def pages() -> dict[str, list[Block]]:
+    """The README and all of docs, each with its blocks."""
+    found = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    return {
+        str(path.relative_to(ROOT)): blocks(path.read_text())
+        for path in found
+        if not path.name.endswith(".in.md")  # what is made of it is played
+    }
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `played_page` has each page on which there is something to play."""
+    if "played_page" in metafunc.fixturenames:
+        played = [
+            page
+            for page, found in pages().items()
+            if page != TWO_MACHINES and any(b.to_be_played for b in found)
+        ]
+        metafunc.parametrize("played_page", played)
+
+
+@pytest.fixture
+def not_run() -> dict[str, list[str]]:
+    """Why, for each block that is neither played nor only to be read."""
+    found = {page: [b.not_run for b in of if b.not_run] for page, of in pages().items()}
+    return {page: reasons for page, reasons in found.items() if reasons}
 
 
 @pytest.fixture

@@ -88,6 +88,17 @@ NUMBERS = {
 }
 
 
+def test_numbers_in_the_prose_of_other_pages() -> None:
+    assert "Names beyond the first 5,000" in page("metrics.md")
+    assert limits.metrics_workers_max == 5_000
+    truth = (ROOT / "docs" / "explanation" / "truth.md").read_text()
+    assert "256 rows for each registration" in truth
+    assert "keeps it with its answer for a day" in truth
+    assert "hears each agent every second" in truth
+    assert (limits.events_per_registration_max, limits.requests_kept_s) == (256, 86_400)
+    assert limits.renew_s == 1.0
+
+
 def test_numbers_in_the_prose() -> None:
     text = page("protocol.md")
     for phrase, holds in NUMBERS.items():
