@@ -5,12 +5,19 @@ what a value must be is the very rule that refuses a wrong one, and no key is wi
 """
 
 import tomllib
+from dataclasses import MISSING
 
 from pages.notes import REFERENCE, Tables, table
 from posthouse import config
 from posthouse.config import KEYS, Key
 from posthouse.config_keys import Rule
-from posthouse.settings import AgentSettings, ClientSettings, MasterSettings, RuntimeSettings
+from posthouse.settings import (
+    AgentSettings,
+    ClientSettings,
+    DatabaseSettings,
+    MasterSettings,
+    RuntimeSettings,
+)
 from posthouse_cli import settled
 
 __all__ = ["TABLES"]
@@ -22,6 +29,7 @@ _RECORDS = {
     "agent": AgentSettings,
     "client": ClientSettings,
     "runtime": RuntimeSettings,
+    "databases": DatabaseSettings,
 }
 
 
@@ -57,6 +65,8 @@ def _default(kind: str, key: Key, notes: dict[str, str]) -> str:
     if told is not None:
         return told
     factory, value = found.default_factory, found.default
+    if value is MISSING and factory is MISSING:
+        return "required"
     value = factory() if callable(factory) else value
     text = settled.spelt(key.target, value)
     return f"`{text}`" if text else "none"
@@ -67,6 +77,8 @@ def _variable(kind: str, key: Key) -> str:
         return f"POSTHOUSE_PHASE__{key.name.upper()}"
     if kind == "runtime":
         return f"POSTHOUSE_RUNTIME__NAME__{key.name.upper()}"
+    if kind == "databases":
+        return ""  # it would be inherited by workers
     return key.environment
 
 
@@ -81,7 +93,7 @@ def keys(kind: str) -> str:
             f"`{key.name}`",
             _must_be(key),
             _default(kind, key, notes),
-            f"`{_variable(kind, key)}`",
+            f"`{variable}`" if (variable := _variable(kind, key)) else "none",
             notes[key.name],
         )
         for key in KEYS[kind]
@@ -109,6 +121,7 @@ TABLES: Tables = {
     "config_phase": lambda _: keys("phase"),
     "config_agent": lambda _: keys("agent"),
     "config_runtime": lambda _: keys("runtime"),
+    "config_databases": lambda _: keys("databases"),
     "config_client": lambda _: keys("client"),
     "config_variables": lambda _: variables(),
 }
