@@ -11,7 +11,7 @@ from typing import Any
 import posthouse.shmem
 from pages import rules as contract
 from pages.notes import REFERENCE, Notes, Tables, Unfit, table
-from posthouse import config_keys
+from posthouse import config_keys, spi
 from posthouse.spec import BackgroundWorker
 from posthouse_testing.conformance import CASES
 
@@ -51,9 +51,14 @@ def ours(dotted: str) -> None:
     """Raises Unfit for a name that there is not, or that nobody is given."""
     if dotted in (
         "[[worker]]",
+        *(f"[{name}.NAME]" for name in config_keys.KEYS),
         posthouse.shmem.__name__.partition(".")[2],
         *(key.name for key in config_keys.KEYS["master"]),
     ):
+        return
+    if dotted.startswith("worker.spi.") and hasattr(spi.Session, dotted.split(".")[2]):
+        return
+    if (contract.ROOT / dotted).exists():
         return
     owner, _, rest = dotted.partition(".")
     found: Any = getattr(posthouse, owner, None)

@@ -30,6 +30,7 @@ SECTIONS = {
     "L": "Latches",
     "C": "Crash domains",
     "K": "Shared memory",
+    "Q": "PostgreSQL's own tests",
 }
 
 # PostgreSQL's name, posthouse's, and the rules that both are under. Each rule stands at one name.
@@ -54,7 +55,7 @@ NAMES: dict[str, tuple[str, str]] = {
         "Cluster.register",
         "D1 D2 D4 D5 D6 D7 D8 D9 D14 D15 M1 M2",
     ),
-    "max_worker_processes": ("max_worker_processes", "D3"),
+    "max_worker_processes": ("max_worker_processes", "D3 W16"),
     "BackgroundWorkerHandle": ("Handle", "D10 D11 D13"),
     "GetBackgroundWorkerPid": ("Handle.status", "H1 H2 H3 H4 H5 H6"),
     "WaitForBackgroundWorkerStartup": ("Handle.wait_for_startup", "H7 H8 H10 H11"),
@@ -69,6 +70,17 @@ NAMES: dict[str, tuple[str, str]] = {
     "BackgroundWorkerUnblockSignals": ("worker.unblock_signals", "W2 W3 W4 W5"),
     "on_proc_exit": ("worker.on_exit", "W6"),
     "pg_stat_activity": ("Cluster.workers", "W8"),
+    "BackgroundWorkerInitializeConnection": ("worker.initialize_connection", "W9 W10 W12 W14"),
+    "BackgroundWorkerInitializeConnectionByOid": ("worker.initialize_connection_by_oid", ""),
+    "BGWORKER_BYPASS_ALLOWCONN": ("worker.BYPASS_ALLOWCONN", "W11"),
+    "BGWORKER_BYPASS_ROLELOGINCHECK": ("worker.BYPASS_ROLELOGINCHECK", ""),
+    "StartTransactionCommand, SPI_connect": ("worker.spi.transaction", ""),
+    "BeginInternalSubTransaction": ("worker.spi.subtransaction", ""),
+    "SPI_execute, SPI_execute_with_args": ("worker.spi.execute", ""),
+    "SPI_prepare": ("worker.spi.prepare", ""),
+    "SPI_cursor_open": ("worker.spi.cursor", ""),
+    "NOTIFY, LISTEN": ("worker.spi.listen", "W13"),
+    "EXEC_BACKEND": ("[runtime.NAME]", "W15"),
     "WaitLatch": ("worker.latch", "L1 L3 L4 L6 L7 L8 L10"),
     "SetLatch": ("Handle.set_latch", "L2 L9"),
     "restart_after_crash": (
@@ -80,6 +92,15 @@ NAMES: dict[str, tuple[str, str]] = {
         "shmem",
         " ".join(f"K{n}" for n in range(2, 21)),
     ),
+    "src/test/modules/worker_spi": (
+        "examples/worker_spi",
+        " ".join(f"Q{n}" for n in range(1, 16)),
+    ),
+    "src/test/modules/test_shm_mq": (
+        "examples/shm_mq.py",
+        " ".join(f"Q{n}" for n in range(16, 24)),
+    ),
+    "other tests": ("tests", " ".join(f"Q{n}" for n in range(24, 35))),
     "WL_POSTMASTER_DEATH": ("worker.POSTMASTER_DEATH", "N12 L5"),
 }
 

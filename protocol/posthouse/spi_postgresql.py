@@ -140,10 +140,30 @@ class Postgresql:
                 hint=f"{role} has no privilege CONNECT",
                 sqlstate="42501",
             )
-        setting = "session_authorization" if superuser else "role"
+        self._take_settings(role)
+        self._set("session_authorization" if superuser else "role", role)
+
+    def _take_settings(self, role: str) -> None:
+        """The role's own, as if it had connected: those for this database go before (W12)."""
+        with self._errors():
+            rows = self._connection.execute(
+                "SELECT s.setconfig FROM pg_catalog.pg_db_role_setting s"
+                " JOIN pg_catalog.pg_roles r ON r.oid = s.setrole"
+                " LEFT JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase"
+                " WHERE r.rolname = $1"
+                " AND (s.setdatabase = 0 OR d.datname = pg_catalog.current_database())"
+                " ORDER BY s.setdatabase",
+                [role],
+            ).fetchall()
+        for (settings,) in rows:
+            for setting in settings:
+                name, _, value = setting.partition("=")
+                self._set(name, value)
+
+    def _set(self, name: str, value: str) -> None:
         with self._errors():
             self._connection.execute(
-                "SELECT pg_catalog.set_config($1, $2, false)", [setting, role]
+                "SELECT pg_catalog.set_config($1, $2, false)", [name, value]
             ).fetchall()
 
     def cancel_on_int(self) -> None:
@@ -186,8 +206,10 @@ class Postgresql:
                 sql.encode(), list(values) or None, prepare=prepare or None
             )
             columns = _columns(cursor)
-            found = (cursor.fetchmany(limit) if limit else cursor.fetchall()) if columns else []
-        processed = len(found) if columns else max(0, cursor.rowcount)
+            # Not by its columns: "SELECT FROM t" gives rows that have none.
+            given = cursor.pgresult is not None and cursor.pgresult.status == _tuples()
+            found = (cursor.fetchmany(limit) if limit else cursor.fetchall()) if given else []
+        processed = len(found) if given else max(0, cursor.rowcount)
         return Result(rows=found, columns=columns, processed=processed)
 
     def open(self, sql: str, values: Sequence[Any], name: str) -> "_Rows":
@@ -312,6 +334,12 @@ def _parameters(url: str) -> dict[str, Any]:
             "password)",
             hint="postgresql://user@host:port/dbname; other characters have to be %-encoded",
         ) from None
+
+
+def _tuples() -> int:
+    from psycopg.pq import ExecStatus
+
+    return ExecStatus.TUPLES_OK
 
 
 def _columns(cursor: Any) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def test_w10_which_database_and_which_role(run: Any) -> None:
     assert found["error"].startswith("no connection: ")
 
 
-def test_q6_q7_q8_q9_bypass_flags(run: Any) -> None:
+def test_w11_bypass_flags(run: Any) -> None:
     """Differs: a database that allows no connections takes none of a client, bypass or not."""
     assert said(run("asks", [["app", "sleeper"], {}]))["error"] == (
         'role "sleeper" is not permitted to log in'

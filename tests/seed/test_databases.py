@@ -212,6 +212,26 @@ def test_databases_cannot_be_switched(register, said) -> None:
     assert told["same"] is True
 
 
+# --- the example ---------------------------------------------------------------------------------
+
+
+@engines
+def test_the_example_works(urls: dict[str, str], tmp_path: Path, database: str) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    with host_with(urls, tmp_path) as running, running.connect() as client:
+        running.start_host("a", "--config", str(tmp_path / "agent.toml"), f"--path={examples}")
+        running.wait_for_hosts()
+        handle = client.register(
+            BackgroundWorker(
+                name="example",
+                main="worker_spi:main",
+                main_arg={"number": 1, "database": database, "role": None},
+                flags=BOTH,
+            )
+        )
+        assert handle.wait_for_ready(timeout=PATIENCE_S).state is WorkerState.STARTED
+
+
 # --- the state of the server at the start --------------------------------------------------------
 
 

@@ -358,7 +358,7 @@ for line in sys.stdin:
 """
 
 
-def test_n14_a_second_master_is_refused_even_without_the_lock_file(state_dir, path, filled):
+def test_n14_q30_a_second_master_is_refused_even_without_the_lock_file(state_dir, path, filled):
     """PostgreSQL refuses to start while any process of the old one holds its shared memory, also
     when the lock file was deleted. Ours is refused by the registry itself, then."""
     holder = subprocess.Popen(

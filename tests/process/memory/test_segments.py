@@ -21,7 +21,7 @@ def test_a_worker_without_the_flag_has_none_of_it(memory, host, agent):
     memory.end(keeper)
 
 
-def test_k1_a_structure_is_found_or_made_by_name(memory):
+def test_k1_q24_a_structure_is_found_or_made_by_name(memory):
     first, one = job(memory, "struct", ["s", 64, 7])
     second, two = job(memory, "struct", ["s", 64, 0])
     other, three = job(memory, "struct", ["s", 64, 0], crash_domain=f"{memory.domain}-other")
