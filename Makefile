@@ -2,7 +2,7 @@
 UV ?= uv
 SEEDS ?= 1000
 
-.PHONY: check test demo docs html sim crash-points models constraints
+.PHONY: check test demo docs html sim crash-points faults models constraints
 
 check:
 	@UV="$(UV)" .ci/check
@@ -28,6 +28,10 @@ sim:
 # The master killed at every SQL statement of a scripted run; the tests take a sample of them.
 crash-points:
 	$(UV) run pytest -m slow -s tests/sim/test_crash_points.py
+
+# Every row of tests/faults/faulting/table.py, with real processes; some ten minutes.
+faults:
+	$(UV) run pytest -m '' -n 0 -rA tests/faults
 
 # All states of the protocol's models, and what is found without each guard; needs spin and gcc.
 models:
