@@ -5,9 +5,9 @@ event loops, sockets, what the master decides. Invariant: a declaration has its 
 request that ends it; the parts before it have none.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from os import urandom
 from typing import Final
 
 import msgspec
@@ -27,7 +27,7 @@ __all__ = ["Plan", "PlannedChange", "WorkerGroup", "declare"]
 _FRAME_BYTES: Final = limits.client_frame_bytes_max - 4096  # room for everything but the workers
 _UPLOADS: Final = 5  # of one declaration, if sessions keep being lost under it
 
-_size_of: Final = msgspec.msgpack.Encoder().encode
+_packed: Final = msgspec.msgpack.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ async def declare(
     request = new_request_id(request_id)
     for attempt in range(_UPLOADS):
         try:
-            upload = await _upload(connection, frames[:-1], deadline) if len(frames) > 1 else b""
+            upload = await _upload(connection, request, frames[:-1], deadline)
             apply = Apply(
                 request=request,
                 source=source,
@@ -137,7 +137,7 @@ def _frames(workers: list[Declared]) -> Iterator[list[Declared]]:
     piece: list[Declared] = []
     size = 0
     for worker in workers:
-        grown = size + len(_size_of(worker))
+        grown = size + len(_packed(worker))
         if piece and (grown > _FRAME_BYTES or len(piece) == limits.page_items_max):
             yield piece
             piece, grown = [], grown - size
@@ -147,9 +147,16 @@ def _frames(workers: list[Declared]) -> Iterator[list[Declared]]:
 
 
 async def _upload(
-    connection: Connection[Engine], parts: list[list[Declared]], deadline: Deadline
+    connection: Connection[Engine],
+    request_id: bytes,
+    parts: list[list[Declared]],
+    deadline: Deadline,
 ) -> bytes:
-    upload = urandom(16)
+    """The name of what has been sent before the request that ends it; it follows from what it is,
+    so that the caller who repeats his request repeats it to the letter."""
+    if not parts:
+        return b""
+    upload = hashlib.sha256(request_id + _packed(parts)).digest()[: limits.request_id_bytes]
     for number, workers in enumerate(parts):
         part = DeclarePart(request=new_request_id(), upload=upload, part=number, workers=workers)
         await connection.ask(part, Done, deadline)
