@@ -23,6 +23,10 @@ __all__ = ["TABLES"]
 
 # The modules that an application imports; aio as soon as it is there.
 MODULES = ("posthouse", "posthouse.aio", "posthouse.worker", "posthouse.shmem", "posthouse.exec")
+# Classes without a public name of their own, which the calls of a module give.
+GIVEN = {
+    "posthouse.worker": ("posthouse.spi", ("Session", "Result", "Plan", "Cursor", "Notification"))
+}
 # The bounds of the wire are in protocol.md; here the plain type says enough.
 PLAIN = {"Word": "str", "Text": "str", "Name": "str", "Int": "int", "Pid": "int", "Finite": "float"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -182,6 +186,10 @@ def section(module_name: str) -> Iterator[str]:
                 node = definition(type(value).__module__, type(value).__name__)
                 body = "\n".join((doc(node, "    "), *members(node, type(value).__module__)))
                 yield f"### {short}.{name}\n\n```text\n{name}\n{body}\n```"
+    owner, given = GIVEN.get(module_name, ("", ()))
+    for name in given:
+        yield f"### class {owner.partition('.')[2]}.{name}"
+        yield f"```text\n{told(importlib.import_module(owner), name)}\n```"
     if values:
         yield f"### Constants of {module_name}\n\n```text\n" + "\n".join(values) + "\n```"
     if wrong:
