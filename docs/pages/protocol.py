@@ -107,7 +107,7 @@ def answers_table(notes: Notes) -> str:
         answer = notes.of("answers", cls.__name__)
         if not issubclass(getattr(messages, answer), messages.Reply):
             raise Unfit(f"{answer} is no answer")
-        kept = "yes" if cls in messages.MUTATING else "no"
+        kept = "yes" if cls in messages.MUTATING - messages.IDEMPOTENT else "no"
         rows.append((wire_name(cls), wire_name(getattr(messages, answer)), kept))
     return table(("request", "answer", "remembered"), rows)
 

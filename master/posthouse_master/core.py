@@ -26,6 +26,7 @@ from posthouse.ids import Instant
 from posthouse.messages import (
     AGENT_TO_MASTER,
     CLIENT_TO_MASTER,
+    IDEMPOTENT,
     KIND_OF,
     MUTATING,
     Apply,
@@ -490,7 +491,7 @@ class MasterCore:
             raise  # not an answer to be kept: nothing was decided
         except PosthouseError as error:
             answer = failed(message.request, error)
-        if answer is not None:
+        if answer is not None and type(message) not in IDEMPOTENT:
             self.book.remember(turn, session.principal, message, answer)
         return answer
 

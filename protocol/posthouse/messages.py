@@ -867,4 +867,8 @@ MUTATING = frozenset(
         ReloadRuntimes,
     )
 )
-"""Requests whose result is remembered with their id, in the same transaction as the effect."""
+"""Requests that change something: a viewer may not send them. Their result is remembered with
+their id, in the same transaction as the effect."""
+
+IDEMPOTENT = frozenset((LatchWorker,))
+"""Those of them that are not remembered: twice is once (L1), and a latch cannot wait for a disk."""

@@ -384,6 +384,17 @@ def test_signals_and_latches_reach_the_process_that_runs(host, client):
     assert latch.token == start.token
 
 
+def test_l1_l9_a_latch_waits_for_no_disk(town, host, client):
+    """Nothing of it is remembered: a request that is said again sets what is set."""
+    client.register("w")
+    start = host.run()
+    commits = town.commits
+    answers = [client.ask(LatchWorker, ref="w", request=b"l" * 16) for _ in range(2)]
+    assert town.commits == commits
+    assert all(answer.changed for answer in answers)
+    assert [latch.token for latch in host.take(SetLatch)] == [start.token] * 2
+
+
 def test_signals_to_what_does_not_run_are_refused(town, host, client):
     client.register("w", restart_time=60)
     host.end(host.run(), code=1)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -9,6 +10,7 @@ from shmem_jobs import name_of, say, stay
 
 from posthouse import shmem, worker
 from posthouse.errors import PosthouseError
+from posthouse.shmem import locks
 
 
 def _lock(offset=0):
@@ -118,3 +120,46 @@ def count(arg):
 def counted(_):
     segment, _ = shmem.init_struct("locks", 4096)
     say(count=list(memoryview(segment)[64:80].cast("Q")))
+
+
+def term_at_line(lines):
+    """TERM, with its default handler, before the line of the lock's own code that has this number,
+    while two cells are changed that always change together."""
+    segment, lock = _lock()
+    cells = memoryview(segment)[64:80].cast("Q")
+    worker.unblock_signals()
+    left = lines
+
+    def trace(frame, event, _):
+        nonlocal left
+        if frame.f_code.co_filename != locks.__file__:
+            return None
+        if event == "line":
+            left -= 1
+            if left == -1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return trace
+
+    sys.settrace(trace)
+    with lock:
+        cells[0] += 1
+        cells[1] += 1
+    sys.settrace(None)
+    say(survived=True)
+
+
+def hold_for_ever(_):
+    _, lock = _lock()
+    worker.unblock_signals()
+    lock.acquire()
+    say(holds=True)
+    while True:
+        time.sleep(60)
+
+
+def wait_for_it(_):
+    """TERM ends a wait for a lock at once: nothing is held."""
+    _, lock = _lock()
+    worker.unblock_signals()
+    say(waits=True)
+    lock.acquire(timeout=60)

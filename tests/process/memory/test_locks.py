@@ -2,6 +2,8 @@
 
 import pytest
 
+from posthouse_agent.orders import StopWorker
+
 JOBS = "lock_jobs"
 
 
@@ -83,3 +85,42 @@ def test_k20_nothing_is_counted_twice_or_seen_torn(memory):
         assert memory.said(order) == [{"done": True, "torn": 0}]
     assert memory.run("counted") == [{"count": [140, 140]}]
     memory.end(*orders)
+
+
+def test_w2_w3_k20_term_at_any_line_of_a_lock_leaves_what_it_protects_whole(memory):
+    """Before it is had, while it is held, after it is given back: never in between."""
+    lines = 0
+    while True:
+        ended = memory.ended(memory.order("term_at_line", lines))
+        assert "crash_domain" not in ended.facts, ended.facts
+        if ended.facts["code"] == 0:
+            break
+        assert ended.facts["code"] == 1, ended.facts
+        assert "due to administrator command" in ended.facts["output_tail"]
+        lines += 1
+    assert lines > 30
+    (told,) = memory.run("counted")
+    assert told["count"][0] == told["count"][1] > 5
+
+
+def test_w3_k20_who_never_lets_go_is_killed_after_its_grace_and_the_domain_reset(memory, domain):
+    holder = memory.begin("hold_for_ever")
+    other = memory.begin("attempt", [False, 30])
+    memory.agent.give(
+        StopWorker(token=holder.token, slot=holder.slot, reason="hold", signal=15, grace_s=0.3)
+    )
+    ended = memory.ended(holder)
+    assert (ended.stop, ended.facts["signal"]) == ("hold", 9)
+    assert "ended by signal 9 while it held a lock" in ended.facts["domain_cause"]
+    assert "Abandoned" in memory.said(other)[1]["error"]
+    assert memory.ended(other).facts["crash_domain"] == domain
+
+
+def test_w2_w3_term_ends_a_wait_for_a_lock_at_once(memory):
+    holder = memory.begin("hold", [False, "release"])
+    waiter = memory.begin("wait_for_it")
+    facts = memory.kill(waiter, signal=15).facts
+    assert facts["code"] == 1
+    assert "lock_held" not in facts
+    memory.agent.set_latch(holder.token)
+    assert memory.ended(holder).facts["code"] == 0
