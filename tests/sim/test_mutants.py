@@ -6,6 +6,7 @@ somebody could write; the numbers are the invariants that it may break (0: a cor
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from posthouse.restart import Decision
 from posthouse.states import WorkerState
 from posthouse_agent import orders, warden_effects
 from posthouse_agent.core import AgentCore
+from posthouse_agent.domains import Domains
 from posthouse_agent.effects import Give
 from posthouse_agent.warden_core import WardenCore
 from posthouse_master import declare, hosts, lifecycle
@@ -92,6 +94,41 @@ def intent_is_written_after_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
         return effects
 
     monkeypatch.setattr(WardenCore, "_start", start)
+
+
+@mutant(24, within=100)
+def next_epoch_begins_while_members_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Domains.ended
+
+    def ended(self: Any, token: int, name: str) -> Any:
+        domain = self._domains.get(name)
+        if domain is not None and domain.cause:
+            return self._begin_epoch(domain)
+        return true(self, token, name)
+
+    monkeypatch.setattr(Domains, "ended", ended)
+
+
+@mutant(11, 20, 24, within=100)
+def nobody_is_ended_with_its_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WardenCore, "_reset", lambda *_: [])
+
+
+@mutant(24, within=100)
+def members_are_not_told_of_the_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Domains, "facts", lambda *_: {})
+
+
+@mutant(12, within=100)
+def every_reset_restarts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = lifecycle.decide
+
+    def decide(spec: Any, facts: Any, *args: Any) -> Any:
+        decision = true(spec, facts, *args)
+        again = facts.domain_resets > 1 and decision.kind == "restart"
+        return replace(decision, delay_s=0.0) if again else decision
+
+    monkeypatch.setattr(lifecycle, "decide", decide)
 
 
 # --- the agent ---

@@ -12,6 +12,7 @@ are those of the table of invariants in docs/reliability.md:
 - a START that leaves the master: 3 (committed before), 6 (never in a second session);
 - a fork: 1, 3, 7, 11, 12;
 - a warden's or an agent's word that a process has ended: 17;
+- memory that is given to a worker, and the end of one that had some (memory.py): 24;
 - an answer or an event that reaches a client: 8, 9, 10, 21;
 - a new master's snapshot: 9 (nothing that was durable is missing);
 - the end, when faults have stopped: 20 (run.py).
@@ -37,7 +38,7 @@ from posthouse.messages import (
     Subscribed,
 )
 from posthouse.records import Event, Status
-from posthouse.states import EventKind
+from posthouse.states import EventKind, StopReason
 from posthouse_agent import orders
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.fold import fold
@@ -146,7 +147,12 @@ class Checker:
         rules restart at once."""
         restart_s = self.ledger.runs[key][last.incarnation].restart_s
         ended = self.ledger.exit_of(last)
-        if ended is None or ended.stop is not None or last.died_s is None:
+        if ended is None or last.died_s is None or ended.exit is None:
+            return
+        resets = ended.exit.domain_resets
+        if resets == 1 or (ended.stop is not None and not resets):
+            return  # C2: the first reset of a crash domain restarts its members at once
+        if ended.stop not in (None, StopReason.DOMAIN_RESET):
             return
         if self.ledger.folds[key].hastened:
             return

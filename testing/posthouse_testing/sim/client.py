@@ -22,6 +22,7 @@ from posthouse.errors import (
 )
 from posthouse.ids import Cursor
 from posthouse.messages import (
+    IDEMPOTENT,
     MUTATING,
     Applied,
     Apply,
@@ -63,7 +64,7 @@ from posthouse.session import (
     WatchFailed,
 )
 from posthouse.spec import BackgroundWorker
-from posthouse.states import NEVER_RESTART, EventKind, ShutdownMode
+from posthouse.states import NEVER_RESTART, SHMEM_ACCESS, EventKind, ShutdownMode
 from posthouse_testing.sim.check import Checker, Watching
 from posthouse_testing.sim.deploy import Deployer
 from posthouse_testing.sim.network import Dealer, Network
@@ -267,6 +268,9 @@ class Client:
             drawn["restart_time_max"] = 4.0
             drawn["restart_jitter"] = random.choice((0.0, 0.5))
             drawn["restart_budget"] = random.choice((None, (2, 5.0)))
+        aside = self.world.aside
+        if self.world.knobs.memory and aside.random() < 0.7:
+            drawn |= {"flags": SHMEM_ACCESS, "crash_domain": aside.choice(("x", "x", "y"))}
         worker = BackgroundWorker(
             main="acme.jobs:main",
             main_arg={"tag": f"{self.name}-{self._tags}"},
@@ -322,7 +326,7 @@ class Client:
         told = getattr(outcome, "code", "") or type(outcome).__name__
         self.world.log(f"client {self.name}", f"{question} answered: {told}")
         self.world.figures[f"answer {told}"] += 1
-        mutating = type(question.request) in MUTATING
+        mutating = type(question.request) in MUTATING - IDEMPOTENT
         if isinstance(outcome, RequestConflict) and question.answer is not None:
             return  # it was abused
         if question.answer is not None:

@@ -108,13 +108,14 @@ class Declarations:
         }
 
     def _finished(self, source: str, name: str, spec: Mapping[str, Any]) -> bool:
-        """It has ended by itself with this very content."""
+        """It has ended by itself with this very content; perhaps it is no longer listed since."""
         ledger = self.ledger
+        specs = ledger.specs | ledger.gone
         return any(
             (row.source, row.name, ledger.wires[key]) == (source, name, spec)
             and ledger.folds[key].life is Life.RETIRED
             and not ledger.terminated(key)
-            for key, row in ledger.specs.items()
+            for key, row in specs.items()
         )
 
     # --- 23: who is away because of a rollout ---

@@ -225,6 +225,8 @@ class Machine:
         self.world.log(f"host {self.name}", f"forks {process} pid {process.pid}")
         self.watcher.forked(process)
         process.begin()
+        if self.warden is not None:
+            self.warden.memory.begin(process)
         return warden.ForkDone(token=order.token, pid=process.pid, pid_start=process.pid_start)
 
     def _process_ended(self, process: Process) -> None:
@@ -233,6 +235,8 @@ class Machine:
             f"{process} ends: {process.cause} code {process.code} signal {process.signal}",
         )
         self.watcher.ended(process)
+        if self.warden is not None:
+            self.warden.memory.died(process)
         if self.warden is not None and process.cause in ("exited", "signaled"):
             pause_s = self.world.random.uniform(0.0001, 0.002)
             self.world.after(pause_s, self._tell_warden, self.warden, process)

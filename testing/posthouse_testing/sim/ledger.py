@@ -80,6 +80,7 @@ class Ledger:
     wires: dict[Key, dict[str, Any]] = field(default_factory=dict)
     states: dict[Key, StateRow] = field(default_factory=dict)
     dropped: dict[Key, StateRow] = field(default_factory=dict)
+    gone: dict[Key, SpecRow] = field(default_factory=dict)  # dropped by this very transaction
     slots: dict[int, int] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)  # every one, also those trimmed later
     streams: dict[str, list[Event]] = field(default_factory=lambda: defaultdict(list))
@@ -108,6 +109,7 @@ class Ledger:
         """A transaction of this term is durable."""
         if epoch != self.epoch:
             self.fail(5, f"a master of epoch {epoch} commits in epoch {self.epoch}")
+        self.gone.clear()
         for op in ops:
             _APPLY[type(op)](self, op)
         self._limits()
@@ -202,7 +204,7 @@ class Ledger:
             self.fail(9, f"{key} is dropped while it is {self.states[key].life}")
         self.declared.dropped(key)
         self.dropped[key] = self.states.pop(key)
-        del self.specs[key]
+        self.gone[key] = self.specs.pop(key)
 
     def on_trim(self, op: TrimEvents) -> None:
         for sequence in op.sequences:

@@ -209,6 +209,8 @@ class Simulation:
         waits = [f"host {m.name} is not settled" for m in self.machines if not m.settled]
         for client in self.clients:
             waits += client.unsettled()
+        for machine in self.machines:
+            waits += machine.warden.memory.old() if machine.warden is not None else []
         waits += self._drained(all_asked=not waits)
         waits += self._deployed()
         checker = self.checker

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from posthouse_agent import orders
 from posthouse_agent import warden_effects as warden
+from posthouse_agent.domains import AnswerMemory, DropSegment, MakeSegment
 from posthouse_agent.warden_core import WardenCore, recover
 from posthouse_testing.sim.local import KIND, LocalSocket, name_of
+from posthouse_testing.sim.memory import Memory
 from posthouse_testing.sim.node import Node
 
 if TYPE_CHECKING:
@@ -43,7 +45,9 @@ class WardenNode(Node):
             kind=KIND,
             boot_id=machine.boot_id,
             pid=machine.next_pid(),
+            entropy=machine.world.aside.randbytes,
         )
+        self.memory = Memory(machine.world, machine.name, self._asked)
         self.socket: LocalSocket | None = None  # of the attached agent
         self.accepted: list[LocalSocket] = []
         self.behind = False  # an entry is missing in the journal
@@ -134,6 +138,10 @@ class WardenNode(Node):
         if self.alive and token in self.waiting:
             self.submit(_Loaded(token))
 
+    def _asked(self, event: warden.MemoryAsked) -> None:
+        if self.alive:
+            self.submit(event)
+
     def tick(self) -> None:
         self.handle(warden.Tick())
 
@@ -177,14 +185,23 @@ class WardenNode(Node):
                 self._answers.append(warden.Heard(token=token, silent_s=0.0))
             case warden.Reap(token):
                 machine.processes[token].reaped = True
+                self.memory.reaped(machine.processes[token])
+            case MakeSegment() | DropSegment() | AnswerMemory():
+                self.memory.effect(effect, machine.processes)
             case warden.Tell(report):
-                self.world.log(self.name, f"tells {name_of(report)}")
-                machine.watcher.warden_said(machine, report)
-                if self.socket is not None:
-                    self.socket.report(report)
+                self._tell(report)
             case warden.End():
                 self.world.log(self.name, "ends")
                 self.crash()
+
+    def _tell(self, report: orders.Report) -> None:
+        machine = self.machine
+        if isinstance(report, orders.Ended) and report.token in machine.processes:
+            self.memory.told(machine.processes[report.token], report)
+        self.world.log(self.name, f"tells {name_of(report)}")
+        machine.watcher.warden_said(machine, report)
+        if self.socket is not None:
+            self.socket.report(report)
 
     def _fork(self, order: orders.StartWorker) -> None:
         if self._no_room():

@@ -11,7 +11,7 @@ import hashlib
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -67,6 +67,7 @@ class Knobs:
     keyed: bool  # keys name the peers; else the sockets are open, and HELLO does
     room: int  # frames that a socket takes for a peer that does not read
     deploys: bool  # clients declare what their sources are to run
+    memory: bool = False  # some workers share memory
 
     @staticmethod
     def draw(random: Random) -> "Knobs":
@@ -151,6 +152,7 @@ _LASTING = (
     "delay_s",
     "keyed",
     "deploys",
+    "memory",
 )
 
 
@@ -185,6 +187,7 @@ class World:
     echo: Callable[[str], None] | None = None
     now_s: float = 0.0
     random: Random = field(init=False)
+    aside: Random = field(init=False)  # what is drawn from it does not change the other draws
     knobs: Knobs = field(init=False)
     figures: Counter[str] = field(default_factory=Counter)
     trace: deque[str] = field(default_factory=lambda: deque(maxlen=TRACE_LINES_MAX))
@@ -195,7 +198,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.random = Random(self.seed)  # noqa: S311 - a simulation, not a secret
-        self.knobs = Knobs.draw(self.random)
+        self.aside = Random(f"aside {self.seed}")  # noqa: S311
+        self.knobs = replace(Knobs.draw(self.random), memory=self.aside.random() < 0.3)
         self._hash = hashlib.blake2b(digest_size=16)
 
     @property
