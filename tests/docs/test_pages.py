@@ -27,12 +27,12 @@ def test_what_is_not_run_is_listed_here(not_run: dict[str, list[str]]) -> None:
     assert not_run == NOT_RUN
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_the_page_is_true(played_page: str, player: Callable[..., Any]) -> None:
     player().page((ROOT / played_page).read_text())
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(300)
 def test_two_machines(namespaces: dict[str, str], player: Callable[..., Any]) -> None:
     played = player(namespaces)
     played.page(TWO_MACHINES.read_text())
