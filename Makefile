@@ -1,8 +1,10 @@
 # Thin: each target is one command that can be typed without make.
 UV ?= uv
 SEEDS ?= 1000
+KILLS ?= 1000
+CYCLES ?= 100000
 
-.PHONY: check test demo docs html sim crash-points faults models constraints
+.PHONY: check test demo docs html sim crash-points faults kills churn models constraints
 
 check:
 	@UV="$(UV)" .ci/check
@@ -32,6 +34,14 @@ crash-points:
 # Every row of tests/faults/faulting/table.py, with real processes; some ten minutes.
 faults:
 	$(UV) run pytest -m '' -n 0 -rA tests/faults
+
+# Random real kills of every role, one after another.
+kills:
+	$(UV) run python tests/faults/kills.py $(KILLS)
+
+# Starts and exits beside watchers that are slow, late, dead and reconnecting.
+churn:
+	$(UV) run python tests/faults/churn.py $(CYCLES)
 
 # All states of the protocol's models, and what is found without each guard; needs spin and gcc.
 models:

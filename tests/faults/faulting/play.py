@@ -87,12 +87,19 @@ class Play:
             assert not thread.is_alive(), "a call is not answered"
         assert not self._answers, self._answers
         for name, handle in self.handles.items():
-            eventually(lambda h=handle: h.status(timeout=20).ready, lambda n=name: self._why(n))
+            eventually(lambda n=name: self._is_ready(n), lambda n=name: self._why(n))
             handle.terminate(timeout=20)
         for handle in (*self.handles.values(), *self.retired):
             handle.wait_until_unregistered(timeout=PATIENCE_S)
         eventually(lambda: not self.field.oracle.living(self.mark), self._living)
         self.read()
+
+    def _is_ready(self, name: str) -> bool:
+        """The process that holds now is the one that status tells of: until a host that was away
+        has told what became of its workers, the master goes by what it knew."""
+        status = self.handles[name].status(timeout=20)
+        holding = [h.pid for h in self.field.oracle.living(self.mark) if h.name == status.name]
+        return status.ready and status.reachable and holding == [status.pid]
 
     def judge(self) -> None:
         problems = self.field.oracle.problems(self.mark, self.events)
