@@ -40,6 +40,7 @@ class Kills:
         self.done: Counter[str] = Counter()
         self.events: list[Event] = []
         self.samples: list[tuple[int, dict[str, Use]]] = []
+        self.daemons = [field.master, *(field.agent(host) for host in field.hosts)]
         self._cursor = client.cursor()
         self.handles = [
             client.register(
@@ -75,13 +76,16 @@ class Kills:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for daemon in self.daemons if pids else ():
+            if daemon.alive and daemon.pid in pids:
+                daemon.wait()
         self.done[role] += bool(pids)
         if self.dice.random() < 0.1:
             self.field.proxies["b"].break_all()
             self.done["connection broken"] += 1
 
     def restart_some(self, *, everything: bool = False) -> None:
-        for daemon in (self.field.master, *(self.field.agent(host) for host in self.field.hosts)):
+        for daemon in self.daemons:
             if not daemon.alive and (everything or self.dice.random() < 0.7):
                 daemon.start()
 
@@ -141,7 +145,7 @@ def main() -> None:
     parser.add_argument("kills", type=int, nargs="?", default=1000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
-    print(f"seed {options.seed}")
+    print(f"seed {options.seed}", flush=True)
     begun_s = time.monotonic()
     field = Field({"a": "wire", "b": "proxy"})
     with field, field.connect() as client:
