@@ -166,16 +166,15 @@ class Dialler:
         if self.link is not None and self.link.room > 0:
             effects.append(self.send(Goodbye(reason=reason), now_s))
         self._state, self.link, self._wake_s = _State.IDLE, None, float("inf")
+        self._nonce = b""
         return effects
 
     def receive(self, frame: bytes, now_s: float) -> list[DialEffect]:
         """A frame came from the socket. A bad one ends the session."""
         try:
             envelope = codec.decode(frame)
-            if self._state is _State.GREETING:
+            if self.link is None:  # also in the pause: libzmq connects again by itself
                 return self._greeted(envelope, now_s)
-            if self._state is not _State.OPEN or self.link is None:
-                return []
             if envelope.session != self.link.session or envelope.epoch != self.link.epoch:
                 return []  # of an older session: void
             message = self.link.receive(envelope, now_s)
@@ -216,15 +215,19 @@ class Dialler:
 
     def _greeted(self, envelope: codec.Envelope, now_s: float) -> list[DialEffect]:
         body = envelope.body
+        if not self._nonce:  # nothing was asked, or it is answered
+            return []
         if isinstance(body, Refused) and body.nonce in (b"", self._nonce):
             pause = self._pause(now_s, body.retry_after_s)
+            self._nonce = b""
             return [Rejected(body), *pause]
         if not isinstance(body, Welcome) or body.nonce != self._nonce:
             return []
         if body.session == NO_SESSION or not PROTOCOL_MIN <= body.protocol <= PROTOCOL_MAX:
             wrong = Refused(code="protocol", message=f"the master chose protocol {body.protocol}")
+            self._nonce = b""
             return [Rejected(wrong), *self._pause(now_s)]
-        self._state = _State.OPEN
+        self._state, self._nonce = _State.OPEN, b""
         self.welcome = body
         self.link = Link(body.session, body.epoch, now_s)
         self._renew_s = min(max(body.renew_s, 0.05), 60.0)

@@ -104,9 +104,15 @@ class Kills:
         roles["this client"] = [os.getpid()]
         self.samples.append((number, {name: use_of(pids) for name, pids in roles.items()}))
 
+    @property
+    def kills(self) -> int:
+        return sum(self.done[role] for role in set(ROLES))
+
     def run(self, kills: int) -> None:
-        while (number := sum(self.done[role] for role in set(ROLES))) < kills:
+        while (number := self.kills) < kills:
             self.kill()
+            if self.kills == number:
+                continue  # nobody of that role ran
             time.sleep(self.dice.choice((0.0, 0.01, 0.1, 0.3, 0.6)))
             self.restart_some()
             self.read()

@@ -237,6 +237,35 @@ def test_a_connection_that_breaks_while_greeting_is_dialled_anew(peer: Peer) -> 
 # --- keeping ---
 
 
+@pytest.mark.parametrize("why", ["silence", "the connection broke"])
+def test_a_welcome_that_comes_during_the_pause_opens(peer: Peer, why: str) -> None:
+    """libzmq connects again by itself, and a master that has just begun answers late: the session
+    is there, and another HELLO would end it (its host would be told as gone and back)."""
+    peer.tick()
+    welcome = peer.welcome()
+    if why == "silence":
+        peer.tick(limits.silence_s)
+    else:
+        peer.run(peer.dialler.broken(why, peer.now_s))
+    assert peer.answer(welcome) == [Opened(welcome)]
+    assert peer.dialler.open
+    peer.tick(limits.dial_backoff_s_max)  # longer than the pause
+    assert peer.redials == 1
+
+
+def test_a_welcome_opens_nothing_a_second_time(peer: Peer) -> None:
+    welcome = peer.open().dialler.welcome
+    assert welcome is not None
+    peer.run(peer.dialler.broken("lost", peer.now_s))
+    assert peer.answer(welcome) == []
+    hung_up = Peer()
+    hung_up.tick()
+    late = hung_up.welcome()
+    hung_up.dialler.hang_up("ended", hung_up.now_s)
+    assert hung_up.answer(late) == []
+    assert not hung_up.dialler.open
+
+
 def test_renewals_go_at_the_masters_pace(peer: Peer) -> None:
     peer.open(renew_s=0.5, silence_s=3.0)
     for _ in range(20):
