@@ -38,6 +38,7 @@ from posthouse.messages import (
     LogChunk,
     Measure,
     Message,
+    Notify,
     ReadLog,
     Ready,
     RenewRuntimes,
@@ -68,6 +69,7 @@ from posthouse_agent.effects import (
     LogRead,
     MeasureUse,
     Note,
+    NotifyProcess,
     ReadLogFile,
     Reload,
     Reported,
@@ -263,6 +265,7 @@ class AgentCore:
             running=len(self._workers),
             exits=len(self._exits),
             digest=self._digest(),
+            notify_key=self._facts.notify_key,
         )
 
     def _digest(self) -> bytes:
@@ -362,16 +365,8 @@ class AgentCore:
                 self._start(message)
             case Stop():
                 self._stop(message)
-            case Signal():
-                worker = self._known(message.token, "signal")
-                if worker is not None:
-                    order = SignalWorker(
-                        token=message.token, signal=message.signal, handled=message.handled
-                    )
-                    self._effects.append(Give(worker.warden, order))
-            case LatchCommand():
-                if self._known(message.token, "set_latch") is not None:
-                    self._effects.append(SetLatch(message.token))
+            case Signal() | LatchCommand() | Notify():
+                self._wake(message)
             case Measure():
                 self._read(self._reads.ask_use(message, self._workers.values()))
             case WorkerAnswer(token=token):
@@ -384,6 +379,23 @@ class AgentCore:
                 self._read(self._reads.ask_stacks(message, self._workers.get(message.token)))
             case _:
                 self._end_session(f"{type(message).__name__} is not for an agent", now)
+
+    def _wake(self, message: Signal | LatchCommand | Notify) -> None:
+        """A process of this host is to get a signal, or its latch set."""
+        match message:
+            case Signal():
+                worker = self._known(message.token, "signal")
+                if worker is not None:
+                    order = SignalWorker(
+                        token=message.token, signal=message.signal, handled=message.handled
+                    )
+                    self._effects.append(Give(worker.warden, order))
+            case LatchCommand():
+                if self._known(message.token, "set_latch") is not None:
+                    self._effects.append(SetLatch(message.token))
+            case Notify():
+                if message.boot_id == self._facts.boot_id:  # else it ended with its boot
+                    self._effects.append(NotifyProcess(message.pid, message.pid_start))
 
     def _renew_runtimes(self, runtime: str, now: Instant) -> None:
         """What was refused for good may succeed now: the master tries again in the next session."""

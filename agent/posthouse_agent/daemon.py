@@ -22,7 +22,7 @@ import zmq
 from posthouse import keys, limits, loopback, paths, systemd, transport
 from posthouse.errors import ConfigError
 from posthouse.settings import AgentSettings
-from posthouse_agent import admission, facts, identity, logs, stacks, usage
+from posthouse_agent import admission, facts, identity, logs, stacks, usage, vouching
 from posthouse_agent.channels import Channels
 from posthouse_agent.chores import Chores
 from posthouse_agent.core import AgentCore
@@ -40,6 +40,7 @@ from posthouse_agent.effects import (
     MeasureUse,
     NeedWarden,
     Note,
+    NotifyProcess,
     ReadLogFile,
     Redial,
     Reload,
@@ -118,7 +119,8 @@ class _Shell:
     ) -> None:
         self._settings = settings
         self._talk = talk
-        self._core = AgentCore(settings, facts.host_facts(), os.urandom)
+        about = facts.host_facts()
+        self._core = AgentCore(settings, about, os.urandom)
         self._line = transport.Line(settings.master, keys=client_keys, insecure=settings.insecure)
         # zmq's poller hands its whole list to the kernel each time: the workers' channels are in
         # an epoll set, of which it sees one descriptor.
@@ -135,6 +137,10 @@ class _Shell:
         self._web = web
         if web is not None:
             self._epoll.register(web.fileno(), select.EPOLLIN)
+        self._desk = vouching.Desk(
+            settings.runtime_dir, settings.host, about.notify_key, about.boot_id
+        )
+        self._epoll.register(self._desk.fileno(), select.EPOLLIN)
         self._keeper = LogKeeper(settings, self._chores.submit)
         self._starter = starter
         self._lock = lock
@@ -176,6 +182,7 @@ class _Shell:
     def close(self) -> None:
         if self._web is not None:
             self._web.close()
+        self._desk.close()
         self._line.close(_GOODBYE_MS)
         for connection in self._wardens.values():
             connection.close()
@@ -247,6 +254,9 @@ class _Shell:
             return
         if self._web is not None and descriptor == self._web.fileno():
             self._web.answer(lambda: self._core.view(facts.instant()))
+            return
+        if descriptor == self._desk.fileno():
+            self._desk.serve()
             return
         if descriptor == self._signals[0].fileno():
             with contextlib.suppress(BlockingIOError):
@@ -341,15 +351,22 @@ class _Shell:
                     self._lose(kind, self._wardens[kind], "dropped")
             case ReadLogFile():
                 self._submit(partial(logs.read_page, self._settings.log_dir, effect))
-            case TakeStacks():
-                # A thread of its own: a process that is stopped writes nothing for seconds.
-                assert self._looks.submit(partial(stacks.take, effect)), "bounded by the core"
-            case MeasureUse():
-                assert self._looks.submit(partial(usage.measure, effect)), "bounded by the core"
+            case TakeStacks() | MeasureUse():
+                self._look_at(effect)
             case SetLatch(token):
                 self._channels.set_latch(token)
+            case NotifyProcess(pid, pid_start):
+                vouching.notify(pid, pid_start)
             case Note():
                 self._notes.append(effect)
+
+    def _look_at(self, effect: TakeStacks | MeasureUse) -> None:
+        # A thread of its own: a process that is stopped writes nothing for seconds.
+        if isinstance(effect, TakeStacks):
+            taken = self._looks.submit(partial(stacks.take, effect))
+        else:
+            taken = self._looks.submit(partial(usage.measure, effect))
+        assert taken, "bounded by the core"
 
     def _give(self, kind: str, order: Order) -> None:
         connection = self._wardens.get(kind)

@@ -29,6 +29,7 @@ __all__ = [
     "MeasureUse",
     "NeedWarden",
     "Note",
+    "NotifyProcess",
     "ReadLogFile",
     "Redial",
     "Reload",
@@ -55,6 +56,7 @@ class HostFacts:
     instance: str
     user: str = ""
     version: str = ""
+    notify_key: bytes = b""  # new with every agent process, too, and told to the master alone
 
 
 # --- inputs ---
@@ -206,6 +208,14 @@ class SetLatch:
 
 
 @dataclass(frozen=True, slots=True)
+class NotifyProcess:
+    """SIGUSR1 to a process that is no worker, if it is still this one and is not ended by it."""
+
+    pid: int
+    pid_start: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReadLogFile:
     """Read a page of an output file, not on the thread that renews. Answered by LogRead."""
 
@@ -265,6 +275,7 @@ Effect = (
     | DropWarden
     | Give
     | SetLatch
+    | NotifyProcess
     | ReadLogFile
     | TakeStacks
     | MeasureUse

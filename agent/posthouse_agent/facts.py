@@ -30,6 +30,7 @@ def host_facts() -> HostFacts:
         instance=secrets.token_hex(16),
         user=_user_name(),
         version=posthouse.__version__,
+        notify_key=secrets.token_bytes(32),
     )
 
 

@@ -22,6 +22,7 @@ SHARED = (
     messages.Running,
     messages.Exit,
     records.ExitFacts,
+    records.Registrant,
     records.HandleRef,
     records.Status,
     records.WorkerInfo,

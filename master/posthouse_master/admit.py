@@ -35,16 +35,17 @@ class Admit:
         self._registry = registry
         self._fleet = fleet
 
-    def offered(self, spec: BackgroundWorker, by: str = "") -> None:
-        """Raises RefusedError for a field that is not offered to `by`."""
-        if spec.notify and not is_worker(by):
+    def offered(self, spec: BackgroundWorker, by: str = "", *, vouched: bool = False) -> None:
+        """Raises RefusedError for a field that is not offered to `by`. `vouched`: an agent has
+        given its word for the process that asks."""
+        if spec.notify and not is_worker(by) and not vouched:
             raise RefusedError(
-                "notify is True: only a worker that registers through its host's agent "
-                "(worker.register) is a process that can be signalled",
+                "notify is True: only a process for which its host's agent gives its word can be "
+                "signalled: one that registers a single worker, on a host with an agent",
                 hint="leave notify out: handles, events and waits never need it",
                 field="notify",
                 value="True",
-                rule="only for a registration that a worker makes",
+                rule="only for a single registration by a process on a host with an agent",
             )
 
     def source(self, name: str) -> None:

@@ -41,6 +41,7 @@ from posthouse_master.admit import Admit
 from posthouse_master.hosts import Hosts
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host
+from posthouse_master.registrants import Registrants
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session
 from posthouse_master.starter import Starter
@@ -65,6 +66,7 @@ class Commands:
         hosts: Hosts,
         door: FrontDoor,
         admit: Admit,
+        registrants: Registrants,
     ) -> None:
         self._registry = registry
         self._fleet = fleet
@@ -73,18 +75,20 @@ class Commands:
         self._hosts = hosts
         self._door = door
         self._admit = admit
+        self._registrants = registrants
 
     def register(self, turn: Turn, session: Session, message: Register) -> Registered:
         spec = BackgroundWorker.from_wire(message.spec)
         if self._starter.phase is Phase.STOPPING:
             raise ShuttingDown("the cluster is shutting down", hint="register again when it is up")
         self._admit.source(message.source)
-        self._admit.offered(spec, session.principal)
+        registrant = self._registrants.vouched(message.registrant) if spec.notify else ""
+        self._admit.offered(spec, session.principal, vouched=bool(registrant))
         self._admit.unique(spec)
         self._admit.slots([spec])
         packed = _pack(spec.to_wire())
         registration, event = self._lifecycle.register(
-            turn, spec, packed, session.principal, message.source
+            turn, spec, packed, session.principal, message.source, registrant=registrant
         )
         return Registered(
             request=message.request,

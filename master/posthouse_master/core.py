@@ -240,6 +240,7 @@ class MasterCore:
             self.hosts,
             self.door,
             admit,
+            self.registrants,
         )
         self._answers = Answers(
             self.registry,

@@ -128,6 +128,7 @@ class Lifecycle:
         *,
         group: str = "",
         max_unavailable: int = 1,
+        registrant: str = "",
     ) -> tuple[Registration, Event]:
         """M1: take a slot, write it down, and start it if a host takes it. Raises NoFreeSlot."""
         slot, generation = self._registry.take_slot()
@@ -144,6 +145,7 @@ class Lifecycle:
             order=self._chronicle.next_sequence,
             group=group,
             max_unavailable=max_unavailable,
+            registrant=registrant,
             proven_revision=1,
         )
         turn.persist(PutSlot(slot, generation))

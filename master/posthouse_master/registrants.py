@@ -1,18 +1,22 @@
-"""CORE: workers that register workers: who they are, and how they are notified.
+"""CORE: processes that register workers: who they are, and how they are notified.
 
 Owns: the right of a process to ask in a registration's name, the name under which its requests are
-remembered, SIGUSR1 to it. Must not know: what is asked, how it is decided.
+remembered, SIGUSR1 to it, and to a process that is no worker. Must not know: what is asked, how it
+is decided.
 
 Invariant: only the present process of a registration, on the host that its agent speaks for, asks
 in its name; and only that process is notified: the token in `by` names it for ever, so a pid that
-is used again is never signalled, and with its end its notifications end (N2, N3).
+is used again is never signalled, and with its end its notifications end (N2, N3). A process that
+is no worker is named by boot, pid and start, and only by the word of its own host's agent.
 """
 
 from dataclasses import replace
 from typing import Final
 
-from posthouse.errors import NotPermitted
-from posthouse.messages import Signal, WorkerAsks
+from posthouse import vouch
+from posthouse.errors import NotPermitted, RefusedError
+from posthouse.messages import Notify, Signal, WorkerAsks
+from posthouse.records import Registrant
 from posthouse.signals import SIGNALS
 from posthouse.states import EventKind
 from posthouse_master.placement import Fleet
@@ -66,8 +70,43 @@ class Registrants:
 
     def told(self, turn: Turn, kind: EventKind, registration: Registration) -> None:
         """A row about it was written: notify its registrant, if it asked for that."""
-        if kind not in _TOLD or not is_worker(registration.by) or not registration.spec.notify:
+        if kind not in _TOLD or not registration.spec.notify:
             return
+        if is_worker(registration.by):
+            self._tell_worker(turn, registration)
+        elif registration.registrant:
+            host, boot_id, pid, pid_start = vouch.read(registration.registrant)
+            agent = self._agent(host, boot_id)
+            if agent is not None:
+                command = Notify(boot_id=boot_id, pid=pid, pid_start=pid_start)
+                self._door.command(turn, agent, command)
+
+    def vouched(self, word: Registrant | None) -> str:
+        """The process for which an agent has given its word, as it is kept; "" without a word.
+        Raises RefusedError if it is not that of the host's present agent."""
+        if word is None:
+            return ""
+        agent = self._agent(word.host, word.boot_id)
+        if agent is None:
+            raise RefusedError(
+                f"notify is True, and the agent of host {word.host!r} has no session now",
+                hint="register again when `posthouse hosts` shows it reachable",
+            )
+        if not vouch.bears_mark(word, agent.notify_key):
+            raise RefusedError(
+                f"notify is True, and this is not the word of the agent of host {word.host!r}",
+                hint="it may have been started anew: register again",
+            )
+        return vouch.text(word)
+
+    def _agent(self, name: str, boot_id: str) -> Session | None:
+        """The session with a host's agent, if it is there and still of this boot."""
+        host = self._fleet.hosts.get(name)
+        if host is None or not host.settled or host.boot_id != boot_id:
+            return None
+        return self._door.get(host.session)
+
+    def _tell_worker(self, turn: Turn, registration: Registration) -> None:
         _, slot, token = registration.by.rsplit("/", 2)
         number, _, generation = slot.partition(".")
         registrant = self._registry.get(int(number), int(generation))

@@ -118,6 +118,7 @@ class Registration:
     order: int = 0
     group: str = ""
     max_unavailable: int = 1
+    registrant: str = ""  # the process that gets SIGUSR1, as vouch.text has it
     life: Life = Life.SUBMITTED
     host: str = ""  # where it is or was last
     warden: str = "fenced"
@@ -202,6 +203,7 @@ class Registration:
             order=self.order,
             group=self.group,
             max_unavailable=self.max_unavailable,
+            registrant=self.registrant,
         )
 
     def state_row(self) -> StateRow:
@@ -264,6 +266,7 @@ class Registry:
             order=spec.order,
             group=spec.group,
             max_unavailable=spec.max_unavailable,
+            registrant=spec.registrant,
         )
         for name in _STATE_FIELDS[2:]:
             setattr(registration, name, getattr(state, name))

@@ -49,6 +49,7 @@ class Session:
     host: str = ""
     agent_instance: str = ""
     wardens: frozenset[str] = frozenset()  # instances
+    notify_key: bytes = b""  # with which its agent marks its word for processes of its host
     backlog: deque[Message] = field(default_factory=deque)  # waits for room in the link
 
     def __repr__(self) -> str:
@@ -170,6 +171,7 @@ class FrontDoor:
             host=admission.name if admission.role == "agent" else "",
             agent_instance=hello.agent_instance,
             wardens=frozenset(warden.instance for warden in hello.wardens),
+            notify_key=hello.notify_key,
         )
         self._sessions[identity] = self._of_peer[peer] = session
         self._timers.set(("silence", identity), now_s + limits.silence_s)

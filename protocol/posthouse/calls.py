@@ -46,6 +46,7 @@ from posthouse.messages import (
     WorkersPage,
 )
 from posthouse.messages import Output as OutputReply
+from posthouse.notified import vouched
 from posthouse.records import ClusterPhase, HostInfo, HostUsage, Status, WorkerInfo, WorkerUse
 from posthouse.signals import signal_number
 from posthouse.spec import BackgroundWorker
@@ -104,7 +105,8 @@ async def register(
     talk: Talk, worker: BackgroundWorker, timeout: Timeout, request_id: bytes | None
 ) -> tuple[HandleId, str]:
     spec = worker.check().to_wire()
-    request = Register(request=new_request_id(request_id), spec=spec)
+    registrant = vouched(talk.engine.board.settings) if worker.notify else None
+    request = Register(request=new_request_id(request_id), spec=spec, registrant=registrant)
     answer = await talk.ask(request, Registered, timeout)
     return answer.handle.id, answer.name
 

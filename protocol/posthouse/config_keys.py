@@ -314,6 +314,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("master_key", _z85_key),
         Key("insecure", _boolean),
         Key("timeout", _duration(0.001, 86400.0), "timeout_s"),
+        Key("agent_dir", _file),
     ),
     "runtime": (
         Key("python", _file),

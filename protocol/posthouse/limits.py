@@ -162,6 +162,9 @@ channel_frame_bytes_max: Final = (
     131_072  # worker <-> agent; a registration with a full main_arg fits
 )
 worker_request_bytes_max: Final = 196_608  # a full record, packed; with its envelope one frame
+vouch_s: Final = 2.0  # an agent says at once who asks it for its word; it may be stopped
+vouch_bytes_max: Final = 2048  # of that word: two names, two numbers, a mark, or an error
+vouches_max: Final = 16  # given in a row, before the master is listened to again
 worker_repeat_s: Final = 1.0  # a worker asks again: its agent or the master may have changed
 exit_records_max: Final = 100_000  # unconfirmed exits a warden keeps; it refuses starts beyond
 log_read_bytes_max: Final = 65_536  # one page of a worker's log

@@ -21,6 +21,7 @@ from posthouse.records import (
     Name,
     Pid,
     Record,
+    Registrant,
     Status,
     Text,
     Word,
@@ -87,6 +88,7 @@ class Hello(Message, frozen=True, kw_only=True):
     running: Int = 0
     exits: Int = 0
     digest: Annotated[bytes, Meta(max_length=32)] = b""
+    notify_key: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 class Welcome(Message, frozen=True, kw_only=True):
@@ -337,6 +339,15 @@ class Signal(Message, frozen=True, kw_only=True):
     handled: bool = False
 
 
+class Notify(Message, frozen=True, kw_only=True):
+    """Send SIGUSR1 to a process of the host that is no worker, if it is still that very one, and
+    handles, ignores or blocks the signal by the kernel's word."""
+
+    boot_id: Word
+    pid: Pid
+    pid_start: Int
+
+
 class SetLatch(Message, frozen=True, kw_only=True):
     """Set the latch of the process of this token."""
 
@@ -405,6 +416,7 @@ class Register(Request, frozen=True, kw_only=True):
 
     spec: Spec
     source: Word = ""
+    registrant: Registrant | None = None
 
 
 class Declared(Record, frozen=True, kw_only=True):
@@ -796,7 +808,7 @@ KINDS: dict[int, type[Message]] = {
     10: Inventory, 11: Started, 12: StartFailed, 13: Ready, 14: Exited, 15: StopDone, 16: LogChunk,
     18: HostTold, 19: WorkerAsks,
     20: Start, 21: Stop, 22: Signal, 23: SetLatch, 24: ReadLog, 25: RenewRuntimes,
-    26: DumpStacks, 27: WorkerAnswer, 28: Measure,
+    26: DumpStacks, 27: WorkerAnswer, 28: Measure, 29: Notify,
     30: Register, 31: Terminate, 32: SignalWorker, 33: LatchWorker, 34: Shutdown,
     35: Hold, 36: Release, 37: Restart, 38: Drain, 39: ReloadRuntimes,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
@@ -836,6 +848,7 @@ MASTER_TO_AGENT = frozenset(
         DumpStacks,
         WorkerAnswer,
         Measure,
+        Notify,
     )
 )
 CLIENT_TO_MASTER = frozenset(

@@ -22,6 +22,7 @@ __all__ = [
     "HostInfo",
     "HostUsage",
     "HostUse",
+    "Registrant",
     "Status",
     "WorkerInfo",
     "WorkerUse",
@@ -52,6 +53,19 @@ class HandleRef(Record, frozen=True, kw_only=True):
     @property
     def id(self) -> HandleId:
         return HandleId(self.registry, self.slot, self.generation)
+
+
+class Registrant(Record, frozen=True, kw_only=True):
+    """A process that wants SIGUSR1 at the starts and ends of what it registers, by the word of its
+    host's agent. `mark` is the 16 bytes of BLAKE2b, with the `notify_key` of the agent's HELLO as
+    its key, over host, boot_id, pid and pid_start in decimal, joined by newlines.
+    """
+
+    host: Word
+    boot_id: Word
+    pid: Pid
+    pid_start: Int
+    mark: Annotated[bytes, Meta(min_length=16, max_length=16)]
 
 
 class ExitFacts(Record, frozen=True, kw_only=True):

@@ -101,3 +101,4 @@ class ClientSettings:
     master_key: str | None = None
     insecure: bool = False
     timeout_s: float = 10.0
+    agent_dir: str | None = None  # runtime_dir of this host's agent, for notify=True

@@ -43,7 +43,8 @@ class BackgroundWorker:
     restart_time: seconds >= 0 between a failure and the next start, or NEVER_RESTART
         [bgw_restart_time]. restart_growth, restart_time_max, restart_jitter: optional growth of
         that delay; restart_budget: (starts, window_s) after which the worker counts as flapping.
-    notify: SIGUSR1 to the registering process at start and exit [bgw_notify_pid].
+    notify: SIGUSR1 to the registering process at start and exit, if it is on a host with an agent
+        of its own user and is not ended by that signal [bgw_notify_pid].
     host | labels: where it may run; neither means any host. runtime: the host's interpreter.
     fence, on_partition: what guards it when its host is cut off (None: the default of its kind).
     crash_domain: the shared memory group it is reset with.

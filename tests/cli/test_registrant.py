@@ -79,9 +79,9 @@ def test_a_deadly_default_is_looked_at_before_each_signal(client, posthouse, nam
     assert (status.state.value, status.incarnation) == ("started", 1)
 
 
-def test_f17_who_is_no_worker_cannot_be_signalled(client):
+def test_f17_who_cannot_be_signalled_is_told_so(client):
     """PostgreSQL: any pid, silently dropped if it is no child. Here: refused, with what to do."""
-    with pytest.raises(RefusedError, match=r"worker\.register") as refused:
+    with pytest.raises(RefusedError, match="no handler for SIGUSR1, which would end it") as refused:
         client.register(BackgroundWorker(name="n", main="jobs:idle", notify=True))
     assert "handles, events and waits" in refused.value.hint
 

@@ -1,10 +1,13 @@
 """N1-N4: who registered is told. PostgreSQL sends a bare signal to a pid; here the log tells."""
 
-from posthouse import codec
+import msgspec
+
+from posthouse import codec, vouch
 from posthouse.messages import (
     KIND_OF,
     GetStatus,
     Goodbye,
+    Notify,
     Register,
     Registered,
     Shutdown,
@@ -176,6 +179,50 @@ def test_n2_n3_with_the_registrants_end_its_notifications_end(town):
     host.run()
     host.end(child, code=1)
     assert host.take(Signal) == []
+
+
+def test_n1_a_process_with_its_agents_word_is_notified_whatever_is_started_anew(town):
+    """PostgreSQL: any backend. Here any process on a host with an agent, named by boot, pid and
+    start, by the word of that agent alone; it is kept over masters and agents."""
+    key, boot = b"k" * 32, "boot-b"
+    home, away = town.agent("b"), town.host("c")
+    home.boot_id = boot
+    home.open(notify_key=key)
+    word = vouch.marked(key, "b", boot, 4242, 99)
+    spec = {"name": "w", "main": "acme.jobs:main", "notify": True, "restart_time": 0.0, "host": "c"}
+
+    def register(client, word):
+        return client.ask(Register, spec=spec, registrant=word)
+
+    client = town.client()
+    for wrong in (
+        None,
+        vouch.marked(b"x" * 32, "b", boot, 4242, 99),
+        vouch.marked(key, "c", boot, 4242, 99),
+        vouch.marked(key, "b", "boot-0", 4242, 99),
+        vouch.marked(key, "nowhere", boot, 4242, 99),
+        msgspec.structs.replace(word, pid=1),
+    ):
+        assert register(client, wrong).code == "refused"
+    assert isinstance(register(client, word), Registered)
+    start = away.run()
+    expected = Notify(boot_id=boot, pid=4242, pid_start=99)
+    assert home.take(Notify) == [expected]
+
+    town.crash()
+    home, away = town.agent("b"), town.agent("c")
+    home.boot_id = boot
+    home.open(notify_key=b"another agent" * 2)
+    away.open(settle=False)
+    away.settle([away.running(start)])
+    away.end(start, code=1)
+    assert home.take(Notify) == [expected]
+    again = away.run()
+    home.take(Notify)
+    home.boot_id = "the next one"
+    home.open()
+    away.end(again, code=1)
+    assert home.take(Notify) == []
 
 
 def test_w8_healed_every_worker_is_seen_and_can_be_ended(town):

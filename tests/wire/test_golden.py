@@ -62,6 +62,7 @@ from posthouse.messages import (
     Measure,
     Message,
     Missing,
+    Notify,
     Output,
     ReadLog,
     ReadOutput,
@@ -106,6 +107,7 @@ from posthouse.records import (
     HandleRef,
     HostInfo,
     HostUse,
+    Registrant,
     Status,
     WorkerInfo,
     WorkerUse,
@@ -284,6 +286,7 @@ MESSAGES: dict[str, Message] = {
         wardens=[WardenRef(kind="fenced", instance=WARDEN, protocol=1)], labels=["gpu"],
         runtimes=["default", "py312"], modules=["acme.*"], allow_exec=True, users=["www-data"],
         fences=["process"], slots=1000, running=1, exits=2, digest=DIGEST,
+        notify_key=b"k" * 32,
     ),
     "welcome": Welcome(
         nonce=NONCE, session=SESSION, epoch=7, timeline=1, registry=REGISTRY, protocol=0,
@@ -411,7 +414,13 @@ MESSAGES: dict[str, Message] = {
     "read_log": ReadLog(read=5, slot=3, generation=1, offset=-1, limit=4096),
     "renew_runtimes": RenewRuntimes(runtime="ml"),
     "register": Register(request=REQUEST, spec=SPEC),
-    "register.full": Register(request=REQUEST, spec=FULL_SPEC, source="posthouse.toml"),
+    "register.full": Register(
+        request=REQUEST, spec=FULL_SPEC, source="posthouse.toml",
+        registrant=Registrant(
+            host="b", boot_id=BOOT, pid=4242, pid_start=123456, mark=b"m" * 16
+        ),
+    ),
+    "notify": Notify(boot_id=BOOT, pid=4242, pid_start=123456),
     "apply": Apply(
         request=REQUEST, source="shop.toml",
         workers=[Declared(spec=SPEC), Declared(spec=SPEC, replicas=3)],

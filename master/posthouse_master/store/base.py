@@ -93,6 +93,7 @@ class SpecRow:
     order: int = 0  # sequence of the first event: who came first
     group: str = ""
     max_unavailable: int = 1  # of its source, while an apply replaces processes
+    registrant: str = ""  # a process that is no worker and gets SIGUSR1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,12 @@
 """Cases: what operators ask of a host, and what its workers ask through it.
 
-Owns: the cases of DRAIN, RELOAD_RUNTIMES, GET_STACKS, GET_USAGE and WORKER_ASKS. Must not know: how
-a host carries them out. Invariant: what a host tells about a request reaches whoever asked.
+Owns: the cases of DRAIN, RELOAD_RUNTIMES, GET_STACKS, GET_USAGE, WORKER_ASKS and NOTIFY. Must not
+know: how a host carries them out. Invariant: what a host tells about a request reaches whoever
+asked.
 """
 
 import os
+from hashlib import blake2b
 from typing import Any
 
 import msgpack
@@ -174,3 +176,41 @@ def worker_asks_stale(kit: Kit) -> None:
     if told["kind"] == wire.REGISTERED:
         _remember(kit, told["answer"])
     expect(told["kind"] == wire.FAILED, "FAILED", told)
+
+
+def _word(host: Host, key: bytes) -> dict[str, Any]:
+    """A Registrant, with its mark."""
+    said = f"{host.name}\nboot-1\n4242\n99".encode()
+    mark = blake2b(said, key=key, digest_size=16).digest()
+    return {"host": host.name, "boot_id": "boot-1", "pid": 4242, "pid_start": 99, "mark": mark}
+
+
+@case("notify", ELSE, "A process with its agent's word hears of each start and end", host=True)
+def notify(kit: Kit) -> None:
+    host, client, key = kit.apart(), kit.client(), os.urandom(32)
+    host.join(notify_key=key)
+    word, spec = _word(host, key), kit.spec(notify=True)
+    kit.wires.handles.append(
+        client.ask(wire.REGISTER, wire.REGISTERED, spec=spec, registrant=word)["handle"]
+    )
+    process = {name: word[name] for name in ("boot_id", "pid", "pid_start")}
+    worker = host.start()
+    expect(host.peer.next(wire.NOTIFY) == process, f"NOTIFY of {process}", "another")
+    host.exit(worker["token"], cause="exited", code=0)
+    for row in ("exited", "unregistered"):
+        expect(host.peer.next(wire.NOTIFY) == process, f"NOTIFY of {process}: {row}", "another")
+
+
+@case("notify-forged", ELSE, "No process is notified on anybody else's word", host=True)
+def notify_forged(kit: Kit) -> None:
+    host, client, key = kit.apart(), kit.client(), os.urandom(32)
+    host.join(notify_key=key)
+    spec = kit.spec(notify=True)
+    for registrant in (
+        _word(host, os.urandom(32)),
+        {**_word(host, key), "pid": 1},
+        {**_word(host, key), "boot_id": "boot-0"},
+        None,
+    ):
+        told = client.ask(wire.REGISTER, wire.FAILED, spec=spec, registrant=registrant)
+        expect(told["code"] == "refused", "refused", told)

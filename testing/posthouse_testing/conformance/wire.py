@@ -32,7 +32,7 @@ HELLO, WELCOME, REFUSED, RENEW, GRANT, ACK, UNSUPPORTED, GOODBYE = range(1, 9)
 INVENTORY, STARTED, START_FAILED, READY, EXITED, STOP_DONE, LOG_CHUNK = range(10, 17)
 HOST_TOLD, WORKER_ASKS = 18, 19
 START, STOP, SIGNAL, SET_LATCH, READ_LOG, RENEW_RUNTIMES = range(20, 26)
-DUMP_STACKS, WORKER_ANSWER, MEASURE = range(26, 29)
+DUMP_STACKS, WORKER_ANSWER, MEASURE, NOTIFY = range(26, 30)
 REGISTER, TERMINATE, SIGNAL_WORKER, LATCH_WORKER, SHUTDOWN, HOLD, RELEASE, RESTART = range(30, 38)
 DRAIN, RELOAD_RUNTIMES = 38, 39
 GET_STATUS, LIST_WORKERS, LIST_HOSTS, EXPLAIN, READ_OUTPUT = range(40, 45)
@@ -46,13 +46,13 @@ STACKS, USAGE = 76, 77
 UNKNOWN: Final = 4_000_000  # a number that no version will give to a kind
 
 UNSEQUENCED: Final = frozenset({HELLO, WELCOME, REFUSED, RENEW, GRANT, ACK, UNSUPPORTED})
-FROM_MASTER: Final = frozenset({GOODBYE, *range(20, 29), *range(60, 78)}) | UNSEQUENCED
+FROM_MASTER: Final = frozenset({GOODBYE, *range(20, 30), *range(60, 78)}) | UNSEQUENCED
 # Within each of these the order is the master's; one of them may overtake another.
 ANSWERS: Final = frozenset((*range(REGISTERED, EVENTS), *range(71, 74), STACKS, USAGE))
 STREAMS: Final = (
     ANSWERS,
     frozenset({EVENTS, CURSOR_TOO_OLD}),
-    frozenset(range(START, MEASURE + 1)),
+    frozenset(range(START, NOTIFY + 1)),
     frozenset({UNSUPPORTED}),
 )
 NOBODY: Final = bytes(16)
