@@ -131,11 +131,16 @@ def worker_handles(
             continue
         members = session.cluster.group(worker[:-2], timeout=timeout).handles
         if not members:
-            raise NoSuchWorker(
-                f"no group {worker[:-2]!r} has members", hint="`posthouse ps` lists the workers"
-            )
+            raise _no_group(session, worker[:-2], timeout)
         found += members
     return found
+
+
+def _no_group(session: Session, group: str, timeout: float | None) -> NoSuchWorker:
+    groups = {info.group for info in session.cluster.workers(timeout=timeout)} - {""}
+    near = difflib.get_close_matches(group, groups, 1)
+    hint = f"did you mean '{near[0]}:*'?" if near else "`posthouse ps` lists the workers"
+    return NoSuchWorker(f"no group {group!r} has members", hint=hint)
 
 
 def worker_handle(session: Session, worker: str, timeout: float | None = None) -> posthouse.Handle:

@@ -74,6 +74,14 @@ class Screen:
             pass
         return line
 
+    def until(self, words: str, patience_s: float) -> None:
+        """Return once these words are shown, though their line may not be complete; nothing is
+        taken out. Raises TimedOut."""
+        wanted = words.encode()
+        with self._changed:
+            if not self._changed.wait_for(lambda: wanted in self._text, patience_s):
+                raise TimedOut(f"`{self._shown}` shows no {words!r}: {self._text[-300:]!r}")
+
     def rest(self, patience_s: float) -> str:
         """All that is left until the output ends."""
         with self._changed:

@@ -14,7 +14,6 @@ from posthouse.errors import (
     NoFreeSlot,
     NotPermitted,
     RefusedError,
-    UnknownHost,
 )
 from posthouse.spec import BackgroundWorker
 from posthouse_master.placement import Fleet, Host
@@ -24,7 +23,6 @@ from posthouse_master.registry import Registration, Registry
 __all__ = ["Admit"]
 
 _RESERVED: Final = ("config", "library:")
-_HOSTS_SHOWN: Final = 32
 _HOLDERS_SHOWN: Final = 5
 
 
@@ -87,14 +85,7 @@ class Admit:
 
     def known_host(self, name: str) -> Host:
         """Raises UnknownHost."""
-        host = self._fleet.hosts.get(name)
-        if host is None:
-            known = sorted(self._fleet.hosts)[:_HOSTS_SHOWN]
-            shown = f"known are {', '.join(known)}" if known else "none has joined yet"
-            raise UnknownHost(
-                f"no host named {name!r} has joined", hint=shown, hosts=known, host=name
-            )
-        return host
+        return self._fleet.known(name)
 
     def slots(
         self, specs: Iterable[BackgroundWorker], moved: Iterable[BackgroundWorker] = ()

@@ -268,11 +268,12 @@ class Answers:
 
     def usage(self, turn: Turn, session: Session, message: GetUsage) -> None:
         """Ask the host; the answer comes with its HOST_TOLD."""
-        host = self._fleet.hosts.get(message.host)
-        agent = self._door.get(host.session) if host is not None and host.settled else None
-        if host is None or agent is None:
-            what = "has not joined" if host is None else "is not reachable now"
-            raise RefusedError(f"host {message.host} {what}", hint="see `posthouse hosts`")
+        host = self._fleet.known(message.host)
+        agent = self._door.get(host.session) if host.settled else None
+        if agent is None:
+            raise RefusedError(
+                f"host {message.host} is not reachable now", hint="see `posthouse hosts`"
+            )
         number = self._relay(turn, session, message, agent)
         command = Measure(read=number, after=message.after, limit=message.limit)
         self._door.command(turn, agent, command)

@@ -7,17 +7,21 @@ Invariant: a verdict is either "" (it fits) or a sentence that names what is mis
 gives back the one that has waited longest among those that fit a host.
 """
 
+import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from posthouse import limits
+from posthouse.errors import UnknownHost
 from posthouse.messages import Running
 from posthouse.spec import BackgroundWorker
 from posthouse.states import StartTime
 
 __all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "wants_of"]
+
+_HOSTS_SHOWN = 32
 
 Key = tuple[int, int]
 EXEC = "posthouse.exec"
@@ -146,6 +150,19 @@ class Fleet:
 
     def __repr__(self) -> str:
         return f"Fleet({list(self.hosts.values())})"
+
+    def known(self, name: str) -> Host:
+        """The host of this name. Raises UnknownHost, which names the nearest one."""
+        host = self.hosts.get(name)
+        if host is None:
+            known = sorted(self.hosts)[:_HOSTS_SHOWN]
+            shown = f"known are {', '.join(known)}" if known else "none has joined yet"
+            near = difflib.get_close_matches(name, list(self.hosts), 1)
+            shown = f"did you mean {near[0]!r}? {shown}" if near else shown
+            raise UnknownHost(
+                f"no host named {name!r} has joined", hint=shown, hosts=known, host=name
+            )
+        return host
 
     def offer_changed(self) -> None:
         """A host is new, or offers something else than before."""

@@ -25,7 +25,10 @@ def test_what_a_worker_uses_is_what_the_kernel_says(objects, posthouse, idle, cl
     assert [cells.split("\t")[:3] for cells in piped if cells.startswith(f"{idle}\t")] == [
         [idle, "b", str(pid)]
     ]
-    assert "not joined" in posthouse("top", "--host", "nowhere", status=1).stderr
+    assert (
+        "no host named 'nowhere' has joined"
+        in posthouse("top", "--host", "nowhere", status=1).stderr
+    )
     with cluster.connect() as client:
         use = client.usage("b").use
     assert (use.cpus, use.memory_bytes > use.available_bytes > 0) == (os.cpu_count(), True)

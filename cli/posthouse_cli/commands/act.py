@@ -21,7 +21,7 @@ from posthouse import (
     WorkerState,
 )
 from posthouse.errors import NoSuchWorker, PosthouseError, TimedOut, Unreachable
-from posthouse_cli import shapes
+from posthouse_cli import progress, shapes
 from posthouse_cli.context import (
     Session,
     json_option,
@@ -67,8 +67,9 @@ def wait(session: Session, worker: str, goal: str, as_json: bool, timeout: float
     died, 5 if timed out.
     """
     handle = worker_handle(session, worker)
-    waiting, reached = _GOALS[goal]
-    status = _look(handle, goal) if timeout == 0 else waiting(handle, timeout=timeout)
+    reach, reached = _GOALS[goal]
+    with progress.waiting(f"{handle.name}: {goal}"):
+        status = _look(handle, goal) if timeout == 0 else reach(handle, timeout=timeout)
     if status.state is WorkerState.POSTMASTER_DIED:
         raise Unreachable(f"{handle.name}: {status.reason}")
     if as_json:
@@ -118,7 +119,8 @@ def terminate(
             session.out.line(f"{handle.name} is being terminated")
             continue
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        status = handle.wait_until_unregistered(timeout=left_s)
+        with progress.waiting(f"the end of {handle.name}"):
+            status = handle.wait_until_unregistered(timeout=left_s)
         if status.state is WorkerState.POSTMASTER_DIED:
             raise Unreachable(f"{handle.name}: {status.reason}")
         session.out.line(f"{handle.name} is unregistered: {status.reason}")
@@ -193,11 +195,12 @@ def _begin(
 def _await(handle: Handle, kind: EventKind, after: Cursor, deadline_s: float | None) -> Event:
     """The first such event after a place in the log."""
     left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-    for event in handle.events(after=after, timeout=left_s):
-        if event.kind is kind:
-            return event
-        if event.kind is EventKind.UNREGISTERED:
-            raise NoSuchWorker(f"{handle.name} was unregistered: {event.reason}")
+    with progress.waiting(f"{handle.name} to be {kind}"):
+        for event in handle.events(after=after, timeout=left_s):
+            if event.kind is kind:
+                return event
+            if event.kind is EventKind.UNREGISTERED:
+                raise NoSuchWorker(f"{handle.name} was unregistered: {event.reason}")
     raise TimedOut(
         f"{handle.name}: no {kind} event in time", hint=f"posthouse status {handle.name}"
     )
@@ -239,7 +242,8 @@ def shutdown(session: Session, mode: str, timeout: float | None) -> int:
     status 1 if a host was not reached or a worker did not end in time; 5 if it is not over yet.
     """
     try:
-        told = session.cluster.shutdown(mode, timeout=timeout)
+        with progress.waiting(f"the {mode} shutdown"):
+            told = session.cluster.shutdown(mode, timeout=timeout)
     except TimedOut as unanswered:
         raise _not_over_yet(session.cluster, mode, unanswered) from None
     session.out.line(told)

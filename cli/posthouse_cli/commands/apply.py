@@ -15,7 +15,7 @@ from posthouse.errors import ConfigError, TimedOut
 from posthouse.records import WorkerInfo
 from posthouse.toml_file import TomlFile, nearest, read_toml, refusal
 from posthouse.worker_tables import BadWorker, read_worker_tables
-from posthouse_cli import shapes
+from posthouse_cli import progress, shapes
 from posthouse_cli.context import Session, json_option, timeout_option, verb
 
 __all__ = ["apply"]
@@ -89,7 +89,8 @@ def apply(
         session.out.table(shapes.PLAN_HEADER, [shapes.change_cells(c) for c in plan.changes])
         click.echo(f"posthouse: {_summary(plan)}", err=True)
     if waits and not dry_run:
-        _await(cluster, plan.source, before, deadline_s)
+        with progress.waiting(f"the workers of {plan.source}"):
+            _await(cluster, plan.source, before, deadline_s)
 
 
 def _settings(file: TomlFile) -> tuple[str, int]:

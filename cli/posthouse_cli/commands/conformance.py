@@ -7,13 +7,16 @@ one case was run and none failed.
 import click
 
 from posthouse import keys
+from posthouse_cli import shapes
 from posthouse_cli.context import Session, json_option, timeout_option
 from posthouse_testing.conformance import CASES, Case, Keys, Outcome, Target, run, select
 
 __all__ = ["conformance"]
 
+_KEYS = ("case", "section", "statement", "verdict", "took_s", "expected", "got")
 
-@click.command()
+
+@click.command(epilog=shapes.keys_text(_KEYS))
 @click.option("--clients", metavar="ENDPOINT", help="Where the master serves clients.")
 @click.option(
     "--agents", metavar="ENDPOINT", default="", help="Where it serves agents; else no host cases."
@@ -46,8 +49,7 @@ def conformance(
 
     For a test cluster: the cases register workers of their own, on a host that the kit plays, and
     terminate them. Exit status 0 only if no case failed.
-
-    JSON keys: case, section, statement; run: verdict (ok, failed, skipped), took_s, expected, got.
+    With --list --json only the first three keys.
     """
     try:
         cases = select(only)

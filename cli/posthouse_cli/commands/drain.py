@@ -9,6 +9,7 @@ import time
 import click
 
 from posthouse import Cluster, Cursor, EventKind
+from posthouse_cli import progress
 from posthouse_cli.context import Session, timeout_option, verb
 from posthouse_cli.durations import DURATION
 
@@ -65,7 +66,8 @@ def drain(
             err=True,
         )
     if not no_wait and drained.stopped:
-        _await(cluster, host, drained.left_count, before, deadline_s)
+        with progress.waiting(f"the end of {drained.stopped} workers on {host}"):
+            _await(cluster, host, drained.left_count, before, deadline_s)
     if no_wait:
         done = "is being emptied"
     elif drained.left_count:

@@ -14,6 +14,7 @@ from posthouse import Cursor, Event, EventKind, Handle, Output
 from posthouse.errors import CursorTooOld, NotRunning, RefusedError, TimedOut, Unreachable
 from posthouse.records import Status
 from posthouse_agent.remains import printable
+from posthouse_cli import shapes
 from posthouse_cli.context import (
     Session,
     json_option,
@@ -28,7 +29,7 @@ __all__ = ["logs"]
 _LOOK_S = 0.2  # how often `logs -f` asks for more
 
 
-@click.command()
+@click.command(epilog=shapes.keys_text(("host", "offset", "text")))
 @worker_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on until the worker is unregistered.")
 @click.option("--lines", "-n", type=click.IntRange(0), help="Only the last so many lines.")
@@ -52,8 +53,6 @@ def logs(
     From the host that it runs on, or ran on last. Under -f it goes on over restarts of the worker,
     of agents and of the master, and follows the worker to other hosts. A pipe gets the bytes as
     they were written; a terminal is shown no control characters.
-
-    JSON keys, one object a line: host, offset, text.
     """
     if lines is not None and offset is not None:
         raise click.UsageError("--lines and --offset exclude each other")

@@ -159,11 +159,12 @@ def _tail(handle: Handle, timeout: float | None) -> str:
     return "\n".join(page.text.splitlines()[-_TAIL_LINES:])
 
 
-@click.command()
+@click.command(epilog=shapes.keys_text(("name", "host", "pid")))
 @worker_argument
+@json_option
 @timeout_option("10s", "the master's answer")
 @verb
-def pid(session: Session, worker: str, timeout: float | None) -> None:
+def pid(session: Session, worker: str, as_json: bool, timeout: float | None) -> None:
     """Print the process id of a worker, a number on its host.
 
     Exit status 3 if it is not running.
@@ -174,18 +175,27 @@ def pid(session: Session, worker: str, timeout: float | None) -> None:
             f"{now.name or worker} is {shapes.state_word(now.state)}: {now.reason}",
             hint=f"`posthouse status {worker}` tells more",
         )
-    session.out.line(str(now.pid))
+    if as_json:
+        session.out.json({"name": now.name, "host": now.host, "pid": now.pid})
+    else:
+        session.out.line(str(now.pid))
 
 
-@click.command()
+@click.command(epilog=shapes.keys_text(("name", "stacks")))
 @worker_argument
+@json_option
 @timeout_option("10s", "the host's answer")
 @verb
-def stacks(session: Session, worker: str, timeout: float | None) -> None:
+def stacks(session: Session, worker: str, as_json: bool, timeout: float | None) -> None:
     """Show where a Python worker is: the stacks of its threads, the innermost call first.
 
     The worker need not take part: it works where one hangs in a loop or in a lock. All that it
     notices is a system call that is interrupted, which Python repeats. Exit status 3 if it is not
     running.
     """
-    session.out.line(worker_handle(session, worker, timeout).stacks(timeout=timeout).rstrip())
+    handle = worker_handle(session, worker, timeout)
+    told = handle.stacks(timeout=timeout).rstrip()
+    if as_json:
+        session.out.json({"name": handle.name, "stacks": told})
+    else:
+        session.out.line(told)

@@ -13,14 +13,17 @@ from posthouse.errors import PosthouseError
 from posthouse.records import Event, ExitFacts
 from posthouse.restart import decide
 from posthouse.states import EventKind
+from posthouse_cli import shapes
 from posthouse_cli.commands.follow import print_event, until_deadline
 from posthouse_cli.context import Session, json_option, timeout_option, verb
 from posthouse_cli.fields import FIELDS, build, field_options
 
 __all__ = ["register", "run"]
 
+_REGISTERED_KEYS = ("handle", "name")
 
-@click.command()
+
+@click.command(epilog=shapes.keys_text(_REGISTERED_KEYS))
 @field_options(*FIELDS)
 @json_option
 @timeout_option("10s", "the master's answer")
@@ -34,8 +37,7 @@ def register(
 ) -> None:
     """Register a worker; prints its handle.
 
-    The worker is started when its host, its start time and a free slot allow it. JSON keys:
-    handle, name.
+    The worker is started when its host, its start time and a free slot allow it.
     """
     handle = session.cluster.register(build(assignments, options), timeout=timeout)
     if as_json:
@@ -44,7 +46,7 @@ def register(
         session.out.line(str(handle.id))
 
 
-@click.command()
+@click.command(epilog=shapes.keys_text(shapes.EVENT_KEYS))
 @click.argument("main", metavar="MODULE:FUNC")
 @click.option("--on", "host", multiple=True, metavar="HOST", help="The host that runs it.")
 @click.option("--arg", "main_arg", multiple=True, metavar="JSON", help="The function's argument.")
@@ -75,7 +77,7 @@ def run(
     """Register a function and follow what happens to it, until it is unregistered.
 
     Ctrl-C ends only the following: the worker goes on. Without --name, the name is the module's
-    last part (and the function's, if it is not main). JSON: the keys of `posthouse events --json`.
+    last part (and the function's, if it is not main).
 
     With --foreground nothing is registered: the function is called in this very process, with
     posthouse.worker as on a host, the terminal, and its own exit status.

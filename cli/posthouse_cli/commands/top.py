@@ -21,7 +21,7 @@ __all__ = ["top"]
 
 _SAMPLE_S = 0.5  # between the two samples of one look
 _HEADER = ("WORKER", "HOST", "PID", "CPU%", "PSS", "RSS", "FDS", "THREADS")
-_KEYS = [
+_KEYS = (
     "name",
     "host",
     "pid",
@@ -32,7 +32,7 @@ _KEYS = [
     "threads",
     "cpu_s",
     "handle",
-]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _Line:
     cpu_percent: float | None
 
 
-@click.command(epilog=f"JSON keys, one worker a line: {', '.join(_KEYS)}.")
+@click.command(epilog=shapes.keys_text(_KEYS))
 @click.option("--host", "only", metavar="NAME", help="Only this host.")
 @click.option("--every", type=DURATION, default="2s", show_default=True, help="Between looks.")
 @json_option

@@ -6,17 +6,17 @@ from importlib import metadata
 import click
 
 from posthouse.messages import PROTOCOL_MAX, PROTOCOL_MIN
+from posthouse_cli import shapes
 from posthouse_cli.context import Session, json_option
 
+_KEYS = ("posthouse", "protocol_min", "protocol_max", "python", "zmq")
 
-@click.command()
+
+@click.command(epilog=shapes.keys_text(_KEYS))
 @json_option
 @click.pass_obj
 def version(session: Session, as_json: bool) -> None:
-    """Versions of posthouse, of its protocol and of what it runs on.
-
-    JSON keys: posthouse, protocol_min, protocol_max, python, zmq.
-    """
+    """Versions of posthouse, of its protocol and of what it runs on."""
     import zmq
 
     facts = {
