@@ -256,7 +256,7 @@ def test_a_terminal_gets_a_sign_of_life_and_loses_it_again(
     deaf = f"{name}-deaf"
     stubborn = ["--name", deaf, "--host", "b", "-o", "stop_grace_s=1h"]
     posthouse("register", *stubborn, "--main", "jobs:deaf")
-    posthouse("wait", deaf, "--for", "ready", "--timeout", "20")
+    posthouse("wait", deaf, "--for", "ready", "--timeout", "60")
     (tmp_path / "workers.toml").write_text(
         f'[[worker]]\nname = "{name}-t"\nmain = "jobs:idle"\nlabels = ["no=where"]\n'
     )
@@ -269,7 +269,7 @@ def test_a_terminal_gets_a_sign_of_life_and_loses_it_again(
     )
     try:
         screen.until(filled(told), PATIENCE_S)
-        posthouse("signal", deaf, "KILL")
+        posthouse("signal", deaf, "KILL", status=None)
         posthouse("terminate", idle, deaf, "--no-wait", status=None)
         if arguments[0] != "apply":
             shown = screen.rest(PATIENCE_S)
