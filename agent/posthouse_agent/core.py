@@ -134,6 +134,9 @@ class AgentCore:
         self._left = False
         self._sessions = 0
         self._lost = "none was open yet"  # why there is no session
+        self._unanswered: set[str] = (
+            set()
+        )  # of such reasons, what has been told since there was one
         self._granted_s: float | None = None  # stamp of the renewal that was granted last
         self._effects: list[Effect] = []
 
@@ -209,6 +212,7 @@ class AgentCore:
             case WardenGone(kind, reason):
                 self._warden_gone(kind, reason, now)
             case ConnectionBroken(reason):
+                self._tell_unanswered(reason)
                 self._dialled(self._dialler.broken(reason, now.boot_s), now)
             case Reload():
                 self._renew_runtimes("", now)
@@ -228,8 +232,20 @@ class AgentCore:
         for seat in self._seats.values():
             self._effects += seat.tick(now.boot_s)
         if self._may_dial:
+            greeting = self._dialler.greeting
             self._dialled(self._dialler.tick(now.boot_s), now)
+            if greeting and not self._dialler.greeting:
+                self._tell_unanswered("what listens there does not answer as a master")
         self._pump(now)
+
+    def _tell_unanswered(self, reason: str) -> None:
+        """A HELLO leads to nothing. Told once a reason: dialling goes on every second or two."""
+        if not self._dialler.greeting and self._dialler.open:
+            return
+        self._lost = reason
+        if reason not in self._unanswered:
+            self._unanswered.add(reason)
+            self._note("session.none", master=self._settings.master, reason=reason)
 
     @property
     def _settled(self) -> bool:
@@ -309,6 +325,7 @@ class AgentCore:
             return
         self._registry, self._term = welcome.registry, term
         self._sessions += 1
+        self._unanswered.clear()
         self._note(
             "session.opened",
             epoch=welcome.epoch,

@@ -12,6 +12,7 @@ import resource
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,6 @@ def _zmq() -> Finding:
 
 
 def _clock() -> Finding:
-    import time
-
     if time.time() < _OLDEST_S:
         return Finding("clock", "bad", f"the date is {time.ctime()}", "set the clock")
     state = _adjtimex()

@@ -129,6 +129,11 @@ class Dialler:
         return self._state is _State.OPEN
 
     @property
+    def greeting(self) -> bool:
+        """HELLO is said, and not answered yet."""
+        return self._state is _State.GREETING
+
+    @property
     def wake_s(self) -> float:
         """When `tick` has to be called at the latest."""
         if self.link is None:
