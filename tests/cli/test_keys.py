@@ -197,3 +197,66 @@ def test_hup_lets_in_late_keys_and_puts_out_revoked_ones(
             assert stays.workers(timeout=30) == []
     finally:
         master.close()
+
+
+FOREIGN = {
+    # what is foreign: (key of the client, whose public key it takes for the master's)
+    "its own key": ("stranger", "main"),
+    "the master's key": ("known", "stranger"),
+    "the master's key, which is its own": ("known", "known"),
+}
+
+
+def test_a_good_key_that_nobody_knows_leads_nowhere_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client is told that no master answers (4), an agent's log what libzmq knows of it. No
+    secret is shown, and the master lets the others in as before."""
+    agents, clients = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    who = {"main": "master:main", "known": "client:known", "stranger": "agent:b"}
+    for name, principal in who.items():
+        assert main(["keygen", principal, "-o", str(folder / f"{name}.key")]) == 0
+    pairs = {name: keys.load_pair(str(folder / f"{name}.key")) for name in who}
+    (folder / "principals.toml").write_text(
+        f'[principals]\n"client:known" = "{pairs["known"].public}"\n'
+    )
+    env = {
+        **os.environ,
+        "POSTHOUSE_KEY_FILE": f"{folder}/main.key",
+        "POSTHOUSE_PRINCIPALS_FILE": f"{folder}/principals.toml",
+    }
+    argv = [sys.executable, "-m", "posthouse_cli", "master", "--dir", str(folder)]
+    argv += ["--listen-agents", agents, "--listen-clients", clients]
+    master = Daemon("master", argv, folder / "master.log", env)
+    argv = [sys.executable, "-m", "posthouse_cli", "agent", "--dir", str(folder), "--host", "b"]
+    env = {
+        **os.environ,
+        "POSTHOUSE_KEY_FILE": f"{folder}/stranger.key",
+        "POSTHOUSE_MASTER_KEY": pairs["main"].public,
+    }
+    agent = Daemon("agent", [*argv, "--master", agents], folder / "agent.log", env)
+    monkeypatch.setenv("POSTHOUSE_MASTER", clients)
+
+    def ps(name: str, server: str, timeout: str) -> int:
+        monkeypatch.setenv("POSTHOUSE_KEY_FILE", f"{folder}/{name}.key")
+        monkeypatch.setenv("POSTHOUSE_MASTER_KEY", pairs[server].public)
+        return main(["ps", "--timeout", timeout])
+
+    try:
+        master.start()
+        agent.start()
+        assert ps("known", "main", "30s") == 0
+        capsys.readouterr()
+        for name, server in FOREIGN.values():
+            assert ps(name, server, "1s") == 4
+            said = capsys.readouterr()
+            assert said.out == "" and clients in said.err
+            assert not any(pair.secret in said.err for pair in pairs.values())
+        deadline_s = time.monotonic() + 30
+        while "the master does not accept our key" not in agent.log.read_text():
+            assert agent.alive and time.monotonic() < deadline_s, agent.last_words()
+            time.sleep(0.02)
+        assert ps("known", "main", "30s") == 0
+    finally:
+        agent.close()
+        master.close()

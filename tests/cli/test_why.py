@@ -1,25 +1,29 @@
 """`posthouse why`: the decisions about a worker with the rule of each."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
+from posthouse_cli.screen import Screen
 from posthouse_cli.told import RULES
 
 ROOT = Path(__file__).resolve().parents[2]
+RULED = [ROOT / "protocol/posthouse/restart.py"]
 
 
 def test_every_rule_of_an_event_has_its_sentence():
+    """The source of all that decides: a new rule has to say what it says."""
     used = set()
-    for module in (
-        "protocol/posthouse/restart",
-        *(f"master/posthouse_master/{name}" for name in ("lifecycle", "starter")),
-    ):
-        source = (ROOT / f"{module}.py").read_text()
-        used |= set(re.findall(r'"([A-Z]\d{1,2}|[A-Z]-[A-Z]+)"', source))
+    for path in (*(ROOT / "master/posthouse_master").glob("*.py"), *RULED):
+        used |= set(re.findall(r'"([A-Z]\d{1,2}|[A-Z]-[A-Z]+)"', path.read_text()))
     assert len(used) > 15
     assert used == set(RULES)
+    for rule, words in RULES.items():
+        assert words[0].islower() or words.startswith("TERM"), rule
+        assert not re.search(r"\b[A-Z]\d+\b", words), f"{rule} is explained by another rule"
+        assert 20 < len(words) < 100 and words.isprintable()
 
 
 def test_each_decision_is_told_with_its_rule(posthouse, objects, name):
@@ -100,3 +104,70 @@ def test_a_signal_that_kills_is_told_with_who_had_it_sent(
     assert (exited["rule"], exited["reason"], exited["exit"]["by"]) == (rule, told, "client:local")
     assert exited["stop"] is None and exited["exit"]["stop"] is None
     assert last_exit(posthouse, name)[0] == told.partition(";")[0]
+
+
+def started(client, name, incarnation):
+    for event in client.handle(name).events(timeout=60):
+        if event.kind == "started" and event.incarnation == incarnation:
+            return event
+    raise AssertionError("unregistered")
+
+
+def test_a_long_history_has_no_gap(cluster, posthouse, objects, name, tmp_path):
+    """Every start and every end says by which rule, and every request by whom."""
+    file = tmp_path / "w.toml"
+
+    def apply(seconds):
+        argv = f'["sleep", "{seconds}"]'
+        file.write_text(
+            f'[[worker]]\nname = "{name}"\nmain = "posthouse.exec"\nmain_arg = {argv}\n'
+            "restart_time = 0.0\n"
+        )
+        posthouse("apply", "-f", str(file), "--source", name)
+
+    with cluster.connect() as client:
+        apply(600)
+        host = started(client, name, 1).host
+        posthouse("signal", name, "KILL")
+        started(client, name, 2)
+        posthouse("signal", name, "TERM")
+        started(client, name, 3)
+        posthouse("restart", name)
+        posthouse("hold", name)
+        posthouse("release", name)
+        started(client, name, 5)
+        host = client.handle(name).status().host
+        posthouse("drain", host, status=None)
+        posthouse("drain", host, "--undo")
+        started(client, name, 6)
+        apply(601)
+        started(client, name, 7)
+        posthouse("terminate", name)
+    rows = objects("why", name)
+    by_kind = [(row["kind"], row["rule"]) for row in rows if row["kind"] in ("starting", "exited")]
+    starts = [rule for kind, rule in by_kind if kind == "starting"]
+    assert starts == ["M5", *["M12"] * 6]
+    assert [rule for kind, rule in by_kind if kind == "exited"] == [
+        "E3", "E6", "E-RESTART", "H-HOLD", "E-DRAIN", "E-APPLY", "M10",
+    ]  # fmt: skip
+    for row in rows:
+        assert row["rule_text"] == RULES.get(row["rule"])
+        assert row["kind"] in ("started", "ready") or row["rule"] or row["by"], row
+    for line in posthouse("why", name).stdout.splitlines():
+        kind, said = line.split("\t")[2], line.split("\t")[-1]
+        assert "[" in said or "by client:local" in said or kind in ("started", "ready"), line
+
+
+def test_events_go_on_under_a_terminal_line_by_line(cluster, posthouse, idle):
+    """Columns, no tabs; each line as it happens; TERM ends it, and nothing stays behind."""
+    screen = Screen(["events", "-f", idle], Path.cwd(), {**cluster.command_env(), "NO_COLOR": "1"})
+    try:
+        screen.wait_for(" started ", 60)
+        posthouse("restart", idle)
+        again = screen.wait_for("restarted on request by client:local", 60)
+        assert "\t" not in again and "\x1b" not in again
+        screen.wait_for(" started ", 60)
+        screen.signal(signal.SIGTERM)
+        assert screen.wait(60) == 128 + signal.SIGTERM
+    finally:
+        screen.end(5)
