@@ -476,6 +476,7 @@ class Line:
         self._poller: zmq.Poller | None = None
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
+        self._trouble = ""  # what explains most of this socket's
 
     @property
     def socket(self) -> Socket | None:
@@ -496,6 +497,7 @@ class Line:
     def redial(self) -> None:
         """Close the socket with all that is queued in it; connect a new one. Raises ConfigError."""
         self._hang_up()
+        self._trouble = ""
         self._socket = open_dealer(
             self._context,
             self.endpoint,
@@ -544,10 +546,11 @@ class Line:
         said: str | None = None
         while self._monitor is not None and _readable(self._monitor):
             event = _monitored(self._monitor.recv_multipart(zmq.NOBLOCK))
-            # A failed handshake is followed by a disconnection, which explains less, and that by
-            # another try.
-            if said is None or event not in _EXPLAINS_LITTLE:
-                said = _TROUBLE.get(event, said)
+            # A failed handshake is followed by a disconnection, which explains less, perhaps only
+            # after the next call, and that by another try.
+            if not self._trouble or event not in _EXPLAINS_LITTLE:
+                self._trouble = _TROUBLE.get(event, self._trouble)
+            said = self._trouble
         return said
 
     def close(self, goodbye_ms: int = 0) -> None:
