@@ -746,3 +746,56 @@ def test_a_defect_in_the_thread_reaches_everybody(cluster: Cluster, handle: Hand
     with pytest.raises(errors.InternalError, match="thread failed"):
         cluster.workers()
     cluster.close()
+
+
+# --- threads ---
+
+
+def test_one_thread_and_only_while_connected(master: Any) -> None:
+    """Importing, records and settings start none; a connection has one, however many calls,
+    streams and waits there are."""
+    before = set(threading.enumerate())
+    settings = ClientSettings(master=master.endpoint)
+    with posthouse.connect(settings=settings) as cluster:
+        handle = cluster.register(WORKER)
+        streams = [cluster.events(after=Cursor(0, 0)) for _ in range(5)]
+        for stream in streams:
+            next(stream)
+        with pytest.raises(errors.TimedOut):
+            handle.wait_for_startup(timeout=0.05)
+        own = set(threading.enumerate()) - before
+        assert [(thread.name, thread.daemon) for thread in own] == [("posthouse-client", True)]
+        for stream in streams:
+            stream.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_eight_threads_hammer_one_client_while_masters_come_and_go(
+    cluster: Cluster, master: Any
+) -> None:
+    """Registers, looks, waits that give up, streams that are left in the middle, repeated ids: each
+    thread gets its own answers, and nothing is left over."""
+
+    def work(number: int) -> int:
+        for each in range(12):
+            name = f"w{number}.{each}"
+            worker, identity = BackgroundWorker(name=name, main="m:f"), os.urandom(16)
+            made = cluster.register(worker, request_id=identity, timeout=30)
+            assert cluster.register(worker, request_id=identity, timeout=30) == made
+            assert made.status(timeout=30).name == made.name == name
+            with made.events(timeout=30) as stream:
+                assert next(stream).name == name
+            with pytest.raises(errors.TimedOut):
+                made.wait_for_startup(timeout=0)
+            assert made.terminate(timeout=30) is True
+        return number
+
+    calls = [in_thread(partial(work, number)) for number in range(8)]
+    for _ in range(3):
+        time.sleep(0.1)  # somewhere in the middle
+        master.restart()
+    assert [call() for call in calls] == list(range(8))
+    board = cluster._connection.engine.board
+    assert not board.waiters
+    with master.scripting() as script:
+        assert len(script.effects) == len(set(script.effects)) == 8 * 12 * 2
