@@ -128,7 +128,8 @@ class Handle:
 
         Without `after`: from its first event on, however late one looks. With follow=False it ends
         with what there is now. The iterator raises TimedOut if none comes for `timeout` seconds,
-        and CursorTooOld as Cluster.events does.
+        as this call does if it cannot find out in that time where to begin, and CursorTooOld as
+        Cluster.events does.
         """
         tail = waits.Tail(self._connection, str(self.id), after, timeout, follow=follow)
         return EventStream(tail)

@@ -76,6 +76,31 @@ async def test_it_may_be_entered_or_awaited(master: Any) -> None:
 
 
 @loop_test
+async def test_the_example_of_connect_runs(
+    master: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of its docstring, against a master whose workers are started and end at once."""
+
+    def registered_and_ended(request: Register) -> Any:
+        reply = script._answer(request)
+        script.add(EventKind.STARTED, pid=7)
+        script.add(EventKind.UNREGISTERED)
+        return reply
+
+    with master.scripting() as script:
+        script._answer = script.answer
+        script.answers[Register] = registered_and_ended
+    monkeypatch.setenv("POSTHOUSE_MASTER", master.endpoint)
+    assert posthouse.aio.connect.__doc__
+    lines = inspect.cleandoc(posthouse.aio.connect.__doc__).splitlines()
+    code = ["async def example():", *(line for line in lines if line.startswith("    "))]
+    scope: dict[str, Any] = {"posthouse": posthouse, "BackgroundWorker": BackgroundWorker}
+    exec("\n".join(code), scope)
+    await scope["example"]()
+    assert capsys.readouterr().out.splitlines() == ["registered", "started", "unregistered"]
+
+
+@loop_test
 async def test_no_master_is_unreachable_and_leaves_nothing(folder: Any) -> None:
     await asyncio.sleep(0)
     before = open_fds()

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -66,6 +67,18 @@ def test_the_type_checkers_names_are_the_same() -> None:
             if node.module != "posthouse":
                 assert value is getattr(importlib.import_module(node.module), alias.name)
     assert seen == set(posthouse.__all__)
+
+
+@pytest.mark.parametrize("module", ["posthouse", "posthouse.aio"])
+def test_the_documented_names_are_the_public_ones(module: str) -> None:
+    """Each has its place on the page of the Python API, and no other name has."""
+    page = (HOUSE.parent.parent / "docs/reference/python.md").read_text()
+    part = page.partition(f"\n## {module}\n")[2].partition("\n## ")[0]
+    found = set(re.findall(r"^### (?:class )?(?:aio\.)?(\w+)$", part, re.MULTILINE))
+    found |= set(re.findall(r"^(\w+) = ", part, re.MULTILINE))  # constants
+    found |= set(re.findall(r"\[(\w+)\]\(errors.md#", part))
+    modules = {"aio", "shmem", "worker"} if module == "posthouse" else set()
+    assert found | modules == set(importlib.import_module(module).__all__)
 
 
 REPRS = [
