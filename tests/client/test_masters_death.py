@@ -2,6 +2,7 @@
 them, and after it has done them but before it can say so. Each completes, with one effect."""
 
 import asyncio
+import inspect
 import os
 import selectors
 import signal
@@ -210,7 +211,8 @@ def changes(targets: dict[str, Any]) -> dict[str, Callable[..., Any]]:
 
 
 NEED_A_HOST = {
-    "Cluster.reload_runtimes", "Handle.signal", "Handle.reload", "Handle.set_latch",
+    "Cluster.reload_runtimes", "Cluster.usage", "Handle.signal", "Handle.reload",
+    "Handle.set_latch", "Handle.output", "Handle.stacks",
 }  # fmt: skip
 """What is refused while the host is not reachable, with no effect, and asked again."""
 
@@ -244,6 +246,9 @@ def looks(targets: dict[str, Any]) -> dict[str, Callable[..., Any]]:
         "Cluster.reports": lambda c, **kw: c.reports(**kw),
         "Cluster.explain": lambda c, **kw: c.explain("idle", **kw),
         "Cluster.cursor": lambda c, **kw: c.cursor(**kw),
+        "Cluster.usage": lambda c, **kw: c.usage("b", **kw),
+        "Handle.output": on("output"),
+        "Handle.stacks": on("stacks"),
         "Cluster.events": lambda c, **kw: first(c.events(follow=False, after=Cursor(0, 0), **kw)),
         "Handle.status": on("status"),
         "Handle.pid": on("pid"),
@@ -286,6 +291,19 @@ def prepare(control: Cluster) -> dict[str, Any]:
 both = pytest.mark.parametrize("kind", ["blocking", "aio"])
 
 
+def test_the_tables_have_every_call() -> None:
+    """All that takes a timeout asks a master."""
+    found = {
+        f"{twin.__name__}.{name}"
+        for twin in (Cluster, Handle, posthouse.Group)
+        for name, method in vars(twin).items()
+        if not name.startswith("_")
+        and callable(method)
+        and "timeout" in inspect.signature(method).parameters
+    }
+    assert found == {*changes({}), *looks({}), "Cluster.shutdown"}
+
+
 @both
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.timeout(180)
@@ -307,6 +325,17 @@ def test_a_master_that_is_killed_in_the_middle_of_each_change(
         cable.close()
 
 
+async def unrefused(name: str, ask: Callable[[], Any]) -> Any:
+    """Asked until the new master has heard the host."""
+    for _ in range(200):
+        try:
+            return await ask()
+        except posthouse.RefusedError as refused:
+            assert name in NEED_A_HOST, refused
+            await asyncio.sleep(0.05)
+    raise AssertionError(f"{name} is refused for ever")
+
+
 async def kill_amid(
     house: LocalCluster,
     cable: Cable,
@@ -322,15 +351,14 @@ async def kill_amid(
         async with caller.cluster() as cluster:
             await go.wait()
             identity = ids[name]
-            for _ in range(200):
+
+            async def twice() -> tuple[Any, Any]:
+                nonlocal identity
                 said = partial(caller.call, table[name], cluster, request_id=identity)
-                try:
-                    return await said(), await said()  # the second time it is only told again
-                except posthouse.RefusedError as refused:  # the new master has not heard the host
-                    assert name in NEED_A_HOST, refused
-                    identity = os.urandom(16)  # that it was refused is remembered, too
-                    await asyncio.sleep(0.05)
-            raise AssertionError(f"{name} is refused for ever")
+                identity = os.urandom(16)  # where it is refused, that is remembered, too
+                return await said(), await said()  # the second time it is only told again
+
+            return await unrefused(name, twice)
 
     asking = [asyncio.create_task(one(name)) for name in table]
     await until(lambda: len(caller.engines) == len(table))
@@ -415,7 +443,7 @@ def test_a_master_that_is_killed_in_the_middle_of_each_look(house: LocalCluster,
         async def one(name: str) -> Any:
             async with caller.cluster() as cluster:
                 await go.wait()
-                return await caller.call(table[name], cluster)
+                return await unrefused(name, lambda: caller.call(table[name], cluster))
 
         asking = {name: asyncio.create_task(one(name)) for name in table}
         await until(lambda: len(caller.engines) == len(table))
@@ -430,6 +458,9 @@ def test_a_master_that_is_killed_in_the_middle_of_each_look(house: LocalCluster,
         assert found["Handle.pid"] == found["Handle.status"].pid == found["Cluster.status"].pid
         assert found["Handle.wait_for_startup"].state is STARTED
         assert found["Handle.wait_for_ready"].ready
+        assert "arg None" in found["Handle.output"].text
+        assert "latch" in found["Handle.stacks"]
+        assert found["Cluster.usage"].host == "b"
         assert found["Handle.wait_for_shutdown"].reason.startswith("terminated by")
         assert found["Handle.wait_until_unregistered"].final
         assert [status.state for status in found["Group.wait_for_startup"]] == [STARTED] * 2
