@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 __all__ = [
     "AlreadyRegistered",
     "BadFrame",
+    "CommitUnknown",
     "ConfigError",
     "CursorTooOld",
     "DatabaseError",
@@ -192,6 +193,13 @@ class DatabaseLost(DatabaseError):
     not committed is undone; let the worker end, and its restart makes a new one."""
 
     code = "database_lost"
+
+
+class CommitUnknown(DatabaseLost):
+    """The connection was lost after COMMIT was sent and before its answer: the transaction is
+    either committed or not. Look for its effect in the database before you do it again."""
+
+    code = "commit_unknown"
 
 
 class FencedOff(DatabaseError):

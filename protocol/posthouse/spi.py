@@ -17,7 +17,7 @@ from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 from posthouse import limits
-from posthouse.errors import DatabaseError, DatabaseLost, UsageError
+from posthouse.errors import CommitUnknown, DatabaseError, DatabaseLost, UsageError
 
 __all__ = [
     "Asked",
@@ -125,6 +125,7 @@ class Session:
         self._level = 0  # 1: in a transaction; more: in that many subtransactions less one
         self._failed = False
         self._cursors = 0
+        self._open: list[Rows] = []  # the transaction's cursors
         self.read_only = read_only
         """True: connected to no database in particular, and every transaction is read-only."""
 
@@ -168,8 +169,10 @@ class Session:
             yield self
             if self._failed:
                 raise _aborted()
+            self._close_cursors()
         except Exception:
             self._undo("ROLLBACK")
+            self._close_cursors()
             raise
         except BaseException:  # a signal's: the statement may still run, so nothing can be said
             self._engine.close()
@@ -182,8 +185,10 @@ class Session:
         try:
             self._engine.command("COMMIT")
         except DatabaseLost as lost:
-            lost.hint = "whether the transaction was committed is not known"
-            raise
+            raise CommitUnknown(
+                f"whether the transaction was committed is not known: {lost.message}",
+                hint="look for its effect in the database before you do it again",
+            ) from lost
         except DatabaseError:
             self._undo("ROLLBACK")
             raise
@@ -205,6 +210,12 @@ class Session:
             raise
         finally:
             self._level -= 1
+
+    def _close_cursors(self) -> None:
+        """They end with their transaction, with both engines."""
+        while self._open:
+            with suppress(DatabaseError):
+                self._open.pop().close()
 
     def _undo(self, sql: str) -> bool:
         with suppress(DatabaseError):  # what led here is what is told
@@ -229,16 +240,18 @@ class Session:
         self._need_transaction()
         _check_statement(sql)
         self._cursors += 1
+        _check_values(values)
         with self._watched():
-            return Cursor(self, self._engine.open(sql, values, f"posthouse_{self._cursors}"))
+            rows = self._engine.open(sql, values, f"posthouse_{self._cursors}")
+        self._open.append(rows)
+        return Cursor(self, rows)
 
     def _run(self, sql: str, values: Sequence[Any], limit: int, *, prepare: bool) -> Result:
         self._need_transaction()
         _check_statement(sql)
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
             raise UsageError(f"limit is {limit!r}: must be a number of rows, or 0 for all")
-        if isinstance(values, str | bytes):
-            raise UsageError("values must be a list or tuple, with one entry for each $n")
+        _check_values(values)
         with self._watched():
             return self._engine.run(sql, values, limit, prepare=prepare)
 
@@ -255,6 +268,9 @@ class Session:
         except DatabaseError:
             self._failed = True
             raise
+        except (OverflowError, TypeError, ValueError) as error:  # a driver's, of a value
+            self._failed = True
+            raise DatabaseError(f"a value cannot be sent or read: {error}") from error
 
     # --- notifications ---
 
@@ -332,6 +348,8 @@ class Cursor:
     def fetch(self, count: int) -> list[tuple[Any, ...]]:
         """The next rows, at most `count`; an empty list at the end."""
         self._session._need_transaction()  # noqa: SLF001
+        if self._rows not in self._session._open:  # noqa: SLF001
+            raise UsageError("the cursor is closed", hint="it ends with its transaction")
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise UsageError(f"count is {count!r}: must be 1 or more rows")
         with self._session._watched():  # noqa: SLF001
@@ -339,17 +357,34 @@ class Cursor:
 
     def close(self) -> None:
         """Give it up before its transaction ends."""
-        self._rows.close()
+        if self._rows in self._session._open:  # noqa: SLF001
+            self._session._open.remove(self._rows)  # noqa: SLF001
+            self._rows.close()
 
 
 def _check_statement(sql: str) -> None:
     if not isinstance(sql, str):
         raise UsageError(f"a statement is text, not {type(sql).__name__}")
+    if "\0" in sql or (not sql.isascii() and not _is_unicode(sql)):
+        raise UsageError("a statement is text without NUL and lone surrogates")
     if found := _TRANSACTION_WORD.match(sql):
         raise UsageError(
             f"{found[1].upper()} is not a statement for spi",
             hint="spi.transaction() and spi.subtransaction()",
         )
+
+
+def _check_values(values: Sequence[Any]) -> None:
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise UsageError("values must be a list or tuple, with one entry for each $n")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _aborted() -> DatabaseError:

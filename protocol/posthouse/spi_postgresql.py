@@ -9,9 +9,11 @@ import atexit
 import re
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +30,8 @@ FENCED: Final = "PH001"  # the SQLSTATE of who is fenced off
 _BYPASS_ALLOWCONN: Final = 0x1
 _BYPASS_ROLELOGINCHECK: Final = 0x2
 _ROWS: Final = re.compile(r"\s*\(*\s*(select|values|table)\b", re.IGNORECASE)
+
+_TRANSACTION_TAGS: Final = frozenset({"COMMIT", "ROLLBACK", "PREPARE TRANSACTION"})
 
 FENCE_SQL: Final = """\
 CREATE SCHEMA IF NOT EXISTS posthouse;
@@ -97,11 +101,13 @@ class Postgresql:
             parameters = _DEFAULTS | given | {"application_name": application_name(name)}
             if dbname:
                 parameters["dbname"] = dbname
-            self._connection = psycopg.connect(
+            connection = _watching().connect(
                 "", autocommit=True, cursor_factory=psycopg.RawCursor, **parameters
             )
+            self._connection: psycopg.Connection[Any] = connection
             self.lost = False
             self.database = self._connection.info.dbname
+            connection.watch(parameters)
         self._connection.add_notify_handler(self._keep)
 
     # --- who it acts as ---
@@ -205,12 +211,25 @@ class Postgresql:
             cursor = self._connection.execute(
                 sql.encode(), list(values) or None, prepare=prepare or None
             )
+            self._look_for_transactions(cursor)
             columns = _columns(cursor)
             # Not by its columns: "SELECT FROM t" gives rows that have none.
             given = cursor.pgresult is not None and cursor.pgresult.status == _tuples()
             found = (cursor.fetchmany(limit) if limit else cursor.fetchall()) if given else []
         processed = len(found) if given else max(0, cursor.rowcount)
         return Result(rows=found, columns=columns, processed=processed)
+
+    def _look_for_transactions(self, cursor: Any) -> None:
+        """A text of several statements, as SPI takes them: its result is the last one's, and none
+        of them may be COMMIT, even if the next one is BEGIN."""
+        while True:
+            if cursor.statusmessage in _TRANSACTION_TAGS:
+                raise DatabaseError(
+                    f"{cursor.statusmessage} among the statements has ended the transaction",
+                    hint="leave the block of spi.transaction() instead",
+                )
+            if not cursor.nextset():
+                return
 
     def open(self, sql: str, values: Sequence[Any], name: str) -> "_Rows":
         import psycopg
@@ -322,6 +341,55 @@ _DEFAULTS: Final[dict[str, Any]] = {
 }
 
 
+@cache
+def _watching() -> Any:
+    """The class of connections that notice a server which is there and says nothing.
+
+    The kernel of a stopped server goes on answering keepalives. So whoever waits for an answer
+    longer than the silence asks the server at its door, by a connection of its own; a server that
+    works on a long statement says there that it is well.
+    """
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+    from psycopg.pq import PGconn, Ping
+    from psycopg.waiting import Ready
+
+    class Watching(psycopg.Connection[Any]):
+        _door = b""
+        _silence_s = 0.0
+
+        def watch(self, parameters: dict[str, Any]) -> None:
+            """From now on. Of several servers in a URL it is the one that took us in."""
+            there = {"host": self.info.host, "port": self.info.port, "hostaddr": self.info.hostaddr}
+            said = parameters | {name: value for name, value in there.items() if value}
+            self._door = make_conninfo("", **said).encode()
+            self._silence_s = int(parameters["tcp_user_timeout"]) / 1000
+
+        def wait(self, gen: Any, *more: Any, **options: Any) -> Any:
+            return super().wait(self._watched(gen) if self._silence_s else gen, *more, **options)
+
+        def _watched(self, gen: Any) -> Any:
+            heard_s = time.monotonic()
+            ready = None
+            while True:
+                try:
+                    state = gen.send(ready)
+                except StopIteration as end:
+                    return end.value
+                ready = yield state
+                if ready != Ready.NONE:
+                    heard_s = time.monotonic()
+                elif time.monotonic() - heard_s > self._silence_s:
+                    if PGconn.ping(self._door) == Ping.NO_RESPONSE:
+                        self.close()
+                        raise psycopg.OperationalError(
+                            f"no answer within {self._silence_s:g} s, nor at its door"
+                        )
+                    heard_s = time.monotonic()
+
+    return Watching
+
+
 def _parameters(url: str) -> dict[str, Any]:
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
@@ -336,7 +404,7 @@ def _parameters(url: str) -> dict[str, Any]:
         ) from None
 
 
-def _tuples() -> int:
+def _tuples() -> Any:
     from psycopg.pq import ExecStatus
 
     return ExecStatus.TUPLES_OK

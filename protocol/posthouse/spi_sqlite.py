@@ -86,8 +86,10 @@ class Sqlite:
         *,
         prepare: bool,  # noqa: ARG002 - sqlite3 keeps its statements by itself
     ) -> Result:
+        given = _Numbered(values)
         with _errors(self.database):
-            cursor = self._database.execute(sql, _numbered(values))
+            cursor = self._database.execute(sql, given)
+            given.check()
             columns = _columns(cursor)
             rows = (cursor.fetchmany(limit) if limit else cursor.fetchall()) if columns else []
             changed = cursor.rowcount
@@ -97,8 +99,10 @@ class Sqlite:
         )
 
     def open(self, sql: str, values: Sequence[Any], name: str) -> "_Rows":  # noqa: ARG002
+        given = _Numbered(values)
         with _errors(self.database):
-            cursor = self._database.execute(sql, _numbered(values))
+            cursor = self._database.execute(sql, given)
+            given.check()
         if not (columns := _columns(cursor)):
             raise UsageError("a cursor is for a query, which gives rows")
         return _Rows(cursor, columns, self.database)
@@ -154,9 +158,21 @@ def _columns(cursor: sqlite3.Cursor) -> tuple[str, ...]:
     return tuple(str(column[0]) for column in cursor.description or ())
 
 
-def _numbered(values: Sequence[Any]) -> dict[str, Any]:
-    """To SQLite "$1" is a name."""
-    return {str(number): value for number, value in enumerate(values, 1)}
+class _Numbered(dict[str, Any]):  # sqlite3 takes any other mapping for a sequence
+    """Values by the names that "$1", "$2" are to SQLite. It does not mind one that no name takes;
+    a server does."""
+
+    def __init__(self, values: Sequence[Any]) -> None:
+        super().__init__((str(number), value) for number, value in enumerate(values, 1))
+        self._taken: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self._taken.add(name)
+        return super().__getitem__(name)
+
+    def check(self) -> None:
+        if left := sorted(self.keys() - self._taken, key=int):
+            raise sqlite3.ProgrammingError(f"no ${left[0]} in the statement for its value")
 
 
 def _no_notify() -> NoReturn:
@@ -169,6 +185,6 @@ def _no_notify() -> NoReturn:
 def _errors(path: str) -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, sqlite3.Warning) as error:  # a warning: two statements, until 3.12
         state = getattr(error, "sqlite_errorname", "") or ""
         raise DatabaseError(f"{path}: {error}", sqlstate=state) from error
