@@ -2,6 +2,8 @@
 for the fence, files and servers that fail."""
 
 import contextlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -289,6 +291,37 @@ URLS: dict[str, str] = {}
 @pytest.fixture(autouse=True)
 def _known(session_urls: dict[str, str]) -> None:
     URLS.update(session_urls)
+
+
+def test_the_fence_is_for_the_roles_that_it_was_granted_to(connect: Open, served: Any) -> None:
+    """They may call the function, and not touch its table."""
+    role = 'odd "role"'
+    told = subprocess.run(
+        [sys.executable, "-P", "-m", "posthouse_cli", "fence-sql", "--role", role],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    with connect("postgresql").transaction() as session:
+        session.execute(f"CREATE ROLE {name(role)} LOGIN; CREATE ROLE stranger LOGIN")
+        session.execute(told.stdout)
+        session.execute(told.stdout)  # once more does no harm
+    url = served.url.replace("postgres@", "odd%20%22role%22@")
+    one = connect("postgresql", token=5, url=url)
+    with one.transaction(fenced="key of roles"):
+        pass
+    with pytest.raises(DatabaseError, match="permission denied"), one.transaction():
+        one.execute("UPDATE posthouse.fence SET token = 0")
+    older = connect("postgresql", token=4, url=url)
+    with pytest.raises(FencedOff) as fenced_off, older.transaction(fenced="key of roles"):
+        pytest.fail("it is let in")
+    assert fenced_off.value.message == 'a later start of "key of roles" than 4 has been here'
+    other = connect("postgresql", url=served.url.replace("postgres@", "stranger@"))
+    with pytest.raises(DatabaseError) as caught, other.transaction(fenced=True):
+        pytest.fail("it is let in")
+    assert "permission denied" in caught.value.message
+    assert "fence-sql" in caught.value.hint
 
 
 # --- what is asked for ---------------------------------------------------------------------------
