@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from posthouse.errors import (
         AlreadyRegistered,
         BadFrame,
+        CommitUnknown,
         ConfigError,
         CursorTooOld,
         DatabaseError,
@@ -82,6 +83,7 @@ __all__ = [
     "ClientSettings",
     "Cluster",
     "ClusterPhase",
+    "CommitUnknown",
     "ConfigError",
     "Cursor",
     "CursorTooOld",
