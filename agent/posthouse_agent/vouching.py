@@ -83,7 +83,8 @@ class Desk:
 
 
 def notify(pid: int, pid_start: int) -> None:
-    """SIGUSR1 to this very process, unless it would end it by now."""
+    """SIGUSR1 to this very process, unless it would end it by now. (One that gives its handler up
+    between our look and the signal is ended by it: no system call does both.)"""
     with suppress(OSError):
         pidfd = os.pidfd_open(pid)
         try:

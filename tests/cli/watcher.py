@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 
 import posthouse
 from posthouse import BackgroundWorker
@@ -9,7 +10,13 @@ from posthouse.errors import RefusedError
 
 
 def main(name: str, host: str, then: str) -> None:
-    signal.signal(signal.SIGUSR1, lambda *_: print("SIGUSR1", flush=True))
+    told: list[int] = []  # an Event's lock is not for handlers
+
+    def tell(*_: object) -> None:
+        print("SIGUSR1", flush=True)
+        told.append(1)
+
+    signal.signal(signal.SIGUSR1, tell)
     if then == "deadly":
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     with posthouse.connect(timeout=30) as cluster:
@@ -21,6 +28,8 @@ def main(name: str, host: str, then: str) -> None:
         except RefusedError as error:
             print(error, flush=True)
         if then == "careless":
+            while not told:  # that of the start is under way still
+                time.sleep(0.01)
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         print("registered", flush=True)
         for line in sys.stdin:
