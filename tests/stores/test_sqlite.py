@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -299,3 +300,31 @@ def test_n15_nothing_is_acknowledged_into_a_file_that_is_gone(tmp_path, name, re
     with pytest.raises(StoreError, match="removed or replaced"):
         store.commit(term.epoch, [])
     store.close()
+
+
+KILLED = """
+import os, sys
+from posthouse import limits
+from posthouse_master.store.base import HostRow, PutHost
+from posthouse_master.store.sqlite import SqliteStore
+
+store = SqliteStore(sys.argv[1])
+epoch = store.begin_term().epoch
+store.load()
+for number in range(10):
+    names = [f"h{number}.{row}" for row in range(limits.checkpoint_rows // 20)]
+    rows = [HostRow(name=name, machine_id="", boot_id="", offer=os.urandom(3000), heard_unix_s=1.0)
+            for name in names]
+    store.commit(epoch, [PutHost(row) for row in rows])
+os._exit(9)
+"""
+
+
+def test_the_wal_file_of_masters_that_are_killed_does_not_grow(state_dir: Path) -> None:
+    """None of them lives until it has written enough for a checkpoint of its own."""
+    sizes = []
+    for _ in range(8):
+        ran = subprocess.run([sys.executable, "-c", KILLED, str(state_dir)])
+        assert ran.returncode == 9
+        sizes.append((state_dir / "registry.sqlite-wal").stat().st_size)
+    assert max(sizes[4:]) <= max(sizes[:4]), sizes

@@ -58,6 +58,7 @@ _WAY_OUT: Final = (
 
 
 _T = TypeVar("_T")
+_PAGE_BYTES: Final = 4096  # SQLite's own
 
 
 class SqliteStore:
@@ -78,6 +79,7 @@ class SqliteStore:
                 if not (_is_full(error) and self.reserve.spend()):
                     raise
                 self._database = _open(folder)
+            self._rows_since = self._left_in_wal()
         except RegistryRefused:
             self.close()
             raise
@@ -208,6 +210,15 @@ class SqliteStore:
             path=str(self._path),
             free_bytes=free,
         )
+
+    def _left_in_wal(self) -> int:
+        """What earlier masters have left there counts, or those that are killed again and again,
+        none of which writes enough for a checkpoint, would fill the disk. A page for a row."""
+        try:
+            size = self._path.with_name(f"{self._path.name}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+        return size // _PAGE_BYTES
 
     def _checkpoint(self, database: sqlite3.Connection) -> None:
         """Move the -wal file's pages into the registry, so that it begins anew and does not grow.
