@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -260,21 +261,25 @@ def test_q10_what_a_launcher_is_told(
     with start(urls, tmp_path, "max_worker_processes = 1\n") as running:
         running.start_host("a", "--config", str(tmp_path / "agent.toml"))
         running.wait_for_hosts()
-        with running.connect(master_silence_s=0.5) as other:
+        with running.connect() as other:
             launch.launch(other, 1, "mydb")
             with pytest.raises(NoFreeSlot, match="max_worker_processes"):
                 launch.launch(other, 2, "mydb")
             dynamic(other, 1).terminate()
             ended(dynamic(other, 1))
-            hold_everything = other.hosts()[0].name
-            other.drain(hold_everything)
+            other.drain("a")
+        with running.connect() as witness, running.connect(master_silence_s=0.5) as other:
+
+            def kill_once_it_is_registered() -> None:
+                while not witness.workers():
+                    time.sleep(0.02)
+                running.master.kill()
+
+            killer = threading.Thread(target=kill_once_it_is_registered)
+            killer.start()
             with pytest.raises(Unreachable, match="without postmaster"):
-                killed = threading.Timer(0.2, running.master.kill)
-                killed.start()
-                try:
-                    launch.launch(other, 3, "mydb")
-                finally:
-                    killed.join()
+                launch.launch(other, 3, "mydb")
+            killer.join(PATIENCE_S)
         running.master.start()
 
 
