@@ -18,6 +18,7 @@ from posthouse.errors import CommitUnknown, DatabaseError, DatabaseLost
 
 Open = Callable[..., spi.Session]
 PATIENCE_S = 30.0
+pytestmark = pytest.mark.timeout(180)  # whole servers, on a busy machine
 
 # --- servers that fail ---------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from posthouse.spi_sqlite import FENCE_SQL as SQLITE_FENCE
 Open = Callable[..., spi.Session]
 ENGINES = ["postgresql", "sqlite"]
 PATIENCE_S = 30.0
+pytestmark = pytest.mark.timeout(180)  # whole servers, on a busy machine
 
 
 def asked(database: Any = "app", role: Any = None, token: int = 1) -> spi.Asked:

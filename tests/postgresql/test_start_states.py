@@ -31,6 +31,7 @@ from posthouse import (
 from posthouse_testing.cluster import LocalCluster
 
 PATIENCE_S = 30.0
+pytestmark = pytest.mark.timeout(180)  # whole servers, on a busy machine
 WORKERS = """
 import json
 from posthouse import worker

@@ -18,6 +18,7 @@ from posthouse_testing.cluster import LocalCluster
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE_S = 30.0
+pytestmark = pytest.mark.timeout(180)  # whole servers, on a busy machine
 CLOSED = 'database "noconn" is not currently accepting connections'
 SETUP = (
     "CREATE ROLE regress LOGIN SUPERUSER",
