@@ -32,6 +32,7 @@ from posthouse.messages import (
     DumpStacks,
     Exit,
     Exited,
+    GetRecord,
     Goodbye,
     Hello,
     HostTold,
@@ -41,6 +42,7 @@ from posthouse.messages import (
     Notify,
     ReadLog,
     Ready,
+    RecordTold,
     RenewRuntimes,
     Running,
     Signal,
@@ -90,6 +92,7 @@ from posthouse_agent.orders import (
     Forked,
     ForkFailed,
     NoteReady,
+    RecordOf,
     RenewRuntime,
     Report,
     SignalWorker,
@@ -97,6 +100,7 @@ from posthouse_agent.orders import (
     StopUnknown,
     StopWorker,
     Stuck,
+    TellRecord,
 )
 from posthouse_agent.reads import Reads
 from posthouse_agent.telling import Telling
@@ -382,7 +386,7 @@ class AgentCore:
                 self._start(message)
             case Stop():
                 self._stop(message)
-            case Signal() | LatchCommand() | Notify():
+            case Signal() | LatchCommand() | Notify() | GetRecord():
                 self._wake(message)
             case Measure():
                 self._read(self._reads.ask_use(message, self._workers.values()))
@@ -397,8 +401,8 @@ class AgentCore:
             case _:
                 self._end_session(f"{type(message).__name__} is not for an agent", now)
 
-    def _wake(self, message: Signal | LatchCommand | Notify) -> None:
-        """A process of this host is to get a signal, or its latch set."""
+    def _wake(self, message: Signal | LatchCommand | Notify | GetRecord) -> None:
+        """A process of this host is to get a signal, or its latch set, or its record is asked for."""
         match message:
             case Signal():
                 worker = self._known(message.token, "signal")
@@ -413,6 +417,10 @@ class AgentCore:
             case Notify():
                 if message.boot_id == self._facts.boot_id:  # else it ended with its boot
                     self._effects.append(NotifyProcess(message.pid, message.pid_start))
+            case GetRecord(token=token):
+                worker = self._known(token, "record")
+                if worker is not None:
+                    self._effects.append(Give(worker.warden, TellRecord(token=token)))
 
     def _renew_runtimes(self, runtime: str, now: Instant) -> None:
         """What was refused for good may succeed now: the master tries again in the next session."""
@@ -510,8 +518,8 @@ class AgentCore:
                 self._ended(kind, report)
             case StopUnknown():
                 self._stop_unknown(kind, report)
-            case Stuck():
-                self._stuck(report)
+            case Stuck() | RecordOf():
+                self._told_of(report)
             case SnapshotEnd():
                 seat.complete = True
                 self._note("warden.ready", kind=kind, running=report.running, exits=report.exits)
@@ -557,13 +565,17 @@ class AgentCore:
         )
         self._tell(Exited(worker=worker), [ended.token])
 
-    def _stuck(self, stuck: Stuck) -> None:
-        """It keeps its slot, here and in the master, whom its state is told as a fact of it."""
-        worker = self._workers.get(stuck.token)
+    def _told_of(self, report: Stuck | RecordOf) -> None:
+        """A fact of a worker, for the master. One that is stuck keeps its slot, here and there."""
+        worker = self._workers.get(report.token)
         if worker is None:
             return
-        state = stuck.state[: limits.stuck_text_max]
-        self._workers[stuck.token] = worker = msgspec.structs.replace(worker, stuck=state)
+        if isinstance(report, RecordOf):
+            place = {"slot": worker.slot, "generation": worker.generation}
+            self._tell(RecordTold(**place, token=worker.token, spec=report.spec))
+            return
+        state = report.state[: limits.stuck_text_max]
+        self._workers[report.token] = worker = msgspec.structs.replace(worker, stuck=state)
         self._note("worker.unkillable", **_named(worker), pid=worker.pid, state=state)
         self._tell(Started(worker=worker))
 

@@ -39,6 +39,7 @@ def running_of(kind: str, forked: Forked) -> Running:
         warden=kind,
         code=forked.code,
         stuck=forked.stuck[: limits.stuck_text_max],
+        name=forked.name[: limits.name_bytes_max],
     )
 
 

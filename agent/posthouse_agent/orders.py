@@ -25,6 +25,7 @@ __all__ = [
     "Leased",
     "NoteReady",
     "Order",
+    "RecordOf",
     "RenewLease",
     "RenewRuntime",
     "Report",
@@ -34,6 +35,7 @@ __all__ = [
     "StopUnknown",
     "StopWorker",
     "Stuck",
+    "TellRecord",
     "pack",
     "unpack",
 ]
@@ -97,6 +99,13 @@ class RenewLease:
 
     stamp: int
     deadline_us: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TellRecord:
+    """Answered by RecordOf, or by nothing if no process has the token."""
+
+    token: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +199,14 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RecordOf:
+    """With which record the worker was started."""
+
+    token: int
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopUnknown:
     token: int
     slot: int
@@ -208,6 +225,7 @@ class Forget:
 
 Order = (
     Attach
+    | TellRecord
     | StartWorker
     | StopWorker
     | SignalWorker
@@ -217,7 +235,16 @@ Order = (
     | Confirm
 )
 Report = (
-    Attached | Forked | ForkFailed | Ended | Stuck | Leased | StopUnknown | SnapshotEnd | Forget
+    Attached
+    | Forked
+    | ForkFailed
+    | Ended
+    | Stuck
+    | Leased
+    | RecordOf
+    | StopUnknown
+    | SnapshotEnd
+    | Forget
 )
 
 _CLASSES: dict[str, type[Any]] = {
@@ -225,7 +252,7 @@ _CLASSES: dict[str, type[Any]] = {
     for cls in (
         *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, RenewRuntime, RenewLease),
         *(Confirm, Attached, Forked, ForkFailed, Ended, Stuck, Leased, StopUnknown, SnapshotEnd),
-        Forget,
+        *(TellRecord, RecordOf, Forget),
     )
 }
 

@@ -18,11 +18,13 @@ from posthouse_agent.domains import Domains, MemoryEffect, crash_domain
 from posthouse_agent.orders import (
     Confirm,
     NoteReady,
+    RecordOf,
     RenewLease,
     RenewRuntime,
     SignalWorker,
     StartWorker,
     StopWorker,
+    TellRecord,
 )
 from posthouse_agent.tenure import Tenure
 from posthouse_agent.warden_effects import (
@@ -80,6 +82,7 @@ class _Worker:
     stop_grace_s: float
     log_bytes: int
     name: str
+    record: bytes = b""  # the answer to TellRecord, packed
     watchdog_s: float | None = None
     listen_at_s: float | None = None  # it has a watchdog: whether it has been heard by then
     silent: bool = False  # it was ended for that
@@ -219,6 +222,10 @@ class WardenCore:
                 return self._kill(worker, signal, now)
             case RenewRuntime(name=name):
                 return [Renew(name)]
+            case TellRecord(token=token):
+                worker = self._live.get(token)
+                record = orders.unpack(worker.record) if worker is not None else None
+                return self._tell(record) if isinstance(record, RecordOf) else []
             case RenewLease():
                 return self._renew_lease(order, now)
             case NoteReady(token=token):
@@ -265,6 +272,7 @@ class WardenCore:
             grace_s,
             output_bytes(order.spec),
             str(order.spec.get("name", "")),
+            orders.pack(RecordOf(token=token, spec=order.spec)),
             _watchdog_s(order.spec),
             domain=crash_domain(order.spec),
         )

@@ -63,6 +63,8 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "agent": ("daemons", "Cluster"),
     "backup": ("copies", "Cluster"),
     "restore": ("copies", "Cluster"),
+    "unclaimed": ("unclaimed", "Cluster"),
+    "claim": ("unclaimed", "Cluster"),
     "config": ("config", "Cluster"),
     "keygen": ("keygen", "Cluster"),
     "doctor": ("doctor", "Cluster"),

@@ -12,7 +12,15 @@ import msgspec
 
 from posthouse.bulk import Plan, PlannedChange
 from posthouse.messages import HostVerdict
-from posthouse.records import Event, ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
+from posthouse.records import (
+    Event,
+    ExitFacts,
+    HandleRef,
+    HostInfo,
+    Status,
+    UnclaimedWorker,
+    WorkerInfo,
+)
 from posthouse.states import EventKind, StopReason, WorkerState
 from posthouse_cli.durations import shown
 from posthouse_cli.load import HostLoad
@@ -26,6 +34,8 @@ __all__ = [
     "PLAN_HEADER",
     "PLAN_KEYS",
     "STATUS_KEYS",
+    "UNCLAIMED_HEADER",
+    "UNCLAIMED_KEYS",
     "WORKER_HEADER",
     "WORKER_KEYS",
     "change_cells",
@@ -41,6 +51,8 @@ __all__ = [
     "size",
     "state_word",
     "status_json",
+    "unclaimed_cells",
+    "unclaimed_json",
     "up_for",
     "verdict_json",
     "verdict_text",
@@ -182,6 +194,22 @@ _USE_KEYS = ("cpus", "load", "memory_bytes", "available_bytes")
 HOST_HEADER = ("HOST", "STATE", "WORKERS", "SLOTS", "CPU%", "LOAD", "MEMORY", "LABELS", "VERSION")
 
 
+UNCLAIMED_HEADER = ("TOKEN", "NAME", "HOST", "PID", "UP", "MAIN")
+
+
+def unclaimed_json(process: UnclaimedWorker) -> dict[str, Any]:
+    """A process that the registry does not know."""
+    values: dict[str, Any] = _plain(process)
+    return values
+
+
+def unclaimed_cells(process: UnclaimedWorker) -> tuple[str, ...]:
+    """A line of `posthouse unclaimed`."""
+    up = shown(max(0.0, time.time() - process.started_unix_s))
+    name = process.name or "-"
+    return (str(process.token), name, process.host, str(process.pid), up, process.main)
+
+
 def host_cells(host: HostInfo, load: HostLoad | None) -> tuple[str, ...]:
     """A line of `posthouse hosts`."""
     state = "reachable" if host.reachable else "unreachable"
@@ -189,6 +217,8 @@ def host_cells(host: HostInfo, load: HostLoad | None) -> tuple[str, ...]:
         state += f", heard {shown(host.last_heard_s)} ago"
     if host.draining:
         state += ", draining"
+    if host.unclaimed:
+        state += f", {host.unclaimed} unclaimed"
     if host.stuck:
         state += f", {host.stuck} that do not die"
     labels = ",".join(host.labels)
@@ -282,6 +312,7 @@ EVENT_KEYS = (
 STATUS_KEYS = ("cursor", *Status.__struct_fields__)
 WORKER_KEYS = (*STATUS_KEYS, *(n for n in WorkerInfo.__struct_fields__ if n != "status"))
 HOST_KEYS = (*HostInfo.__struct_fields__, "cpu_percent", *_USE_KEYS)
+UNCLAIMED_KEYS = UnclaimedWorker.__struct_fields__
 PLAN_KEYS = tuple(field.name for field in fields(Plan))
 
 

@@ -29,6 +29,7 @@ SHARED = (
     records.HostInfo,
     records.HostUse,
     records.WorkerUse,
+    records.UnclaimedWorker,
     messages.HostVerdict,
     messages.Missing,
     messages.Declared,

@@ -38,6 +38,7 @@ STEPS = {
     Step.HOLD: "hold",
     Step.RELEASE: "release",
     Step.CANCEL: "terminate",
+    Step.ADOPT: "found running after a restore",
     Step.REVISE: "apply with other content",
     Step.PROVE: "its process of a new revision has run for long enough",
 }

@@ -6,6 +6,7 @@ anything is changed. Invariant: an answer is within one page, and says so where 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ from posthouse.messages import (
     HostTold,
     HostVerdict,
     ListHosts,
+    ListUnclaimed,
     ListWorkers,
     LogChunk,
     Measure,
@@ -38,6 +40,7 @@ from posthouse.messages import (
     StatusReply,
     Subscribe,
     Subscribed,
+    UnclaimedPage,
     Unsubscribe,
     Usage,
     WorkersPage,
@@ -50,6 +53,7 @@ from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
+from posthouse_master.unclaimed import Unclaimed
 from posthouse_master.view import View, public
 
 __all__ = ["Answers", "failed"]
@@ -92,6 +96,7 @@ class Answers:
         door: FrontDoor,
         watchers: Watchers,
         view: View,
+        unclaimed: Unclaimed,
         timers: Timers[TimerKey],
         process: Callable[[str], tuple[Registration, Session]],
     ) -> None:
@@ -102,6 +107,7 @@ class Answers:
         self._door = door
         self._watchers = watchers
         self._view = view
+        self._unclaimed = unclaimed
         self._timers = timers
         self._reads: dict[bytes, dict[int, _Read]] = {}  # by agent session and read number
         self._read = 0
@@ -159,6 +165,14 @@ class Answers:
             phase=phase,
             phase_detail=detail,
             reports=[] if message.after else self._view.reports,
+        )
+
+    def unclaimed(self, _turn: Turn, _session: Session, message: ListUnclaimed) -> UnclaimedPage:
+        found = list(islice(self._unclaimed.after(message.after), message.limit + 1))
+        return UnclaimedPage(
+            request=message.request,
+            processes=[self._view.unclaimed(process) for process in found[: message.limit]],
+            more=len(found) > message.limit,
         )
 
     def explain(self, turn: Turn, _session: Session, message: Explain) -> Explained:

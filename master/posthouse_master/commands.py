@@ -18,6 +18,7 @@ from posthouse.errors import (
 )
 from posthouse.ids import HandleId
 from posthouse.messages import (
+    Claim,
     Done,
     Drain,
     Drained,
@@ -47,6 +48,7 @@ from posthouse_master.sessions import FrontDoor, Session
 from posthouse_master.starter import Starter
 from posthouse_master.store.base import Life
 from posthouse_master.turn import Turn
+from posthouse_master.unclaimed import Process, Unclaimed
 
 __all__ = ["Commands"]
 
@@ -67,7 +69,9 @@ class Commands:
         door: FrontDoor,
         admit: Admit,
         registrants: Registrants,
+        unclaimed: Unclaimed,
     ) -> None:
+        self._unclaimed = unclaimed
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
@@ -151,6 +155,31 @@ class Commands:
             left=[registration.name for registration in left[: limits.page_items_max]],
         )
 
+    def claim(self, turn: Turn, session: Session, message: Claim) -> Done:
+        process = self._unclaimed.get(message.token)
+        if process is None:
+            raise RefusedError(
+                f"no unclaimed process has token {message.token}",
+                hint="`posthouse unclaimed` lists them",
+            )
+        name = process.running.name
+        if message.stop:
+            _told(process, told=self._unclaimed.stop(turn, process))
+            turn.note("worker.unclaimed_stop", worker=name, host=process.host, by=session.principal)
+            return Done(request=message.request)
+        if process.record is None:
+            _told(process, told=self._unclaimed.ask(turn, process))
+            raise RefusedError(
+                f"host {process.host} has not told the record of {name!r} yet",
+                hint="ask again in a moment",
+            )
+        spec = BackgroundWorker.from_wire(process.record)
+        self._admit.unique(spec)
+        packed = _pack(spec.to_wire())
+        self._lifecycle.claim(turn, spec, packed, process.running, process.host, session.principal)
+        self._unclaimed.release(turn, process)
+        return Done(request=message.request)
+
     def reload_runtimes(self, turn: Turn, session: Session, message: ReloadRuntimes) -> Done:
         host = self._admit.known_host(message.host)
         if message.runtime and message.runtime not in host.offer.runtimes:
@@ -217,3 +246,10 @@ class Commands:
         if len(agent.backlog) >= _BACKLOG_MAX:
             raise RefusedError(f"host {host.name} is too busy", hint="try again in a moment")
         return agent
+
+
+def _told(process: Process, *, told: bool) -> None:
+    if not told:
+        raise RefusedError(
+            f"host {process.host} is not reachable now", hint="`posthouse hosts` shows hosts"
+        )

@@ -30,6 +30,7 @@ from posthouse.messages import (
     KIND_OF,
     MUTATING,
     Apply,
+    Claim,
     Credit,
     DeclarePart,
     Drain,
@@ -46,11 +47,13 @@ from posthouse.messages import (
     Inventory,
     LatchWorker,
     ListHosts,
+    ListUnclaimed,
     ListWorkers,
     LogChunk,
     Message,
     ReadOutput,
     Ready,
+    RecordTold,
     Refused,
     Register,
     RegisterGroup,
@@ -104,6 +107,7 @@ from posthouse_master.notify import Watchers
 from posthouse_master.pace import DEFAULT_PACE, Pace, PacePolicy
 from posthouse_master.phase_watch import PhaseWatch
 from posthouse_master.placement import Fleet
+from posthouse_master.recovery import Recovery
 from posthouse_master.registrants import Registrants
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
@@ -125,6 +129,7 @@ from posthouse_master.strays import Strays
 from posthouse_master.thrift import afford
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
+from posthouse_master.unclaimed import Unclaimed
 from posthouse_master.view import View
 
 __all__ = ["MasterCore", "MasterPolicy"]
@@ -197,6 +202,20 @@ class MasterCore:
         self._applies = Applies(self.registry, self.starter, self.groups, self.declarations, admit)
         self.static = StaticRegistrations(self.registry, self.starter, self.declarations)
         strays = Strays(self.registry, self.starter, self.door, self._timers)
+        self.unclaimed = Unclaimed(
+            self.registry,
+            self.fleet,
+            self.starter,
+            self.door,
+            restored=first_number(snapshot.term.timeline) > 0,
+        )
+        self.recovery = Recovery(
+            snapshot.counters.recovery,
+            snapshot.term.timeline,
+            self.registry,
+            self.starter,
+            self._timers,
+        )
         self.hosts = Hosts(
             self.registry,
             self.fleet,
@@ -204,6 +223,8 @@ class MasterCore:
             self.starter,
             self.groups,
             strays,
+            self.unclaimed,
+            self.recovery,
             chronicle,
             self.door,
             self._timers,
@@ -230,6 +251,7 @@ class MasterCore:
             self.rollout,
             self.static,
             self.door,
+            self.unclaimed,
             self._timers,
         )
         commands = Commands(
@@ -241,6 +263,7 @@ class MasterCore:
             self.door,
             admit,
             self.registrants,
+            self.unclaimed,
         )
         self._answers = Answers(
             self.registry,
@@ -249,6 +272,7 @@ class MasterCore:
             self.door,
             self.watchers,
             self.view,
+            self.unclaimed,
             self._timers,
             commands.process,
         )
@@ -259,6 +283,7 @@ class MasterCore:
             Ready: self.hosts.ready,
             Exited: self.hosts.exited,
             StopDone: self.hosts.stop_done,
+            RecordTold: self.hosts.record,
             WorkerAsks: self._worker_asks,
             LogChunk: self._answers.relayed,
             HostTold: self._answers.relayed,
@@ -276,10 +301,12 @@ class MasterCore:
             Release: commands.release,
             Restart: commands.restart,
             Drain: commands.drain,
+            Claim: commands.claim,
             ReloadRuntimes: commands.reload_runtimes,
             GetStatus: self._answers.status,
             ListWorkers: self._answers.workers,
             ListHosts: self._answers.hosts,
+            ListUnclaimed: self._answers.unclaimed,
             Explain: self._answers.explain,
             ReadOutput: self._answers.output,
             GetStacks: self._answers.stacks,
@@ -370,7 +397,7 @@ class MasterCore:
             sequence=self.log.sequence,
             trimmed_to=self.log.trimmed_to,
             dropped_to=self.log.dropped_to,
-            recovery=self._counters.recovery,
+            recovery=self.recovery.mode,
         )
         if counters != self._counters:
             self._counters = counters
@@ -623,6 +650,9 @@ class MasterCore:
     def _read_due(self, turn: Turn, read: Any) -> None:
         self._answers.read_due(turn, *read)
 
+    def _recovery_due(self, turn: Turn, _subject: Any) -> None:
+        self.hosts.recovered(turn)
+
     def _host_due(self, turn: Turn, name: Any) -> None:
         self.hosts.not_back(turn, name)
 
@@ -639,6 +669,7 @@ class MasterCore:
         "proof": _proof_due,
         "start": _start_due,
         "host": _host_due,
+        "recovery": _recovery_due,
         "read": _read_due,
         "shutdown": _shutdown_due,
         "phase": _phase_due,
@@ -662,6 +693,7 @@ class MasterCore:
             self.book.restore(row)
         for host in snapshot.hosts:
             self.hosts.restore(host, now.boot_s)
+        self.recovery.begin(set(self.fleet.hosts), now.boot_s)
         self.fleet.offer_changed()
         for group in snapshot.groups:
             self.groups.restore(group)

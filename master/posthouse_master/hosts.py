@@ -20,6 +20,7 @@ from posthouse.messages import (
     Hello,
     Inventory,
     Ready,
+    RecordTold,
     Refused,
     Running,
     Started,
@@ -34,6 +35,7 @@ from posthouse_master.groups import Groups
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.obligations import check_drawn, check_page, check_word
 from posthouse_master.placement import Fleet, Host, Offer
+from posthouse_master.recovery import Recovery
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.said import check_exit, check_running, check_token
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
@@ -42,6 +44,7 @@ from posthouse_master.store.base import HostRow, Life, PutHost
 from posthouse_master.strays import Strays
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
+from posthouse_master.unclaimed import Unclaimed
 
 __all__ = ["Foreign", "Hosts"]
 
@@ -66,6 +69,8 @@ class Hosts:
         starter: Starter,
         groups: Groups,
         strays: Strays,
+        unclaimed: Unclaimed,
+        recovery: Recovery,
         chronicle: Chronicle,
         door: FrontDoor,
         timers: Timers[TimerKey],
@@ -76,6 +81,8 @@ class Hosts:
         self._starter = starter
         self._groups = groups
         self._strays = strays
+        self._unclaimed = unclaimed
+        self._recovery = recovery
         self._chronicle = chronicle
         self._door = door
         self._timers = timers
@@ -324,9 +331,12 @@ class Hosts:
         for running in seen.values():
             self._running(turn, host, running, settling=True)
         self._strays.settled(turn, host.name, seen)
+        self._unclaimed.settled(turn, host.name, seen)
         # 2. What is believed to run there and does not: it ended unseen, or its START was lost.
         for registration in list(self._registry.placed_on(host.name).values()):
-            if registration.token not in seen:
+            if registration.token in seen:
+                continue
+            if not self._recovery.doubt(registration, rebooted=rebooted):
                 self._missing(turn, host, registration, rebooted=rebooted)
         if host.said_boot_id != host.boot_id:
             host.boot_id = host.said_boot_id
@@ -334,8 +344,26 @@ class Hosts:
         turn.note("host.settled", host=host.name, running=len(seen))
         # 3. Who waits for this host.
         host.choked = False
+        if self._recovery.settled(host.name):
+            self.recovered(turn)
         self._starter.serve(turn, host)
         self._groups.host_settled(turn, host)
+
+    def recovered(self, turn: Turn) -> None:
+        """After a restore: all that can be known of what runs is known."""
+        for registration, rebooted in self._recovery.end(turn):
+            host = self._fleet.hosts[registration.host]
+            self._missing(turn, host, registration, rebooted=rebooted)
+        for host in self._fleet.hosts.values():
+            self._starter.serve(turn, host)
+
+    def _newer(self, turn: Turn, host: Host, word: Running | Exit) -> Registration | None:
+        """The registration that a restore has set back, brought up to what its host says of it."""
+        registration = self._registry.get(word.slot, word.generation)
+        if registration is None or not self._recovery.newer(registration, word.token):
+            return None
+        self._lifecycle.adopt(turn, registration, host.name, word)
+        return registration
 
     def _missing(
         self, turn: Turn, host: Host, registration: Registration, *, rebooted: bool
@@ -388,6 +416,9 @@ class Hosts:
                 turn, registration, message.reason, message.code, retry=message.retry
             )
 
+    def record(self, _turn: Turn, session: Session, message: RecordTold) -> None:
+        self._unclaimed.told(self._obliged(session, message), message)
+
     def stop_done(self, turn: Turn, session: Session, message: StopDone) -> None:
         """No process has the token, and none ever will."""
         self._obliged(session, message)
@@ -410,9 +441,10 @@ class Hosts:
         return host
 
     def _running(self, turn: Turn, host: Host, running: Running, *, settling: bool) -> None:
-        registration = self._believed(host.name, running)
+        registration = self._believed(host.name, running) or self._newer(turn, host, running)
         if registration is None:
-            if not self._strays.holds(host.name, running.token):
+            known = self._strays.holds(host.name, running.token)
+            if not known and not self._unclaimed.hold(turn, host, running):
                 self._strays.stop(turn, host, running)
             return
         if registration.life is Life.STARTING:
@@ -427,9 +459,11 @@ class Hosts:
     def _exited(self, turn: Turn, host: Host, ended: Exit) -> None:
         if host.inventory:
             host.inventory.pop(ended.token, None)  # it was listed as running a moment ago
-        registration = self._believed(host.name, ended)
+        registration = self._believed(host.name, ended) or self._newer(turn, host, ended)
         if registration is not None:
             self._lifecycle.exited(turn, registration, ended)
+        elif self._unclaimed.gone(turn, host.name, ended.token):
+            pass
         elif not self._strays.gone(turn, host.name, ended.token):
             handle = f"{ended.slot}.{ended.generation}"
             turn.note("worker.exit_known", host=host.name, handle=handle, token=ended.token)

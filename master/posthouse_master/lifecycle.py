@@ -41,6 +41,7 @@ _START_ROOM: Final = 128  # messages a link keeps free for stops and signals whi
 _OPERATORS: Final = frozenset(
     (StopReason.TERMINATE, StopReason.HOLD, StopReason.RESTART, StopReason.APPLY, StopReason.DRAIN)
 )
+_OF_PROCESS: Final = ("pid", "pid_start", "started_unix_s", "code", "warden")
 _STRONGER_THAN_HOLD: Final = (StopReason.TERMINATE, StopReason.HOLD)
 _STRONGER_THAN_SHUTDOWN: Final = _STRONGER_THAN_HOLD  # what they ask for outlives the shutdown
 
@@ -155,6 +156,81 @@ class Lifecycle:
         turn.note("worker.registered", worker=spec.name, handle=f"{slot}.{generation}", by=by)
         self._starter.offer(turn, registration)
         return registration, event
+
+    def claim(
+        self,
+        turn: Turn,
+        spec: BackgroundWorker,
+        packed: bytes,
+        running: Running,
+        host: str,
+        by: str,
+    ) -> None:
+        """Make a process that a restored registry does not know a registration again, under its
+        old handle. Raises NoFreeSlot."""
+        self._registry.take_back(running.slot, running.generation)
+        revision = max(running.revision, 1)
+        registration = Registration(
+            slot=running.slot,
+            generation=running.generation,
+            revision=revision,
+            name=spec.name,
+            packed=packed,
+            pinned=spec.host or "",
+            registered_unix_s=turn.now.unix_s,
+            by=by,
+            order=self._chronicle.next_sequence,
+            proven_revision=revision,
+        )
+        turn.persist(PutSlot(running.slot, running.generation))
+        turn.persist(PutRegistration(registration.spec_row()))
+        self._registry.add(registration, spec)
+        reason = f"claimed by {by}"
+        self._chronicle.record(turn, EventKind.REGISTERED, registration, by=by, reason=reason)
+        turn.note("worker.claimed", worker=spec.name, host=host, token=running.token, by=by)
+        self.adopt(turn, registration, host, running)
+
+    def adopt(
+        self, turn: Turn, registration: Registration, host: str, word: Running | Exit
+    ) -> None:
+        """The host has, or had, a newer process of it than a restored registry knows: it is taken
+        over as it is. What is older has ended in the history that was lost."""
+        if registration.placed:
+            lost = {"reason": "its end is part of the history that the restore lost"}
+            ran = registration.life is Life.RUNNING
+            kind = EventKind.EXITED if ran else EventKind.START_FAILED
+            self._chronicle.record(turn, kind, registration, **lost)
+        self._starter.withdraw(registration)
+        self._timers.cancel(("start", registration.key))
+        known: dict[str, Any]
+        if isinstance(word, Running):
+            known = {name: getattr(word, name) for name in _OF_PROCESS}
+        else:
+            facts = word.facts
+            known = {"pid": facts.pid, "pid_start": None, "started_unix_s": facts.started_unix_s}
+        self._registry.move(
+            registration,
+            Step.ADOPT,
+            host=host,
+            incarnation=word.incarnation,
+            token=word.token,
+            ready=False,
+            stuck="",
+            stopping=None,
+            stop_by="",
+            stop_grace_s=None,
+            restart_delay_s=None,
+            reason=f"running on {host}, as it was before the restore",
+            rule="",
+            starts=max(registration.starts + 1, word.incarnation),
+            ran_revision=registration.revision,
+            **known,
+        )
+        self._chronicle.record(turn, EventKind.STARTING, registration, reason=registration.reason)
+        self._chronicle.record(turn, EventKind.STARTED, registration, pid=registration.pid)
+        turn.note("worker.adopted", **self._fields(registration), pid=registration.pid)
+        if word.ready:
+            self.ready(turn, registration)
 
     def resume(self, turn: Turn, registration: Registration) -> None:
         """After the master's own restart: a delay runs again in full, because nobody knows how

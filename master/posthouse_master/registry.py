@@ -53,6 +53,7 @@ class Step(StrEnum):
     HOLD = "hold"  # held without a process
     RELEASE = "release"
     CANCEL = "cancel"  # unregistered without a process
+    ADOPT = "adopt"  # after a restore: a newer process of it runs than the backup knows
 
 
 # (state, step) -> state. What is not here cannot happen. Rules of section 5 of the contract.
@@ -77,6 +78,7 @@ TRANSITIONS: Final[dict[tuple[Life, Step], Life]] = {
     (Life.WAITING, Step.CANCEL): Life.RETIRED,  # M13
     (Life.HELD, Step.RELEASE): Life.WAITING,
     (Life.HELD, Step.CANCEL): Life.RETIRED,  # M13
+    **{(life, Step.ADOPT): Life.RUNNING for life in Life if life is not Life.RETIRED},
 }
 
 _PLACED = (Life.STARTING, Life.RUNNING)
@@ -316,6 +318,37 @@ class Registry:
         slot = self._slots[index]
         slot.generation = max(slot.generation, self._first) + 1
         return index, slot.generation
+
+    def take_back(self, slot: int, generation: int) -> None:
+        """A slot that was given out in the history that a restore lost. Raises NoFreeSlot."""
+        self.want_slots(1)
+        self.reserve(slot)
+        if slot >= len(self._slots):
+            raise NoFreeSlot(
+                f"slot {slot} is above max_worker_processes, {self.slots_max}",
+                hint="raise max_worker_processes of the master",
+            )
+        found = self._slots[slot]
+        if found.live is not None:
+            raise NoFreeSlot(
+                f"slot {slot} is that of {found.live.name!r} now",
+                hint="terminate that one first, or end the process with `posthouse claim --stop`",
+                holders=[found.live.name],
+            )
+        found.generation = max(found.generation, generation)
+
+    def reserve(self, slot: int) -> None:
+        """Give this slot to nobody but by `take_back`."""
+        while len(self._slots) <= slot < self.slots_max:
+            heappush(self._free, len(self._slots))
+            self._slots.append(_Slot())
+        if slot in self._free:
+            self._free.remove(slot)
+            heapify(self._free)
+
+    def unreserve(self, slot: int) -> None:
+        if slot < len(self._slots) and self._slots[slot].live is None and slot not in self._free:
+            heappush(self._free, slot)
 
     def add(self, registration: Registration, spec: BackgroundWorker) -> None:
         """A new one, in the slot that was taken for it."""

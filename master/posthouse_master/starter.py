@@ -9,6 +9,7 @@ a new token is drawn only when no process of an older one can exist. Who has wai
 host goes first.
 """
 
+from collections import Counter
 from typing import Final
 
 from posthouse import limits
@@ -48,6 +49,8 @@ class Starter:
         self.phase_detail = ""
         self.room = Room.AMPLE  # written by the core alone
         self.structs: tuple[StructRequest, ...] = ()  # written by the core, once
+        self.recovering = False  # written by Recovery: nothing is started before it is over
+        self.withheld: Counter[str] = Counter()  # written by Unclaimed: names of what runs
         self.queue = StartQueue()
         self.pace = pace
         self._registry = registry
@@ -72,13 +75,15 @@ class Starter:
         """The host has room: start there who has waited for it longest."""
         if not host.open or not len(self.queue) or self.phase is Phase.STOPPING:
             return
-        if self.room is not Room.AMPLE:
+        if self.recovering or self.room is not Room.AMPLE:
             return  # what runs already may end: the room that is left is for that
         for key in self.queue.for_host(host, self._fits):
             registration = self._registry.get(*key)
             assert registration is not None
             if not host.open:
                 return
+            if registration.name in self.withheld:
+                continue
             if not registration.pinned and self._fleet.free(host) <= 0:
                 continue  # one that names the host may still follow: its slot is its own
             self._start(turn, registration, host)
@@ -88,6 +93,8 @@ class Starter:
         the queue from its oldest: nobody is passed over, and no host is filled up first."""
         registration = self._registry.get(*key)
         if registration is None or key not in self.queue or self.room is not Room.AMPLE:
+            return
+        if self.recovering or registration.name in self.withheld:
             return
         wants = wants_of(registration.spec, registration.barred)
         host = self._fleet.choose(wants) if may_start(self.phase, wants.start_time) else None

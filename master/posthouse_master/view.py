@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from posthouse.ids import HandleId, Instant
-from posthouse.records import ExitFacts, HandleRef, HostInfo, Status, WorkerInfo
+from posthouse.records import ExitFacts, HandleRef, HostInfo, Status, UnclaimedWorker, WorkerInfo
 from posthouse.spec import BackgroundWorker
 from posthouse.states import Phase, StopReason, WorkerState
 from posthouse_master.chronicle import unpack_facts
@@ -27,6 +27,7 @@ from posthouse_master.starter import Starter
 from posthouse_master.static import StaticRegistrations
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
+from posthouse_master.unclaimed import Process, Unclaimed
 
 __all__ = ["PRIVATE_FIELDS", "View"]
 
@@ -46,8 +47,10 @@ class View:
         rollout: Rollout,
         static: StaticRegistrations,
         door: FrontDoor,
+        unclaimed: Unclaimed,
         timers: Timers[TimerKey],
     ) -> None:
+        self._unclaimed = unclaimed
         self._registry = registry
         self._log = log
         self._fleet = fleet
@@ -152,6 +155,24 @@ class View:
             stuck=sum(bool(registration.stuck) for registration in placed.values()),
             draining=host.draining,
             version=host.offer.version,
+            unclaimed=self._unclaimed.count(host.name),
+        )
+
+    def unclaimed(self, process: Process) -> UnclaimedWorker:
+        running = process.running
+        record = process.record or {}
+        main = record.get("main") or f"{record.get('library', '')}:{record.get('function', '')}"
+        return UnclaimedWorker(
+            token=running.token,
+            host=process.host,
+            name=running.name,
+            handle=HandleRef(
+                registry=running.registry, slot=running.slot, generation=running.generation
+            ),
+            incarnation=running.incarnation,
+            pid=running.pid,
+            started_unix_s=running.started_unix_s,
+            main=str(main)[:128] if record else "",
         )
 
     def why_not_running(self, registration: Registration) -> str:
@@ -161,6 +182,10 @@ class View:
         phase = self._starter.phase
         if phase is Phase.STOPPING:
             return "the cluster is shutting down"
+        if self._starter.recovering:
+            return "the registry was restored: nothing is started before it is known what runs"
+        if registration.name in self._starter.withheld:
+            return "an unclaimed process of this name runs (`posthouse unclaimed`)"
         if self._starter.room is not Room.AMPLE:
             return "the master's disk is full: nothing is started before there is room"
         spec = registration.spec

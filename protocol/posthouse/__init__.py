@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         HostInfo,
         HostUsage,
         Status,
+        UnclaimedWorker,
         WorkerInfo,
     )
     from posthouse.settings import ClientSettings
@@ -125,6 +126,7 @@ __all__ = [
     "StopReason",
     "StoreError",
     "TimedOut",
+    "UnclaimedWorker",
     "UnknownHost",
     "Unreachable",
     "UploadLost",
@@ -145,7 +147,7 @@ _NAMES: Final = {
     "handle": "EventStream Explanation Group Handle Output",
     "ids": "Cursor HandleId",
     "messages": "HostVerdict",
-    "records": "ClusterPhase Event ExitFacts HostInfo HostUsage Status WorkerInfo",
+    "records": "ClusterPhase Event ExitFacts HostInfo HostUsage Status UnclaimedWorker WorkerInfo",
     "preload": "StaticRegistry",
     "settings": "ClientSettings",
     "spec": "BackgroundWorker",

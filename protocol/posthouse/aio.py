@@ -23,7 +23,15 @@ from posthouse.conversation import Connection
 from posthouse.follow import Goal
 from posthouse.ids import Cursor, HandleId
 from posthouse.messages import Drained, Hold, LatchWorker, Release, Restart, Terminate
-from posthouse.records import ClusterPhase, Event, HostInfo, HostUsage, Status, WorkerInfo
+from posthouse.records import (
+    ClusterPhase,
+    Event,
+    HostInfo,
+    HostUsage,
+    Status,
+    UnclaimedWorker,
+    WorkerInfo,
+)
 from posthouse.settings import ClientSettings
 from posthouse.spec import BackgroundWorker
 from posthouse.states import ShutdownMode
@@ -409,6 +417,24 @@ class Cluster:
 
     async def hosts(self, *, timeout: float | None = None) -> list[HostInfo]:
         return await calls.hosts(self._connection, timeout)
+
+    async def unclaimed(self, *, timeout: float | None = None) -> list[UnclaimedWorker]:
+        """Processes that run and that the registry does not know since it was restored, by token.
+        Nothing of their names is started before each is claimed or gone."""
+        return await calls.unclaimed(self._connection, timeout)
+
+    async def claim(
+        self,
+        token: int,
+        *,
+        stop: bool = False,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> None:
+        """Make an unclaimed process a registration again, under its old handle, with the record
+        that it was started with; it goes on running. `stop`: have it ended instead. Raises
+        RefusedError, AlreadyRegistered, NoFreeSlot."""
+        await calls.claim(self._connection, token, stop, timeout, request_id)
 
     async def usage(
         self, host: str, *, workers: bool = True, timeout: float | None = None

@@ -15,6 +15,7 @@ from posthouse.conversation import Connection, Engine, new_request_id
 from posthouse.errors import InternalError, NoSuchWorker, PosthouseError, UsageError
 from posthouse.ids import HandleId
 from posthouse.messages import (
+    Claim,
     Done,
     Drain,
     Drained,
@@ -29,6 +30,7 @@ from posthouse.messages import (
     HostVerdict,
     LatchWorker,
     ListHosts,
+    ListUnclaimed,
     ListWorkers,
     ReadOutput,
     Register,
@@ -42,12 +44,21 @@ from posthouse.messages import (
     Stacks,
     StatusReply,
     Terminate,
+    UnclaimedPage,
     Usage,
     WorkersPage,
 )
 from posthouse.messages import Output as OutputReply
 from posthouse.notified import vouched
-from posthouse.records import ClusterPhase, HostInfo, HostUsage, Status, WorkerInfo, WorkerUse
+from posthouse.records import (
+    ClusterPhase,
+    HostInfo,
+    HostUsage,
+    Status,
+    UnclaimedWorker,
+    WorkerInfo,
+    WorkerUse,
+)
 from posthouse.signals import signal_number
 from posthouse.spec import BackgroundWorker
 from posthouse.states import Every, ShutdownMode
@@ -190,6 +201,26 @@ async def hosts(talk: Talk, timeout: Timeout) -> list[HostInfo]:
         more = page.more and bool(page.hosts)
         after = page.hosts[-1].name if page.hosts else after
     return found
+
+
+async def unclaimed(talk: Talk, timeout: Timeout) -> list[UnclaimedWorker]:
+    deadline = talk.deadline(timeout)
+    found: list[UnclaimedWorker] = []
+    after, more = 0, True
+    while more:
+        request = ListUnclaimed(request=new_request_id(), after=after)
+        page = await talk.ask(request, UnclaimedPage, deadline)
+        found += page.processes
+        more = page.more and bool(page.processes)
+        after = page.processes[-1].token if page.processes else after
+    return found
+
+
+async def claim(
+    talk: Talk, token: int, stop: bool, timeout: Timeout, request_id: bytes | None
+) -> None:
+    request = Claim(request=new_request_id(request_id), token=token, stop=stop)
+    await talk.ask(request, Done, timeout)
 
 
 async def usage(talk: Talk, host: str, workers: bool, timeout: Timeout) -> HostUsage:

@@ -18,7 +18,14 @@ from posthouse.errors import UsageError
 from posthouse.handle import EventStream, Explanation, Group, Handle
 from posthouse.ids import Cursor, HandleId
 from posthouse.messages import Drained
-from posthouse.records import ClusterPhase, HostInfo, HostUsage, Status, WorkerInfo
+from posthouse.records import (
+    ClusterPhase,
+    HostInfo,
+    HostUsage,
+    Status,
+    UnclaimedWorker,
+    WorkerInfo,
+)
 from posthouse.settings import ClientSettings
 from posthouse.spec import BackgroundWorker
 from posthouse.states import ShutdownMode
@@ -206,6 +213,24 @@ class Cluster:
     def hosts(self, *, timeout: float | None = None) -> list[HostInfo]:
         """All hosts that ever joined, by name."""
         return drive(calls.hosts(self._connection, timeout))
+
+    def unclaimed(self, *, timeout: float | None = None) -> list[UnclaimedWorker]:
+        """Processes that run and that the registry does not know since it was restored, by token.
+        Nothing of their names is started before each is claimed or gone."""
+        return drive(calls.unclaimed(self._connection, timeout))
+
+    def claim(
+        self,
+        token: int,
+        *,
+        stop: bool = False,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> None:
+        """Make an unclaimed process a registration again, under its old handle, with the record
+        that it was started with; it goes on running. `stop`: have it ended instead. Raises
+        RefusedError, AlreadyRegistered, NoFreeSlot."""
+        drive(calls.claim(self._connection, token, stop, timeout, request_id))
 
     def usage(self, host: str, *, workers: bool = True, timeout: float | None = None) -> HostUsage:
         """What a host and the workers on it use now; workers=False: only the host. Raises

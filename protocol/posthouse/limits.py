@@ -102,6 +102,8 @@ wal_kept_bytes: Final = 8 * 1024 * 1024  # of the -wal file after a larger trans
 reserve_bytes: Final = (
     16 * 1024 * 1024
 )  # kept beside the registry for ends of workers on a full disk
+recovery_s: Final = 660.0  # after a restore: the longest lease that an unknown host can have had
+unclaimed_records_max: Final = 10_000  # of processes, that are asked for without being claimed
 disk_low_bytes: Final = 8 * 1024 * 1024  # free beside the reserve; less, and nothing new is begun
 disk_none_bytes: Final = 4 * 1024 * 1024  # free without the reserve; less, and nothing is written
 disk_look_s: Final = 0.2  # between two looks at the free space: one can be filled in seconds

@@ -24,6 +24,7 @@ from posthouse.records import (
     Registrant,
     Status,
     Text,
+    UnclaimedWorker,
     Word,
     WorkerInfo,
     WorkerUse,
@@ -181,6 +182,7 @@ class Running(Record, frozen=True, kw_only=True):
     warden: Word = "fenced"
     code: Word = ""
     stuck: Annotated[str, Meta(max_length=limits.stuck_text_max)] = ""
+    name: Word = ""
 
 
 class Exit(Record, frozen=True, kw_only=True):
@@ -249,6 +251,15 @@ class StopDone(Message, frozen=True, kw_only=True):
     token: Int
 
 
+class RecordTold(Message, frozen=True, kw_only=True):
+    """Answers GET_RECORD: the record of the START that led to this process."""
+
+    slot: Int
+    generation: Int
+    token: Int
+    spec: Spec
+
+
 class LogChunk(Message, frozen=True, kw_only=True):
     """Answers READ_LOG. `offset` is that of the first byte in `data`; `size` the file's end;
     `lost` counts bytes before `offset` that are no longer kept."""
@@ -313,6 +324,15 @@ class Start(Message, frozen=True, kw_only=True):
     spec: Spec
     warden: Word = "fenced"
     structs: Annotated[list[StructRequest], Meta(max_length=limits.domain_structs_max)] = []
+
+
+class GetRecord(Message, frozen=True, kw_only=True):
+    """Tell with which record the process of this token was started: the registry does not know it,
+    since it was restored. Answered by RECORD_TOLD, or by nothing if there is no such process."""
+
+    slot: Int
+    generation: Int
+    token: Int
 
 
 class Stop(Message, frozen=True, kw_only=True):
@@ -536,6 +556,14 @@ class ReloadRuntimes(Request, frozen=True, kw_only=True):
     runtime: Word = ""
 
 
+class Claim(Request, frozen=True, kw_only=True):
+    """Make an unclaimed process a registration again, under its old handle, with the record that
+    it was started with; or (`stop`) have it ended. Answered by DONE."""
+
+    token: Int
+    stop: bool = False
+
+
 class GetStatus(Request, frozen=True, kw_only=True):
     """Answered by STATUS_REPLY; a stale handle answers STOPPED, an unknown name an error."""
 
@@ -557,6 +585,14 @@ class ListHosts(Request, frozen=True, kw_only=True):
     """Answered by HOSTS_PAGE: hosts by name after `after`."""
 
     after: Word = ""
+    limit: Annotated[int, Meta(ge=1, le=limits.page_items_max)] = limits.page_items_max
+
+
+class ListUnclaimed(Request, frozen=True, kw_only=True):
+    """Answered by UNCLAIMED_PAGE: processes that run and that the registry does not know, since it
+    was restored, by token after `after`."""
+
+    after: Int = 0
     limit: Annotated[int, Meta(ge=1, le=limits.page_items_max)] = limits.page_items_max
 
 
@@ -709,6 +745,13 @@ class HostsPage(Reply, frozen=True, kw_only=True):
     reports: Annotated[list[Text], Items] = []
 
 
+class UnclaimedPage(Reply, frozen=True, kw_only=True):
+    """`more`: ask again with the last entry's token."""
+
+    processes: Annotated[list[UnclaimedWorker], Items]
+    more: bool = False
+
+
 class HostVerdict(Record, frozen=True, kw_only=True):
     """Whether one host could run a worker, and why not."""
 
@@ -819,6 +862,7 @@ KINDS: dict[int, type[Message]] = {
     66: Output, 67: Subscribed, 68: Failed, 69: Events, 70: CursorTooOld,
     71: Drained, 72: Applied, 73: GroupRegistered,
     76: Stacks, 77: Usage,
+    90: RecordTold, 91: GetRecord, 92: Claim, 93: ListUnclaimed, 94: UnclaimedPage,
 }  # fmt: skip
 KIND_OF: dict[type[Message], int] = {cls: kind for kind, cls in KINDS.items()}
 
@@ -829,7 +873,7 @@ UNSEQUENCED: frozenset[type[Message]] = frozenset(
 
 AGENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Inventory, Started, StartFailed, Ready, Exited,
-     StopDone, LogChunk, HostTold, WorkerAsks)
+     StopDone, RecordTold, LogChunk, HostTold, WorkerAsks)
 )  # fmt: skip
 MASTER_TO_AGENT = frozenset(
     (
@@ -849,18 +893,19 @@ MASTER_TO_AGENT = frozenset(
         WorkerAnswer,
         Measure,
         Notify,
+        GetRecord,
     )
 )
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
      Apply, RegisterGroup, DeclarePart, Shutdown, Hold, Release, Restart, Drain, ReloadRuntimes,
-     GetStatus, ListWorkers, ListHosts, Explain, ReadOutput, GetStacks, GetUsage,
-     Subscribe, Credit, Unsubscribe)
+     Claim, GetStatus, ListWorkers, ListHosts, ListUnclaimed, Explain, ReadOutput, GetStacks,
+     GetUsage, Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
     (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Applied, GroupRegistered,
-     Done, Drained, StatusReply, WorkersPage, HostsPage, Explained, Output, Stacks, Usage,
-     Subscribed,
+     Done, Drained, StatusReply, WorkersPage, HostsPage, UnclaimedPage, Explained, Output, Stacks,
+     Usage, Subscribed,
      Failed, Events, CursorTooOld)
 )  # fmt: skip
 
@@ -877,6 +922,7 @@ MUTATING = frozenset(
         Release,
         Restart,
         Drain,
+        Claim,
         ReloadRuntimes,
     )
 )

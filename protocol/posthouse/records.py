@@ -282,8 +282,23 @@ class HostUsage(msgspec.Struct, frozen=True):
     workers: tuple[WorkerUse, ...]
 
 
+class UnclaimedWorker(Record, frozen=True, kw_only=True):
+    """A process that runs and that the registry does not know since it was restored. `token` names
+    it for `claim`; `main` is what it runs, once its host has told."""
+
+    token: Int
+    host: Name
+    name: Word
+    handle: HandleRef
+    incarnation: Int
+    pid: Pid
+    started_unix_s: Finite
+    main: Word = ""
+
+
 class HostInfo(Record, frozen=True, kw_only=True):
-    """A line of `posthouse hosts`. `stuck` counts the workers that KILL does not end."""
+    """A line of `posthouse hosts`. `stuck` counts the workers that KILL does not end, `unclaimed`
+    the processes there that the registry does not know since it was restored."""
 
     name: Name
     reachable: bool
@@ -298,3 +313,4 @@ class HostInfo(Record, frozen=True, kw_only=True):
     stuck: Int = 0
     draining: bool = False
     version: Word = ""
+    unclaimed: Int = 0

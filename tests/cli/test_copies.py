@@ -1,14 +1,19 @@
 """`posthouse backup` and `posthouse restore` of a cluster of real processes."""
 
+import json
+import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import posthouse
-from posthouse import BackgroundWorker, Cursor, CursorTooOld, WorkerState
+from posthouse import BackgroundWorker, Cursor, CursorTooOld, EventKind, WorkerState
 from posthouse_testing.cluster import LocalCluster
 
 HERE = Path(__file__).parent
@@ -42,6 +47,12 @@ def restored(house: LocalCluster, file: Path, *options: str) -> None:
     copied(house, "restore", str(file), *options)
     house.master.start()
     house.wait_for_hosts()
+
+
+def json_of(house: LocalCluster, *arguments: str) -> list[dict[str, Any]]:
+    ran = house.run(*arguments, "--json")
+    assert ran.returncode == 0, ran
+    return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
 def test_a_backup_while_workers_are_registered_has_all_that_were_acknowledged(house, tmp_path):
@@ -110,7 +121,7 @@ def test_what_is_known_runs_on_and_old_cursors_are_refused_with_the_way_on(house
         list(client.events(after=cursor, follow=False))
         history = client.events(after=Cursor(0, 0), follow=False)
         kinds = [event.kind for event in history]
-        assert posthouse.EventKind.STARTED in kinds, "its history is that of the new timeline"
+        assert EventKind.STARTED in kinds, "its history is that of the new timeline"
     said = house.run("events", "--after", str(old))
     assert said.returncode == 1 and "restored from a backup" in said.stderr
 
@@ -125,3 +136,51 @@ def test_a_handle_of_the_lost_history_never_reaches_another_worker(house, tmp_pa
         assert other.id.slot == lost.id.slot and other.id.generation != lost.id.generation
         stale = client.handle(str(lost.id)).status()
         assert stale.state is WorkerState.STOPPED and stale.final
+
+
+def test_ten_workers_that_the_backup_does_not_know_run_on_and_are_claimed(house, tmp_path):
+    """The backup is an hour old; since then ten were registered, and one known one restarted."""
+    with house.connect() as client:
+        known = client.register(replace(idle("known"), restart_time=0.0))
+        before = known.wait_for_ready(timeout=20)
+        copied(house, "backup", str(tmp_path / "b"))
+        cursor = client.cursor()
+        os.kill(before.pid, 9)
+        for event in known.events(after=cursor):
+            if event.kind is EventKind.READY:
+                break
+        since = known.status()
+        assert since.incarnation == 2
+        handles = [client.register(idle(f"new-{n}")) for n in range(10)]
+        pids = {h.name: h.wait_for_ready(timeout=20).pid for h in handles}
+    restored(house, tmp_path / "b", "--hosts-complete")
+    with house.connect() as client:
+        status = client.handle("known").wait_for_ready(timeout=20)
+        assert (status.pid, status.incarnation, status.token) == (since.pid, 2, since.token)
+        assert {info.status.name for info in client.workers()} == {"known"}
+        listed = json_of(house, "unclaimed")
+        assert {each["name"]: each["pid"] for each in listed} == pids
+        assert "10 processes run that the registry does not know" in house.run("ps").stderr
+        assert "10 unclaimed" in house.run("hosts").stdout
+        # Who applies his configuration again does not start a second process of a name.
+        again = client.register(idle("new-0"))
+        assert "unclaimed" in again.status().reason
+        tokens = {each["name"]: str(each["token"]) for each in listed}
+        refused = house.run("claim", tokens["new-0"])
+        assert refused.returncode == 1 and "new-0" in refused.stderr
+        assert house.run("claim", "--stop", tokens["new-0"]).returncode == 0
+        started = again.wait_for_ready(timeout=20)
+        assert started.pid != pids["new-0"] and started.token > int(tokens["new-0"])
+        assert not Path(f"/proc/{pids['new-0']}").exists(), "the old one was gone before"
+        deadline_s = time.monotonic() + 20
+        while house.run("claim", "--all").returncode != 0:
+            assert time.monotonic() < deadline_s, house.run("claim", "--all")
+        assert not json_of(house, "unclaimed")
+        for handle in handles[1:]:
+            status = client.handle(str(handle.id)).status()
+            assert (status.state, status.pid) == (WorkerState.STARTED, pids[handle.name])
+        house.master.restart()
+        house.wait_for_hosts()
+        new = client.handle("new-1")
+        os.kill(pids["new-1"], 9)
+        assert new.wait_for_shutdown(timeout=20).name == "new-1"

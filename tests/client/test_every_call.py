@@ -58,6 +58,8 @@ CALLS: dict[str, Call] = {
     "Cluster.events": lambda c, h, g, **kw: first(c.events(**kw)),
     "Cluster.drain": lambda c, h, g, **kw: c.drain("b", **kw),
     "Cluster.undrain": lambda c, h, g, **kw: c.undrain("b", **kw),
+    "Cluster.unclaimed": lambda c, h, g, **kw: c.unclaimed(**kw),
+    "Cluster.claim": lambda c, h, g, **kw: c.claim(7, **kw),
     "Cluster.reload_runtimes": lambda c, h, g, **kw: c.reload_runtimes("b", **kw),
     "Cluster.shutdown": lambda c, h, g, **kw: c.shutdown(**kw),
     "Handle.status": lambda c, h, g, **kw: h.status(**kw),
@@ -191,7 +193,8 @@ def test_every_call_has_a_timeout_and_every_change_an_id(name: str) -> None:
 
 CHANGES = [
     "Cluster.register", "Cluster.register_group", "Cluster.apply", "Cluster.drain",
-    "Cluster.undrain", "Cluster.reload_runtimes", "Cluster.shutdown", "Handle.terminate",
+    "Cluster.claim", "Cluster.undrain", "Cluster.reload_runtimes", "Cluster.shutdown",
+    "Handle.terminate",
     "Handle.hold", "Handle.release", "Handle.restart", "Handle.signal", "Handle.reload",
     "Handle.set_latch", "Group.terminate", "Group.hold", "Group.release", "Group.restart",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from posthouse.messages import (
     Applied,
     Apply,
     Change,
+    Claim,
     Credit,
     CursorTooOld,
     Declared,
@@ -43,6 +44,7 @@ from posthouse.messages import (
     Explain,
     Explained,
     Failed,
+    GetRecord,
     GetStacks,
     GetStatus,
     GetUsage,
@@ -57,6 +59,7 @@ from posthouse.messages import (
     Inventory,
     LatchWorker,
     ListHosts,
+    ListUnclaimed,
     ListWorkers,
     LogChunk,
     Measure,
@@ -67,6 +70,7 @@ from posthouse.messages import (
     ReadLog,
     ReadOutput,
     Ready,
+    RecordTold,
     Refused,
     Register,
     Registered,
@@ -92,6 +96,7 @@ from posthouse.messages import (
     Subscribe,
     Subscribed,
     Terminate,
+    UnclaimedPage,
     Unsubscribe,
     Unsupported,
     Usage,
@@ -109,6 +114,7 @@ from posthouse.records import (
     HostUse,
     Registrant,
     Status,
+    UnclaimedWorker,
     WorkerInfo,
     WorkerUse,
 )
@@ -211,6 +217,7 @@ RUNNING = Running(
     pid_start=123_456,
     started_unix_s=AT,
     code="5f0d2c9a41be",
+    name="ingest",
 )
 STATUS = Status(
     state=WorkerState.STARTED,
@@ -347,6 +354,8 @@ MESSAGES: dict[str, Message] = {
         )
     ),
     "stop_done": StopDone(slot=3, generation=1, token=77),
+    "record_told": RecordTold(slot=3, generation=1, token=77, spec=SPEC),
+    "get_record": GetRecord(slot=3, generation=1, token=77),
     "log_chunk": LogChunk(
         read=5, offset=4096, data=b"line\n", size=4101, lost=100, error="no such file"
     ),
@@ -466,6 +475,19 @@ MESSAGES: dict[str, Message] = {
     ),
     "list_workers.group": ListWorkers(request=REQUEST, group="web"),
     "list_hosts": ListHosts(request=REQUEST, after="a", limit=100),
+    "claim": Claim(request=REQUEST, token=77),
+    "claim.stop": Claim(request=REQUEST, token=77, stop=True),
+    "list_unclaimed": ListUnclaimed(request=REQUEST, after=77, limit=100),
+    "unclaimed_page": UnclaimedPage(
+        request=REQUEST,
+        processes=[
+            UnclaimedWorker(
+                token=77, host="b", name="ingest", handle=HANDLE, incarnation=2, pid=4242,
+                started_unix_s=AT, main="acme.ingest:main",
+            ),
+        ],
+        more=True,
+    ),
     "explain": Explain(request=REQUEST, ref="ingest"),
     "read_output": ReadOutput(request=REQUEST, ref="ingest", offset=4096, limit=1024),
     "read_output.host": ReadOutput(request=REQUEST, ref="ingest", offset=0, host="b"),
@@ -501,6 +523,7 @@ MESSAGES: dict[str, Message] = {
                 name="b", reachable=True, boot_id=BOOT, machine_id="4c4c4544", last_heard_s=0.5,
                 labels=["gpu"], runtimes=["default"], fences=["process"], slots=1000, workers=2,
                 version="0.1.0", draining=True, stuck=1,
+                unclaimed=1,
             ),
         ],
         more=True,

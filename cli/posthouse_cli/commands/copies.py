@@ -53,6 +53,11 @@ def backup(
 @_config
 @_folder
 @_state_dir
+@click.option(
+    "--hosts-complete",
+    is_flag=True,
+    help="No host has joined since the backup: the master waits only for those that it knows.",
+)
 @click.pass_obj
 def restore(
     session: Session,
@@ -60,15 +65,22 @@ def restore(
     config_file: str | None,
     folder: str | None,
     state_dir: str | None,
+    hosts_complete: bool,
 ) -> int:
     """Put a backup in the place of the registry, and begin a new timeline.
 
-    The master must be down. What is replaced is kept beside it. Agents and clients go on as before:
-    Cursors of the old timeline are answered with "cursor too old".
+    The master must be down. What is replaced is kept beside it. Workers go on running. One that the
+    backup knows is taken over with what its host says has become of it since; one that it does not
+    know is left alone until somebody claims or ends it (`posthouse unclaimed`). Cursors of the old
+    timeline are answered with "cursor too old".
+
+    The next master starts nothing before it can know what runs: for 11 minutes, the longest lease
+    of a host that has joined since the backup; with --hosts-complete until the hosts of the backup
+    are back.
     """
     from posthouse_master.store import copies
 
-    made = copies.restore(_state(config_file, folder, state_dir), file)
+    made = copies.restore(_state(config_file, folder, state_dir), file, complete=hosts_complete)
     session.out.line(
         f"registry {made.registry}, timeline {made.timeline}, {made.registrations} registrations"
     )

@@ -8,7 +8,7 @@ import click
 
 from posthouse import Handle, limits
 from posthouse.errors import NotRunning, RefusedError, TimedOut
-from posthouse.records import Status
+from posthouse.records import HostInfo, Status
 from posthouse.states import Phase, WorkerState
 from posthouse_cli import shapes
 from posthouse_cli.context import (
@@ -56,6 +56,7 @@ def ps(
     else:
         session.out.table(shapes.WORKER_HEADER, [shapes.worker_cells(info) for info in workers])
         _tell_phase(session, timeout)
+        _tell_unclaimed(session.cluster.hosts(timeout=timeout))
         for report in session.cluster.reports(timeout=timeout):
             click.echo(f"posthouse: {report}", err=True)
 
@@ -79,6 +80,17 @@ def hosts(session: Session, as_json: bool, timeout: float | None) -> None:
         rows = [shapes.host_cells(host, loads.get(host.name)) for host in found]
         session.out.table(shapes.HOST_HEADER, rows)
         _tell_phase(session, timeout)
+        _tell_unclaimed(found)
+
+
+def _tell_unclaimed(hosts: list[HostInfo]) -> None:
+    count = sum(host.unclaimed for host in hosts)
+    if count:
+        click.echo(
+            f"posthouse: {count} processes run that the registry does not know since it was "
+            "restored: `posthouse unclaimed` lists them",
+            err=True,
+        )
 
 
 def _tell_phase(session: Session, timeout: float | None) -> None:
