@@ -133,6 +133,7 @@ class AgentCore:
         self._telling = Telling()
         self._greeted: list[str] = []  # instances of the wardens that the last HELLO named
         self._registry = ""
+        self._master = ""  # its instance
         self._term = (0, 0)  # timeline and epoch of the newest master of that registry
         self._digest_now: bytes | None = None
         self._left = False
@@ -272,6 +273,7 @@ class AgentCore:
             version=self._facts.version,
             registry=self._registry,
             epoch=self._term[1],
+            master=self._master,
             host=settings.host,
             machine_id=self._facts.machine_id,
             boot_id=self._facts.boot_id,
@@ -322,12 +324,14 @@ class AgentCore:
 
     def _opened(self, welcome: Welcome, now: Instant) -> None:
         term = (welcome.timeline, welcome.epoch)
-        if welcome.registry == self._registry and term < self._term:
+        # A copy of its registry may have brought another master to the very same epoch.
+        copied = term == self._term and self._master not in ("", welcome.master)
+        if welcome.registry == self._registry and (term < self._term or copied):
             # A master that was paused while another took over: it does not know it yet.
             self._note("session.old_master", epoch=welcome.epoch, known=self._term[1])
             self._end_session("an older master", now)
             return
-        self._registry, self._term = welcome.registry, term
+        self._registry, self._term, self._master = welcome.registry, term, welcome.master
         self._sessions += 1
         self._unanswered.clear()
         self._note(

@@ -76,6 +76,7 @@ class FrontDoor:
         entropy: Callable[[int], bytes],
     ) -> None:
         self.term = term
+        self.instance = entropy(16).hex()  # which process: copies of a registry have equal epochs
         self._version = version
         self._timers = timers
         self._entropy = entropy
@@ -150,7 +151,17 @@ class FrontDoor:
                 hello,
                 "older_epoch",
                 f"the host has seen epoch {hello.epoch}, this master is of {self.term.epoch}",
-                "another master leads, or this registry is an old copy",
+                "another master leads, or this registry is an old copy: a backup is to be put in "
+                "place by `posthouse restore`",
+            )
+        same = (hello.registry, hello.epoch) == (self.term.registry, self.term.epoch)
+        if found.role == "agent" and same and hello.master not in ("", self.instance):
+            return self._no(
+                hello,
+                "copied_registry",
+                f"the host has obeyed another master of epoch {hello.epoch}: one of them runs on a "
+                "copy of the registry",
+                "end the wrong one; a copy is to be put in place by `posthouse restore`",
             )
         if len(self._sessions) >= limits.peers_max and peer not in self._of_peer:
             message = f"this master has {limits.peers_max} sessions already"
@@ -183,6 +194,7 @@ class FrontDoor:
             registry=self.term.registry,
             protocol=min(hello.protocol_max, PROTOCOL_MAX),
             principal=admission.principal,
+            master=self.instance,
             version=self._version,
         )
         turn.send(peer, session.link.loose(welcome))

@@ -62,9 +62,10 @@ class Hello(Message, frozen=True, kw_only=True):
     REFUSED.
 
     `nonce` comes back in WELCOME: an answer to another HELLO is ignored. `role` is "agent" or
-    "client". `host` counts only where no key names the peer. `registry` and `epoch` are the last
-    ones this process knew (empty and 0 if none). An agent also tells who it is (`machine_id`,
-    `boot_id`, `agent_instance`), its `wardens`, what it offers, and how much inventory follows.
+    "client". `host` counts only where no key names the peer. `registry`, `epoch` and `master` are
+    the last ones this process knew (empty and 0 if none). An agent also tells who it is
+    (`machine_id`, `boot_id`, `agent_instance`), its `wardens`, what it offers, and how much
+    inventory follows.
     """
 
     nonce: Bytes16
@@ -74,6 +75,7 @@ class Hello(Message, frozen=True, kw_only=True):
     version: Word = ""
     registry: Word = ""
     epoch: Int = 0
+    master: Word = ""
     host: Word = ""
     machine_id: Word = ""
     boot_id: Word = ""
@@ -106,6 +108,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     registry: Hex32
     protocol: Int
     principal: Word
+    master: Word = ""
     version: Word = ""
     lease_s: Finite = 0.0
     renew_s: Finite = limits.renew_s

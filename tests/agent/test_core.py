@@ -610,6 +610,20 @@ def test_leaving_says_goodbye_and_never_dials_again(bench: Bench) -> None:
     assert bench.core.wake_s == float("inf")
 
 
+def test_a_master_of_the_same_epoch_on_a_copy_of_the_registry_is_not_obeyed(bench: Bench) -> None:
+    bench.attach()
+    bench.open(epoch=5, master="aa" * 16)
+    bench.refuse()
+    bench.open(epoch=5, master="bb" * 16)
+    assert bench.core.session is None
+    assert not bench.said(Inventory)
+    bench.open(epoch=5, master="aa" * 16)
+    assert bench.said(Inventory)
+    bench.refuse()
+    bench.open(epoch=6, master="bb" * 16)  # a restart of the one, or an operator's decision
+    assert bench.said(Inventory)
+
+
 def test_an_older_master_of_the_same_registry_is_not_obeyed(bench: Bench) -> None:
     bench.attach()
     bench.open(epoch=5)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import threading
 import time
@@ -14,7 +15,8 @@ import pytest
 
 import posthouse
 from posthouse import BackgroundWorker, Cursor, CursorTooOld, EventKind, WorkerState
-from posthouse_testing.cluster import LocalCluster
+from posthouse_cli.layout import Layout
+from posthouse_testing.cluster import Daemon, LocalCluster
 
 HERE = Path(__file__).parent
 
@@ -184,3 +186,34 @@ def test_ten_workers_that_the_backup_does_not_know_run_on_and_are_claimed(house,
         new = client.handle("new-1")
         os.kill(pids["new-1"], 9)
         assert new.wait_for_shutdown(timeout=20).name == "new-1"
+
+
+def test_a_second_master_on_a_copy_of_the_registry_is_obeyed_by_no_host(house, tmp_path):
+    """Its folder was copied, lock file and all; both masters began one term since, so their epochs
+    are equal. The host refuses the one that it has not obeyed, and says why."""
+    with house.connect() as client:
+        pid = client.register(idle("w")).wait_for_ready(timeout=20).pid
+    registry = Layout.at(str(house.dir)).registry
+    house.master.kill()
+    shutil.copytree(registry, tmp_path / "copy")
+    house.master.start()
+    house.wait_for_hosts()
+    house.master.kill()
+    argv = [*house.master.argv, "--state-dir", str(tmp_path / "copy")]
+    second = Daemon("second", argv, tmp_path / "second.log", house.env)
+    second.start()
+    try:
+        deadline_s = time.monotonic() + 30
+        while "copied_registry" not in second.log.read_text():
+            assert second.alive and time.monotonic() < deadline_s, second.last_words()
+            time.sleep(0.05)
+        assert "one of them runs on a copy" in house.agent("a").log.read_text()
+        with house.connect() as client:
+            status = client.handle("w").status()
+            assert (status.pid, status.reachable) == (pid, False)
+    finally:
+        second.kill()
+    house.master.start()
+    house.wait_for_hosts()
+    with house.connect() as client:
+        assert client.handle("w").wait_for_ready(timeout=20).pid == pid

@@ -126,6 +126,22 @@ def test_a_host_that_has_seen_a_newer_epoch_is_refused(town):
     assert refusal(host).code == "older_epoch"
 
 
+def test_a_host_of_a_master_with_the_same_epoch_on_a_copy_is_refused(town, towns):
+    other = towns.Town()
+    assert other.core.term == town.core.term
+    other.core.door.instance = "cd" * 16  # in a town entropy is a counter, and the same in each
+    known = other.host("b").welcome
+    host = town.agent("b")
+    host.open(settle=False, registry=known.registry, epoch=known.epoch, master=known.master)
+    refused = refusal(host)
+    assert refused.code == "copied_registry" and "posthouse restore" in refused.hint
+    assert not town.core.fleet.hosts
+    host = town.agent("b")
+    ours = town.core.door.instance
+    host.open(settle=False, registry=known.registry, epoch=known.epoch, master=ours)
+    assert host.welcome is not None
+
+
 def test_the_table_of_sessions_is_bounded(town, monkeypatch):
     monkeypatch.setattr(limits, "peers_max", 2)
     first = town.client()

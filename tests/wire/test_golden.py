@@ -205,6 +205,7 @@ KILLED = ExitFacts(
     output_tail="last line\n",
     traceback="",
 )
+MASTER = "5e" * 16
 FAILED = ExitFacts(cause="exited", code=1, traceback="ValueError: orders\n")
 RUNNING = Running(
     registry=REGISTRY,
@@ -288,7 +289,8 @@ MESSAGES: dict[str, Message] = {
     "hello.client": Hello(nonce=NONCE, role="client", version="0.1.0"),
     "hello.agent": Hello(
         nonce=NONCE, role="agent", protocol_min=1, protocol_max=2, version="0.1.0",
-        registry=REGISTRY, epoch=6, host="b", machine_id="4c4c4544003957108052b4c04f384833",
+        registry=REGISTRY, epoch=6, master=MASTER, host="b",
+        machine_id="4c4c4544003957108052b4c04f384833",
         boot_id=BOOT, agent_instance=WARDEN,
         wardens=[WardenRef(kind="fenced", instance=WARDEN, protocol=1)], labels=["gpu"],
         runtimes=["default", "py312"], modules=["acme.*"], allow_exec=True, users=["www-data"],
@@ -301,8 +303,8 @@ MESSAGES: dict[str, Message] = {
     ),
     "welcome.agent": Welcome(
         nonce=NONCE, session=SESSION, epoch=7, timeline=1, registry=REGISTRY, protocol=0,
-        principal="agent:b", version="0.1.0", lease_s=30.0, renew_s=6.0, silence_s=12.0,
-        spread_s=2.5,
+        principal="agent:b", master=MASTER, version="0.1.0", lease_s=30.0, renew_s=6.0,
+        silence_s=12.0, spread_s=2.5,
     ),
     "refused": Refused(
         code="host_taken", message="host b has a live session", hint="is it started twice?",
