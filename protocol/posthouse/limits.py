@@ -102,6 +102,7 @@ wal_kept_bytes: Final = 8 * 1024 * 1024  # of the -wal file after a larger trans
 reserve_bytes: Final = (
     16 * 1024 * 1024
 )  # kept beside the registry for ends of workers on a full disk
+hostile_bytes_max: Final = 64 * 1024 * 1024  # that 1,000 strangers, or a flood, cost a master
 recovery_s: Final = 660.0  # after a restore: the longest lease that an unknown host can have had
 unclaimed_records_max: Final = 10_000  # of processes, that are asked for without being claimed
 disk_low_bytes: Final = 8 * 1024 * 1024  # free beside the reserve; less, and nothing new is begun

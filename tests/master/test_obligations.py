@@ -3,13 +3,31 @@
 import msgspec
 import pytest
 
+from posthouse import codec
 from posthouse.messages import (
+    AGENT_TO_MASTER,
+    KIND_OF,
+    Ack,
     Exited,
+    Goodbye,
+    Hello,
+    HostTold,
+    Inventory,
+    LogChunk,
+    Output,
+    ReadLog,
+    ReadOutput,
     Ready,
+    RecordTold,
+    Renew,
     Started,
     StartFailed,
     Stop,
     StopDone,
+    Terminate,
+    Unsupported,
+    WorkerAnswer,
+    WorkerAsks,
 )
 
 change = msgspec.structs.replace
@@ -46,7 +64,9 @@ OTHERS = {
     "ready": lambda _host, start: Ready(**_born(start)),
     "start_failed": lambda _host, start: StartFailed(**_born(start), reason="no"),
     "stop_done": lambda _host, start: StopDone(**_named(start)),
+    "record_told": lambda _host, start: RecordTold(**_named(start), spec={"main": "evil:main"}),
 }
+ABOUT_NO_PROCESS = {Hello, Renew, Ack, Unsupported, Goodbye}
 
 
 def _thrown_out(town, host, told):
@@ -84,6 +104,40 @@ def test_inv14_a_host_is_believed_only_about_its_own_workers(town, word):
     assert town.kinds("0.1") == before
     assert (client.status("w").host, client.status("w").ready) == ("b", False)
     assert not b.take(Stop)
+
+
+def test_inv14_a_host_answers_no_question_that_another_was_asked(town):
+    b, c, client = town.host("b"), town.host("c"), town.client()
+    client.register("w", host="b")
+    b.run()
+    client.say(ReadOutput(request=b"r" * 16, ref="w"))
+    read = b.one(ReadLog).read
+    for lie in (LogChunk(read=read, offset=0, data=b"lie"), HostTold(read=read, text="lie")):
+        c.say(lie)
+        assert not client.take(Output)
+    b.say(LogChunk(read=read, offset=0, data=b"truth"))
+    assert client.one(Output).data == b"truth"
+
+
+def test_inv14_a_host_asks_for_nothing_in_the_name_of_anothers_worker(town):
+    b, c, client = town.host("b"), town.host("c"), town.client()
+    client.register("w", host="b")
+    start = b.run()
+    body = codec.encode_body(Terminate(request=b"r" * 16, ref="w"))
+    asks = WorkerAsks(**_named(start), call=1, kind=KIND_OF[Terminate], body=body)
+    c.say(asks)
+    assert b"not_permitted" in c.one(WorkerAnswer).body
+    assert client.status("w").stopping is None
+    b.say(asks)
+    assert b.one(WorkerAnswer)
+    assert client.status("w").stopping is not None
+
+
+def test_inv14_no_word_of_an_agent_is_left_out_here():
+    told = {Exited, Started, Ready, StartFailed, StopDone, RecordTold}
+    assert len(told) == len(OTHERS)
+    asked = {LogChunk, HostTold, WorkerAsks, Inventory}
+    assert told | asked | ABOUT_NO_PROCESS == AGENT_TO_MASTER
 
 
 @pytest.mark.parametrize("kind", ["running", "exits"])

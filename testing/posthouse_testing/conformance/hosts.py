@@ -117,7 +117,7 @@ def again(kit: Kit) -> None:
 @case(
     "host-registry",
     OPENING,
-    "A host of another registry, or of a later term, is refused",
+    "A host of another registry, of a later term, or of another master in this term is refused",
     host=True,
 )
 def registry(kit: Kit) -> None:
@@ -126,6 +126,8 @@ def registry(kit: Kit) -> None:
     welcome = kit.stranger().open()
     known = {"registry": welcome["registry"], "epoch": welcome["epoch"] + 1000}
     refused(host, "older_epoch", **known)
+    known = {"registry": welcome["registry"], "epoch": welcome["epoch"], "master": "f" * 32}
+    refused(host, "copied_registry", **known)
 
 
 @case(
