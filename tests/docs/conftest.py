@@ -30,7 +30,19 @@ from posthouse_testing.sweep import sweep
 ROOT = Path(__file__).parents[2]
 TWO_MACHINES = "docs/how-to/two-machines.md"
 DEADLINE_S = 45.0  # for one step; others may be running on the machine
-READS = {"ps", "status", "logs", "events", "hosts", "pid", "top", "config", "why", "stacks"}
+READS = {
+    "ps",
+    "unclaimed",
+    "status",
+    "logs",
+    "events",
+    "hosts",
+    "pid",
+    "top",
+    "config",
+    "why",
+    "stacks",
+}
 TO_BE_READ = {"text", "mermaid", "{toctree}"}
 _FENCE = re.compile(
     r"(?:^<!-- not run: ([^\n]+) -->\n)?^```([\w{}]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
