@@ -43,12 +43,27 @@ def copied(house: LocalCluster, verb: str, *arguments: str, status: int = 0) -> 
     return ran.stdout + ran.stderr
 
 
+def heard(house: LocalCluster) -> None:
+    """Wait until host a has a session and answers in it: it has told what it runs."""
+    house.wait_for_hosts()
+    deadline_s = time.monotonic() + 30
+    with house.connect() as client:
+        while True:
+            try:
+                client.usage("a", timeout=5)
+            except posthouse.PosthouseError:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+            else:
+                return
+
+
 def restored(house: LocalCluster, file: Path, *options: str) -> None:
     """Put the backup in place, as an operator does."""
     house.master.terminate()
     copied(house, "restore", str(file), *options)
     house.master.start()
-    house.wait_for_hosts()
+    heard(house)
 
 
 def json_of(house: LocalCluster, *arguments: str) -> list[dict[str, Any]]:
@@ -182,7 +197,7 @@ def test_ten_workers_that_the_backup_does_not_know_run_on_and_are_claimed(house,
             status = client.handle(str(handle.id)).status()
             assert (status.state, status.pid) == (WorkerState.STARTED, pids[handle.name])
         house.master.restart()
-        house.wait_for_hosts()
+        heard(house)
         new = client.handle("new-1")
         os.kill(pids["new-1"], 9)
         assert new.wait_for_shutdown(timeout=20).name == "new-1"
@@ -197,7 +212,7 @@ def test_a_second_master_on_a_copy_of_the_registry_is_obeyed_by_no_host(house, t
     house.master.kill()
     shutil.copytree(registry, tmp_path / "copy")
     house.master.start()
-    house.wait_for_hosts()
+    heard(house)
     house.master.kill()
     argv = [*house.master.argv, "--state-dir", str(tmp_path / "copy")]
     second = Daemon("second", argv, tmp_path / "second.log", house.env)
@@ -215,6 +230,6 @@ def test_a_second_master_on_a_copy_of_the_registry_is_obeyed_by_no_host(house, t
     finally:
         second.kill()
     house.master.start()
-    house.wait_for_hosts()
+    heard(house)
     with house.connect() as client:
         assert client.handle("w").wait_for_ready(timeout=20).pid == pid

@@ -241,4 +241,6 @@ def test_a_restore_at_a_random_moment(towns, seed):
     for registration in town.core.registry.workers(limit=1000):
         waits = str(registration.life) in ("submitted", "waiting")
         if waits and registration.name not in town.core.starter.withheld:
-            pytest.fail(f"{registration!r} is never started: {town.core.view.why_not_running(registration)}")
+            pytest.fail(
+                f"{registration!r} is never started: {town.core.view.why_not_running(registration)}"
+            )
