@@ -406,7 +406,7 @@ class AgentCore:
                 self._end_session(f"{type(message).__name__} is not for an agent", now)
 
     def _wake(self, message: Signal | LatchCommand | Notify | GetRecord) -> None:
-        """A process of this host is to get a signal, or its latch set, or its record is asked for."""
+        """A process here is to get a signal, or its latch set, or its record is asked for."""
         match message:
             case Signal():
                 worker = self._known(message.token, "signal")
