@@ -100,7 +100,9 @@ def steps(text: str) -> list[Step]:
 def masked(text: str) -> list[str]:
     for pattern, word in _VARIES:
         text = pattern.sub(word, text)
-    return [line.rstrip() for line in text.splitlines() if line.strip()]
+    # Progress is drawn over itself: of such a line only what was drawn last is left to see.
+    seen = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line for line in seen if line]
 
 
 def agrees(printed: str, shown: list[str]) -> bool:
