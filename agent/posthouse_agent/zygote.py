@@ -35,7 +35,7 @@ from posthouse import __version__, limits
 from posthouse_agent import child, native, procfs, zygote_line
 from posthouse_agent.start_worker import Inheritance, StartWorker
 from posthouse_agent.title import set_title
-from posthouse_agent.zygote_line import PROTOCOL, PROTOCOL_MIN
+from posthouse_agent.zygote_line import PROTOCOL, SERVES_MIN
 
 __all__ = ["serve"]
 
@@ -73,7 +73,7 @@ def serve(line: socket.socket, warden_pid: int) -> NoReturn:
         _refuse(line, refused.code, str(refused))
     while (received := zygote_line.receive(line)) is not None:
         if received.message["op"] == "fork":
-            _load_late(line, received.message["preload"])
+            _load_late(line, received.message.get("preload", []))
             _fork_spares(line, warden_pid, int(received.message["count"]))
     os._exit(0)
 
@@ -91,11 +91,11 @@ def _refuse(line: socket.socket, code: str, reason: str) -> NoReturn:
 def _load(message: dict[str, Any]) -> None:
     """Become the runtime. Raises _Refused."""
     low, high = message["protocol"]
-    if not (low <= PROTOCOL and high >= PROTOCOL_MIN):
+    if not (low <= PROTOCOL and high >= SERVES_MIN):
         raise _Refused(
             "runtime_unusable",
             f"posthouse {__version__} in the environment of {sys.executable} speaks versions "
-            f"{PROTOCOL_MIN} to {PROTOCOL} of the zygote's protocol, this host {low} to {high}",
+            f"{SERVES_MIN} to {PROTOCOL} of the zygote's protocol, this host {low} to {high}",
         )
     if message["bind_now"] is not None:
         os.environ[zygote_line.BIND_NOW] = message["bind_now"]

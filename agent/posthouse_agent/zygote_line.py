@@ -34,6 +34,7 @@ __all__ = [
     "BIND_NOW",
     "PROTOCOL",
     "PROTOCOL_MIN",
+    "SERVES_MIN",
     "Received",
     "decode",
     "encode",
@@ -46,6 +47,10 @@ PROTOCOL = 1
 PROTOCOL_MIN = 1
 """The newest and the oldest version that this end speaks. 1: `begin` has databases and a descriptor
 for shared memory, without which a worker would be told that it has none; `fork` has `preload`."""
+
+SERVES_MIN = 0
+"""The oldest warden's that a zygote serves: wardens outlive an upgrade of the files that zygotes
+are made from, and what they do not say they do not expect either."""
 
 BIND_NOW = "LD_BIND_NOW"
 """The loader looks symbols up when a zygote begins, not one by one in each of its children, where

@@ -1,11 +1,13 @@
 """Workers come from their runtime's zygote: whatever dies there, nothing is lost or doubled."""
 
+import ctypes
 import functools
 import importlib
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import pytest
 
 import posthouse
 from posthouse import limits
-from posthouse_agent import procfs
+from posthouse_agent import procfs, zygote_line
 from posthouse_agent.orders import Confirm, Ended, Forked, ForkFailed, RenewRuntime, StopWorker
 from posthouse_agent.zygote_line import PROTOCOL, PROTOCOL_MIN
 
@@ -339,7 +341,7 @@ def test_environment_with_a_posthouse_of_its_own(host, agent, other_python):
             r"^PROTOCOL = .*$", f"PROTOCOL = {high}", line.read_text(), flags=re.MULTILINE
         )
         line.write_text(
-            re.sub(r"^PROTOCOL_MIN = .*$", f"PROTOCOL_MIN = {low}", text, flags=re.MULTILINE)
+            re.sub(r"^SERVES_MIN = .*$", f"SERVES_MIN = {low}", text, flags=re.MULTILINE)
         )
         host.runtime_env = {"AGAIN": str(high)}
         order = host.order("elsewhere:look", flags=1)
@@ -356,6 +358,37 @@ def test_environment_with_a_posthouse_of_its_own(host, agent, other_python):
     failed = agent.expect(ForkFailed, order.token)
     assert "posthouse 9.9 in the environment of" in failed.reason
     assert "is too old" in failed.reason
+
+
+def test_a_warden_from_before_an_upgrade_is_served():
+    """It runs on, and its zygotes are made from the new files: it speaks version 0, and says
+    nothing of what came later."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(20)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    folder = Path(posthouse.__file__).parent
+    boot = Path(procfs.__file__).parent / "boot.py"
+    argv = [sys.executable, "-P", str(boot), str(theirs.fileno()), str(os.getpid()), str(folder)]
+    assert libc.prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER, as a warden is
+    try:
+        with subprocess.Popen(argv, pass_fds=[theirs.fileno()]) as zygote:
+            theirs.close()
+            load = {"op": "load", "protocol": [0, 0], "name": "old", "path": [], "preload": []}
+            zygote_line.send(ours, {**load, "bind_now": None})
+            zygote_line.send(ours, {"op": "fork", "count": 1})
+            heard = []
+            while "spare" not in heard:
+                received = zygote_line.receive(ours)
+                assert received is not None, heard
+                assert received.message["op"] in ("files", "ready", "spare"), received.message
+                heard.append(received.message["op"])
+            os.close(received.descriptors[0])  # it ends by that
+            os.waitpid(received.pid, 0)
+            ours.close()
+            zygote.wait(20)
+    finally:
+        libc.prctl(36, 0, 0, 0, 0)
 
 
 def test_version_of_python_that_is_too_old(host, agent):
