@@ -85,9 +85,11 @@ def module_allowed(patterns: Sequence[str], module: str) -> bool:
     return False
 
 
-def offer(settings: AgentSettings, user: str, *, run_as: bool) -> dict[str, Any]:
+def offer(
+    settings: AgentSettings, user: str, *, run_as: bool, fence: bool = True
+) -> dict[str, Any]:
     """The same as fields of HELLO, so that the master need not ask in vain. `run_as`: whether the
-    wardens can run workers as other users."""
+    wardens can run workers as other users; `fence`: whether the fenced one ends with its lease."""
     others = settings.users if run_as else ()
     return {
         "labels": list(settings.labels),
@@ -95,6 +97,7 @@ def offer(settings: AgentSettings, user: str, *, run_as: bool) -> dict[str, Any]
         "modules": list(settings.modules),
         "allow_exec": settings.allow_exec,
         "users": sorted({user, *others} - {""}),
+        "fences": ["process"] if fence else [],
         "slots": settings.max_worker_processes,
     }
 

@@ -17,6 +17,8 @@ Races, and what settles them:
    (docs/decisions/0007).
 3. A worker ends while its inventory page waits for room: the pages are a snapshot taken at once,
    and the exit follows them in the same sequence.
+4. A START comes before the session's first GRANT, which is not sequenced and may be lost. Where
+   leases have deadlines it waits here: a warden is given no start before the lease it falls under.
 """
 
 from collections.abc import Callable
@@ -91,8 +93,10 @@ from posthouse_agent.orders import (
     Forget,
     Forked,
     ForkFailed,
+    Leased,
     NoteReady,
     RecordOf,
+    RenewLease,
     RenewRuntime,
     Report,
     SignalWorker,
@@ -105,7 +109,7 @@ from posthouse_agent.orders import (
 from posthouse_agent.reads import Reads
 from posthouse_agent.telling import Telling
 from posthouse_agent.view import HostView
-from posthouse_agent.wards import WardenSeat
+from posthouse_agent.wards import FENCED, WardenSeat
 
 __all__ = ["AgentCore"]
 
@@ -118,11 +122,11 @@ class AgentCore:
         settings: AgentSettings,
         facts: HostFacts,
         entropy: Callable[[int], bytes],
-        kinds: tuple[str, ...] = ("fenced",),
+        kinds: tuple[str, ...] = (FENCED,),
     ) -> None:
         self._settings = settings
         self._facts = facts
-        self._dialler = Dialler(self._hello, entropy, self._digest)
+        self._dialler = Dialler(self._hello, entropy, self._digest, lambda: self._in_force)
         self._seats = {kind: WardenSeat(kind, entropy) for kind in kinds}
         self._workers: dict[int, Running] = {}  # by token, as the wardens reported them
         self._names: dict[int, str] = {}  # of the same workers, for people
@@ -143,6 +147,9 @@ class AgentCore:
             set()
         )  # of such reasons, what has been told since there was one
         self._granted_s: float | None = None  # stamp of the renewal that was granted last
+        self._in_force = 0  # the same, once the warden's fuse is set by it
+        self._tell_leased = False  # at once, not with the next renewal
+        self._waiting: list[Start] | None = None  # for the first grant; None: it has come
         self._effects: list[Effect] = []
 
     def __repr__(self) -> str:
@@ -241,6 +248,9 @@ class AgentCore:
             self._dialled(self._dialler.tick(now.boot_s), now)
             if greeting and not self._dialler.greeting:
                 self._tell_unanswered("what listens there does not answer as a master")
+        if self._tell_leased and self._dialler.open:
+            self._effects.append(self._dialler.renew(now.boot_s))
+        self._tell_leased = False
         self._pump(now)
 
     def _tell_unanswered(self, reason: str) -> None:
@@ -283,6 +293,7 @@ class AgentCore:
                 settings,
                 self._facts.user,
                 run_as=all(seat.attached.run_as for seat in seats if seat.attached is not None),
+                fence=any(s.kind == FENCED and s.attached and s.attached.fence for s in seats),
             ),
             running=len(self._workers),
             exits=len(self._exits),
@@ -317,8 +328,8 @@ class AgentCore:
                         hint=refused.hint,
                         retry_after_s=refused.retry_after_s,
                     )
-                case dial.Granted(stamp_s):
-                    self._granted_s = stamp_s  # leases have no deadline yet
+                case dial.Granted():
+                    self._granted(effect)
                 case dial.Delivered(message):
                     self._command(message, now)
 
@@ -352,6 +363,24 @@ class AgentCore:
             max((seat.highest_token for seat in self._seats.values()), default=0),
         )
         self._telling.begin(pages)
+        self._in_force = 0
+        self._waiting = [] if welcome.lease_s > 0 else None
+
+    def _granted(self, granted: dial.Granted) -> None:
+        """The fenced warden hears of it; with what waited for it behind it."""
+        self._granted_s = granted.stamp_s
+        seat = self._seats[FENCED]
+        if granted.lease_s > 0 or seat.leased:
+            lease_us = int(min(granted.lease_s, limits.lease_s_max) * 1e6)
+            deadline_us = granted.stamp + lease_us if lease_us > 0 else 0
+            seat.leased = deadline_us > 0
+            order = RenewLease(stamp=granted.stamp, deadline_us=deadline_us)
+            self._effects.append(Give(FENCED, order))
+        else:
+            self._in_force = granted.stamp
+        waiting, self._waiting = self._waiting or [], None
+        for start in waiting:
+            self._start(start)
 
     def _end_session(self, reason: str, now: Instant) -> None:
         link = self._dialler.link
@@ -361,6 +390,7 @@ class AgentCore:
 
     def _forget_session(self) -> None:
         self._telling.end()
+        self._waiting = None
         self._stopping.clear()
         self._reads.end()
 
@@ -374,6 +404,7 @@ class AgentCore:
 
     def _acknowledged(self, now: Instant) -> None:
         confirmed: dict[str, list[int]] = {}
+        told = self._telling.told
         for token in self._telling.acknowledged(self._dialler, now.boot_s):
             kind, _ = self._exits.pop(token)
             confirmed.setdefault(kind, []).append(token)
@@ -381,6 +412,8 @@ class AgentCore:
             for at in range(0, len(tokens), limits.page_items_max):
                 order = Confirm(tokens=tokens[at : at + limits.page_items_max])
                 self._effects.append(Give(kind, order))
+        if self._telling.told and not told and self._waiting is not None:
+            self._effects.append(self._dialler.renew(now.boot_s))  # granted only from now on
 
     # --- commands of the master ---
 
@@ -447,6 +480,9 @@ class AgentCore:
 
     def _start(self, start: Start) -> None:
         token = start.token
+        if self._waiting is not None:
+            self._waiting.append(start)
+            return
         if token in self._workers or token in self._exits or token in self._starting:
             # A master never sends one token twice; its report is sent or on its way.
             self._note("start.repeated", token=token)
@@ -489,6 +525,8 @@ class AgentCore:
             signal=stop.signal,
             grace_s=min(max(stop.grace_s, 0.0), limits.stop_grace_s_max),
         )
+        if self._waiting:
+            self._waiting = [start for start in self._waiting if start.token != stop.token]
         worker = self._workers.get(stop.token)
         if worker is not None:
             self._workers[stop.token] = msgspec.structs.replace(worker, stopping=stop.reason)
@@ -510,6 +548,7 @@ class AgentCore:
             case Attached():
                 self._forget_warden(kind)
                 seat.attached = report
+                seat.leased = report.leased
                 self._note("warden.attached", kind=kind, pid=report.pid, instance=report.instance)
                 if not report.run_as and set(self._settings.users) - {self._facts.user}:
                     reason = "this warden has not the capabilities to run workers as other users"
@@ -524,14 +563,23 @@ class AgentCore:
                 self._stop_unknown(kind, report)
             case Stuck() | RecordOf():
                 self._told_of(report)
-            case SnapshotEnd():
-                seat.complete = True
-                self._note("warden.ready", kind=kind, running=report.running, exits=report.exits)
-            case Forget():
-                seat.ends()
-                self._note("warden.ends", kind=kind)
+            case Leased() | SnapshotEnd() | Forget():
+                self._warden_said(seat, report)
         if isinstance(report, Forked | Ended):
             seat.highest_token = max(seat.highest_token, report.token)
+
+    def _warden_said(self, seat: WardenSeat, report: Leased | SnapshotEnd | Forget) -> None:
+        """What concerns no single worker."""
+        match report:
+            case Leased(stamp=stamp):
+                self._tell_leased = not self._in_force  # a first one is waited for
+                self._in_force = max(self._in_force, stamp)
+            case SnapshotEnd(running=running, exits=exits):
+                seat.complete = True
+                self._note("warden.ready", kind=seat.kind, running=running, exits=exits)
+            case Forget():
+                seat.ends()
+                self._note("warden.ends", kind=seat.kind)
 
     def _forked(self, kind: str, forked: Forked) -> None:
         worker = inventory.running_of(kind, forked)

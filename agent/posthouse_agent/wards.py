@@ -13,7 +13,9 @@ from posthouse_agent.effects import DropWarden, Effect, Give, NeedWarden
 from posthouse_agent.orders import PROTOCOL, Attach, Attached, Report, SnapshotEnd
 from posthouse_agent.view import WardenView
 
-__all__ = ["WardenSeat"]
+__all__ = ["FENCED", "WardenSeat"]
+
+FENCED = "fenced"  # the kind whose workers end with the host's lease
 
 
 class WardenSeat:
@@ -24,6 +26,7 @@ class WardenSeat:
         self.attached: Attached | None = None
         self.complete = False
         self.highest_token = 0
+        self.leased = False  # it was given a deadline
         self._entropy = entropy
         self._connected = False
         self._failures = 0
@@ -102,3 +105,4 @@ class WardenSeat:
             pause_s *= 0.5 + self._entropy(1)[0] / 256
         self.wake_s = now_s + pause_s
         self.attached, self.complete, self._connected = None, False, False
+        self.leased = False

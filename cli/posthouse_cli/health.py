@@ -132,6 +132,7 @@ def _kernel() -> Iterator[Finding]:
     else:
         what = "process: workers die with their warden"
         yield Finding("fences", "ok", f"{what}; tree: not offered by agents of this version")
+        yield _fuse()
     from posthouse_agent.cgroups import own_folder
 
     own = own_folder("")
@@ -144,6 +145,21 @@ def _kernel() -> Iterator[Finding]:
         )
     else:
         yield Finding("cgroups", "ok", own)
+
+
+def _fuse() -> Finding:
+    """Whether a warden here would get the timer that ends it with its lease."""
+    from posthouse_agent.native import Fuse
+
+    try:
+        Fuse()
+    except OSError as error:
+        what = f"the kernel gives no timer: {error.strerror}"
+        hint = "without it no worker that may move is placed here; ulimit -i raises the limit"
+        return Finding("fuse", "warn", what, hint)
+    return Finding(
+        "fuse", "ok", "the kernel ends a warden with its lease, also one that is stopped"
+    )
 
 
 def _descriptors(check: str, needed: int, hint: str) -> Finding:
@@ -240,15 +256,27 @@ def _master(loaded: Loaded[MasterSettings]) -> Iterator[Finding]:
     yield from _readable("master.key_file", settings.key_file, keys.server_keys)
     yield from _readable("master.principals_file", settings.principals_file, keys.load_principals)
     yield from _keyless("master.keys", settings, settings.listen_agents, settings.listen_clients)
-    yield Finding("master.worst_cases", "ok", "; ".join(worst_cases()))
+    yield Finding("master.worst_cases", "ok", "; ".join(worst_cases(settings)))
 
 
-def worst_cases() -> list[str]:
-    """What follows from the bounds of the system, in words."""
+def worst_cases(settings: MasterSettings) -> list[str]:
+    """What follows from the settings and from the bounds of the system, in words."""
+    from posthouse_master.leases import lost_after_s
+
     seen_s = limits.silence_s + limits.renew_s
+    lease_s = settings.lease_s or limits.lease_s
+    after = f"after {shown(lost_after_s(lease_s))} and their restart_time"
+    moved = f"its workers that may move run elsewhere {after}"
+    if settings.lease_s is None:
+        moved += " (never, while every host is of the master's own boot)"
+    parted_s = lost_after_s(settings.handover_s)
+    mass = f"{limits.mass_loss_share:.0%} of at least {limits.mass_loss_hosts_min} hosts"
     return [
         f"a host that is gone shows as unreachable after {shown(seen_s)}",
-        "its workers are started nowhere else: leases have no deadline in this version",
+        moved,
+        "after a restart of the master the same counts from its beginning",
+        f"after a planned end of it, up to {shown(parted_s)} for hosts that do not come back",
+        f"of {mass} at once nothing is moved for another {shown(settings.mass_loss_wait_s)}",
         f"a waiter is told POSTMASTER_DIED after {shown(limits.master_silence_s)} without a master",
         f"an agent redials within {shown(limits.dial_backoff_s_max)}",
         f"a process that KILL does not end is told of after {shown(limits.unkillable_s)}",

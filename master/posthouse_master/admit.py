@@ -16,7 +16,7 @@ from posthouse.errors import (
     RefusedError,
 )
 from posthouse.spec import BackgroundWorker
-from posthouse_master.placement import Fleet, Host
+from posthouse_master.placement import Fleet, Host, guard_of
 from posthouse_master.registrants import is_worker
 from posthouse_master.registry import Registration, Registry
 
@@ -44,6 +44,17 @@ class Admit:
                 field="notify",
                 value="True",
                 rule="only for a single registration by a process on a host with an agent",
+            )
+
+        lease_s = self._fleet.lease_s
+        if lease_s and guard_of(spec) and spec.stop_grace_s > lease_s / 2:
+            raise RefusedError(
+                f"stop_grace_s is {spec.stop_grace_s:g}: at most half the lease of "
+                f"{lease_s:g} s, for a worker that may be moved",
+                hint="choose a shorter grace, name its host, or set a longer lease",
+                field="stop_grace_s",
+                value=f"{spec.stop_grace_s:g}",
+                rule="at most half the lease",
             )
 
     def source(self, name: str) -> None:

@@ -88,6 +88,14 @@ class Chronicle:
             self.on_row(turn, kind, registration)
         return event
 
+    def only_lost(self, registration: Registration, token: int, host: str) -> bool:
+        """Whether all that is told of this incarnation's end is that this host was lost."""
+        page = self._log.read(0, registration.stream, self._log.sequence, 2**62)
+        rows = [event for event in page.events if event.token == token and event.host == host]
+        ends = [event.exit for event in rows if event.kind is EventKind.EXITED]
+        amended = any(event.kind is EventKind.EXIT_AMENDED for event in rows)
+        return not amended and [end and end.cause for end in ends] == ["host_lost"]
+
     def forget(self, turn: Turn, registration: Registration) -> None:
         """The registration is no longer listed: its rows go with it."""
         last = self._log.last_of(registration.stream)

@@ -22,6 +22,7 @@ from posthouse.messages import (
     Done,
     Drain,
     Drained,
+    ForgetHost,
     Hold,
     LatchWorker,
     Register,
@@ -40,6 +41,7 @@ from posthouse.spec import BackgroundWorker
 from posthouse.states import Phase, StopReason
 from posthouse_master.admit import Admit
 from posthouse_master.hosts import Hosts
+from posthouse_master.leases import Leases
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet, Host
 from posthouse_master.registrants import Registrants
@@ -70,8 +72,10 @@ class Commands:
         admit: Admit,
         registrants: Registrants,
         unclaimed: Unclaimed,
+        leases: Leases,
     ) -> None:
         self._unclaimed = unclaimed
+        self._leases = leases
         self._registry = registry
         self._fleet = fleet
         self._lifecycle = lifecycle
@@ -179,6 +183,14 @@ class Commands:
         self._lifecycle.claim(turn, spec, packed, process.running, process.host, session.principal)
         self._unclaimed.release(turn, process)
         return Done(request=message.request)
+
+    def forget_host(self, turn: Turn, session: Session, message: ForgetHost) -> Done:
+        host = self._admit.known_host(message.host)
+        count = self._leases.forget(
+            turn, host, session.principal, confirm_dead=message.confirm_dead
+        )
+        told = f"{count} workers that were placed there may run elsewhere"
+        return Done(request=message.request, message=told)
 
     def reload_runtimes(self, turn: Turn, session: Session, message: ReloadRuntimes) -> Done:
         host = self._admit.known_host(message.host)

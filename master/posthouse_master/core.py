@@ -36,6 +36,7 @@ from posthouse.messages import (
     Drain,
     Exited,
     Explain,
+    ForgetHost,
     GetStacks,
     GetStatus,
     GetUsage,
@@ -102,6 +103,7 @@ from posthouse_master.effects import (
 from posthouse_master.eventlog import EventLog
 from posthouse_master.groups import Groups
 from posthouse_master.hosts import Foreign, Hosts
+from posthouse_master.leases import NO_LEASES, LeasePolicy, Leases
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.notify import Watchers
 from posthouse_master.pace import DEFAULT_PACE, Pace, PacePolicy
@@ -146,6 +148,7 @@ class MasterPolicy:
     max_worker_processes: int = limits.workers_per_cluster_max
     max_worker_processes_per_host: int = limits.workers_per_host_max
     pace: PacePolicy = DEFAULT_PACE
+    lease: LeasePolicy = NO_LEASES
     version: str = ""
     phase: Phase = Phase.RUNNING  # until a PhaseChanged; only a followed server has a way to go
     phase_detail: str = ""
@@ -229,6 +232,18 @@ class MasterCore:
             self.door,
             self._timers,
         )
+        self.leases = Leases(
+            policy.lease,
+            self.registry,
+            self.fleet,
+            self.lifecycle,
+            self.starter,
+            strays,
+            chronicle,
+            self.door,
+            self._timers,
+            self.hosts.persist,
+        )
         self.book = RequestBook()
         self.shutdown = ShutdownWatch(
             self.registry,
@@ -253,6 +268,7 @@ class MasterCore:
             self.door,
             self.unclaimed,
             self._timers,
+            self.leases.dead_for_sure_s,
         )
         commands = Commands(
             self.registry,
@@ -264,6 +280,7 @@ class MasterCore:
             admit,
             self.registrants,
             self.unclaimed,
+            self.leases,
         )
         self._answers = Answers(
             self.registry,
@@ -303,6 +320,7 @@ class MasterCore:
             Drain: commands.drain,
             Claim: commands.claim,
             ReloadRuntimes: commands.reload_runtimes,
+            ForgetHost: commands.forget_host,
             GetStatus: self._answers.status,
             ListWorkers: self._answers.workers,
             ListHosts: self._answers.hosts,
@@ -369,6 +387,7 @@ class MasterCore:
                 self._end(turn, session, "not_permitted", "its key was revoked")
             return
         if isinstance(event, Interrupted):
+            self.leases.part(turn)
             turn.goodbye = event.reason
             turn.halt(0, event.reason)
             return
@@ -475,8 +494,9 @@ class MasterCore:
                 self._client(turn, session, message)
 
     def _renew(self, turn: Turn, session: Session, message: Renew) -> None:
-        if session.role == "agent" and not self.fleet.hosts[session.host].settled:
-            return  # no grant before the last page of the inventory
+        if session.role == "agent":
+            self.leases.renew(turn, session, message)
+            return
         # A grant says nothing about what is durable, so it need not wait for the commit.
         turn.send(session.peer, session.link.loose(Grant(stamp=message.stamp)), urgent=True)
 
@@ -582,9 +602,11 @@ class MasterCore:
                 self._replace(turn, held)
         if before is not None and self.door.get(before.identity) is not None:
             self._end(turn, before, "", "the peer began another session")
-        session = self.door.open(turn, peer, hello, admission)
+        lease_s = self.leases.welcome_s(hello)
+        session = self.door.open(turn, peer, hello, admission, lease_s)
         if admission.role == "agent":
             self.hosts.joined(turn, hello, session)
+            self.leases.look()
 
     def _refused(self, turn: Turn, peer: Peer, hello: Hello, refused: Refused) -> None:
         turn.note(
@@ -656,6 +678,9 @@ class MasterCore:
     def _host_due(self, turn: Turn, name: Any) -> None:
         self.hosts.not_back(turn, name)
 
+    def _lease_due(self, turn: Turn, name: Any) -> None:
+        self.leases.due(turn, name)
+
     def _shutdown_due(self, turn: Turn, subject: Any) -> None:
         self.shutdown.due(turn, subject)
 
@@ -670,6 +695,7 @@ class MasterCore:
         "start": _start_due,
         "host": _host_due,
         "recovery": _recovery_due,
+        "lease": _lease_due,
         "read": _read_due,
         "shutdown": _shutdown_due,
         "phase": _phase_due,
@@ -694,6 +720,9 @@ class MasterCore:
         for host in snapshot.hosts:
             self.hosts.restore(host, now.boot_s)
         self.recovery.begin(set(self.fleet.hosts), now.boot_s)
+        for each in self.fleet.hosts.values():
+            self.leases.restored(each, now.boot_s)
+        self.leases.look()
         self.fleet.offer_changed()
         for group in snapshot.groups:
             self.groups.restore(group)

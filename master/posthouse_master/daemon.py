@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -52,6 +53,7 @@ from posthouse_master.effects import (
     Tick,
 )
 from posthouse_master.gather import gather
+from posthouse_master.leases import LeasePolicy
 from posthouse_master.phase_source import PhaseSource, open_source
 from posthouse_master.preload import preload
 from posthouse_master.store.base import Op, RegistryRefused, Store, StoreFull
@@ -68,13 +70,16 @@ __all__ = ["run"]
 
 _POLL_MS_MAX: Final = 60_000  # an idle master looks around once a minute
 _FAREWELL_MS: Final = 500  # for the last frames to leave
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _FULL_S: Final = 1.0  # between two looks at a disk on which there is no room for a new term
 _HEARD_S: Final = 2.0  # for whoever asked for a shutdown to acknowledge the answer
 _WARNINGS: Final = frozenset(
     (
         "disk.low",
         "disk.none",
+        "host.braked",
         "host.down",
+        "host.lost",
         "session.refused",
         "static.skipped",
         "peer.bad_frame",
@@ -216,6 +221,7 @@ def _begin(settings: MasterSettings, store: Store, source: PhaseSource | None) -
         max_worker_processes=settings.max_worker_processes,
         max_worker_processes_per_host=settings.max_worker_processes_per_host,
         version=posthouse.__version__,
+        lease=_leases(settings),
         phase=source.first.phase if source is not None else Phase.RUNNING,
         phase_detail=source.first.detail if source is not None else "",
     )
@@ -233,6 +239,19 @@ def _begin(settings: MasterSettings, store: Store, source: PhaseSource | None) -
         gc.enable()
     gc.freeze()  # nor are they looked through again and again: that would stop the loop for seconds
     return core
+
+
+def _leases(settings: MasterSettings) -> LeasePolicy:
+    """Unless one is asked for, leases have a deadline only once there is a host that is not of
+    this machine's boot."""
+    asked = settings.lease_s is not None
+    local = "" if asked or sys.platform != "linux" else _BOOT_ID.read_text().strip()
+    return LeasePolicy(
+        lease_s=settings.lease_s or limits.lease_s,
+        local_boot_id=local,
+        handover_s=settings.handover_s,
+        mass_loss_wait_s=settings.mass_loss_wait_s,
+    )
 
 
 def _static(settings: MasterSettings, interrupts: "_Interrupts", log: Any) -> Configured | None:

@@ -21,7 +21,7 @@ from posthouse.states import Every, Phase
 from posthouse_master.admit import Admit
 from posthouse_master.effects import Room
 from posthouse_master.lifecycle import Lifecycle
-from posthouse_master.placement import Fleet, Host, wants_of
+from posthouse_master.placement import Fleet, Host, Wants, wants_of
 from posthouse_master.registry import Registry
 from posthouse_master.starter import Starter
 from posthouse_master.store.base import DropGroup, GroupRow, PutGroup
@@ -148,7 +148,7 @@ class Groups:
         fitting = {
             host.name
             for host in self._fleet.hosts.values()
-            if self._fleet.fits(wants_of(group.spec), host)
+            if self._fleet.fits(_member_wants(group), host)
         }
         # A host that had its member, and has it no longer, is not given another.
         found = (_member_on(group, host) for host in sorted(live | (fitting - group.hosts)))
@@ -193,7 +193,7 @@ class Groups:
         for group in list(self._groups.values()):
             if not group.each_host or host.name in group.hosts:
                 continue
-            if not self._fleet.fits(wants_of(group.spec), host):
+            if not self._fleet.fits(_member_wants(group), host):
                 continue
             spec = _member_on(group, host.name)
             if self._registry.named(spec.name) is not None:
@@ -243,6 +243,11 @@ class Groups:
                 )
             )
         )
+
+
+def _member_wants(group: Group) -> Wants:
+    """What each member on a host wants of it: none of them may run elsewhere, so no fence."""
+    return wants_of(group.spec)._replace(guard="")
 
 
 def _member_on(group: Group, host: str) -> BackgroundWorker:

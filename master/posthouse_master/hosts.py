@@ -27,7 +27,6 @@ from posthouse.messages import (
     StartFailed,
     StopDone,
 )
-from posthouse.records import ExitFacts
 from posthouse.states import EventKind, StopReason
 from posthouse_master.chronicle import Chronicle, host_stream
 from posthouse_master.effects import Room
@@ -49,6 +48,7 @@ from posthouse_master.unclaimed import Unclaimed
 __all__ = ["Foreign", "Hosts"]
 
 _TAKEN_RETRY_S = 1.0
+_NOT_SEEN = ("host_lost", "host_rebooted", "warden_died")  # causes of ends that nobody saw
 
 _pack_offer = msgspec.msgpack.Encoder().encode
 _unpack_offer = msgspec.msgpack.Decoder(Offer).decode
@@ -100,6 +100,7 @@ class Hosts:
             up=row.up,
             draining=row.draining,
             joined=True,
+            lease_s=row.lease_s,
         )
         if row.up:
             due_s = now_s + limits.silence_s + limits.dial_backoff_s_max
@@ -176,6 +177,7 @@ class Hosts:
         host.inventory, host.pages = {}, 0
         host.heard_s = turn.now.boot_s
         host.said_boot_id = hello.boot_id
+        host.granting_from = host.stamp = 0
         self._timers.cancel(("host", host.name))
         if offer != host.offer or not host.joined:
             host.offer, host.joined = offer, True
@@ -186,7 +188,7 @@ class Hosts:
             reason = "its agent said HELLO"
             self._record(turn, EventKind.HOST_UP, host, reason)
         if changed:
-            self._persist(turn, host)
+            self.persist(turn, host)
         self._starter.unbar(turn, host.name)
 
     def left(self, turn: Turn, session: Session, reason: str) -> None:
@@ -216,7 +218,7 @@ class Hosts:
         elif host.up:
             host.up = False
             self._record(turn, EventKind.HOST_DOWN, host, reason)
-            self._persist(turn, host)
+            self.persist(turn, host)
 
     def _record(self, turn: Turn, kind: EventKind, host: Host, reason: str) -> None:
         self._chronicle.record(
@@ -229,7 +231,8 @@ class Hosts:
         )
         turn.note(str(kind).replace("_", "."), host=host.name, reason=reason)
 
-    def _persist(self, turn: Turn, host: Host) -> None:
+    def persist(self, turn: Turn, host: Host) -> None:
+        """Write its row anew."""
         turn.persist(
             PutHost(
                 HostRow(
@@ -240,6 +243,7 @@ class Hosts:
                     heard_unix_s=turn.now.unix_s,
                     up=host.up,
                     draining=host.draining,
+                    lease_s=host.lease_s,
                 )
             )
         )
@@ -276,7 +280,7 @@ class Hosts:
     def _draining(self, turn: Turn, host: Host, kind: EventKind, by: str) -> None:
         host.draining = kind is EventKind.HOST_DRAINING
         self._fleet.offer_changed()
-        self._persist(turn, host)
+        self.persist(turn, host)
         self._chronicle.record(
             turn,
             kind,
@@ -340,7 +344,7 @@ class Hosts:
                 self._missing(turn, host, registration, rebooted=rebooted)
         if host.said_boot_id != host.boot_id:
             host.boot_id = host.said_boot_id
-            self._persist(turn, host)
+            self.persist(turn, host)
         turn.note("host.settled", host=host.name, running=len(seen))
         # 3. Who waits for this host.
         host.choked = False
@@ -374,22 +378,8 @@ class Hosts:
             self._lifecycle.never_reached(turn, registration, why)
             return
         # A START just before a reboot may have run: like an end that nobody saw.
-        self._lost(turn, registration, "host_rebooted" if rebooted else "warden_died")
-
-    def _lost(self, turn: Turn, registration: Registration, cause: str) -> None:
-        facts = ExitFacts(
-            cause=cause, pid=registration.pid, started_unix_s=registration.started_unix_s
-        )
-        ended = Exit(
-            registry=self._registry.identity,
-            slot=registration.slot,
-            generation=registration.generation,
-            incarnation=registration.incarnation,
-            token=registration.token,
-            facts=facts,
-            stop=registration.stopping,
-        )
-        self._lifecycle.exited(turn, registration, ended)
+        cause = "host_rebooted" if rebooted else "warden_died"
+        self._lifecycle.lost(turn, registration, cause)
 
     # --- the word of a settled host ---
 
@@ -429,7 +419,7 @@ class Hosts:
             why = "it was stopped before it was started"
             self._lifecycle.never_reached(turn, registration, why)
         else:
-            self._lost(turn, registration, "warden_died")
+            self._lifecycle.lost(turn, registration, "warden_died")
 
     def _obliged(self, session: Session, word: Any) -> Host:
         """The host, if it may say this at all. Raises BadFrame, and nothing has changed."""
@@ -465,8 +455,31 @@ class Hosts:
         elif self._unclaimed.gone(turn, host.name, ended.token):
             pass
         elif not self._strays.gone(turn, host.name, ended.token):
+            if self._amend(turn, host, ended):
+                return
             handle = f"{ended.slot}.{ended.generation}"
             turn.note("worker.exit_known", host=host.name, handle=handle, token=ended.token)
+
+    def _amend(self, turn: Turn, host: Host, ended: Exit) -> bool:
+        """The host was taken for lost, and knows how this one really ended: told once, beside the
+        terminal row, which stands with all that was decided by it."""
+        registration = self._registry.get(ended.slot, ended.generation)
+        if registration is None or not registration.live or ended.facts.cause in _NOT_SEEN:
+            return False
+        if not self._chronicle.only_lost(registration, ended.token, host.name):
+            return False
+        self._chronicle.record(
+            turn,
+            EventKind.EXIT_AMENDED,
+            registration,
+            host=host.name,
+            incarnation=ended.incarnation,
+            token=ended.token,
+            pid=ended.facts.pid,
+            exit=ended.facts,
+            reason=f"its host is back: it had {ended.facts.describe()}",
+        )
+        return True
 
     def _believed(self, host: str, word: Any) -> Registration | None:
         """The registration that a host's word is about, if it has, or may have, this process."""

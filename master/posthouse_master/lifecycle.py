@@ -322,11 +322,30 @@ class Lifecycle:
             changes["streak"] = streak
         self._settle(turn, registration, decision, stop, facts, changes)
 
+    def lost(self, turn: Turn, registration: Registration, cause: str) -> None:
+        """Its process is gone for sure, and nobody saw how."""
+        ended = Exit(
+            registry=self._registry.identity,
+            slot=registration.slot,
+            generation=registration.generation,
+            incarnation=registration.incarnation,
+            token=registration.token,
+            facts=ExitFacts(
+                cause=cause, pid=registration.pid, started_unix_s=registration.started_unix_s
+            ),
+            stop=registration.stopping,
+        )
+        self.exited(turn, registration, ended)
+
     def start_failed(
         self, turn: Turn, registration: Registration, why: str, code: str, *, retry: bool
     ) -> None:
         """The drawn incarnation never ran (M6, M7)."""
         turn.note("worker.start_failed", **self._fields(registration), code=code, reason=why)
+        if code == "no_lease":
+            # Its warden was stopped for so long that it has renewals to read, the newest one last.
+            self.never_reached(turn, registration, why, limits.renew_s)
+            return
         if code == "stopping":
             # Its warden is ending; the agent's next session is with another one.
             self.never_reached(turn, registration, why, barred=self._starter.bar(registration))
@@ -347,11 +366,17 @@ class Lifecycle:
         self._settle(turn, registration, decision, registration.stopping, None, changes)
 
     def never_reached(
-        self, turn: Turn, registration: Registration, why: str, **changes: Any
+        self,
+        turn: Turn,
+        registration: Registration,
+        why: str,
+        delay_s: float = 0.0,
+        **changes: Any,
     ) -> None:
-        """Its START did not get to the host and never will: nobody's failure, so no delay."""
+        """Its START did not get to the host and never will: nobody's failure, so no delay of its
+        own."""
         if registration.stopping is None:
-            decision = Decision("restart", 0.0, "M5", why)
+            decision = Decision("restart", delay_s, "M5", why)
         else:
             decision = decide_failed_start(
                 registration.spec, why, registration.stopping, registration.stop_by

@@ -19,7 +19,7 @@ from posthouse.messages import Running
 from posthouse.spec import BackgroundWorker
 from posthouse.states import StartTime
 
-__all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "wants_of"]
+__all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "guard_of", "wants_of"]
 
 _HOSTS_SHOWN = 32
 
@@ -60,6 +60,14 @@ class Host:
     inventory: dict[int, Running] | None = None  # by token, until the last page
     pages: int = 0  # of the inventory, so far
     said_boot_id: str = ""  # of the HELLO; becomes boot_id once the inventory is settled
+    # Its lease; written by leases.py.
+    lease_s: float = 0.0  # the longest that it may count on, durable; 0: one without a deadline
+    granted_s: float | None = None  # last, on the master's clock; at a term's begin, if not yet
+    granting_s: float = 0.0  # the length of grants in this session, since the one of that stamp:
+    granting_from: int = 0
+    stamp: int = 0  # of the last RENEW that was granted
+    lost_s: float | None = None  # when its workers were taken for dead
+    braked_s: float | None = None  # since when its loss waits, because too many are lost
 
     def __repr__(self) -> str:
         state = "settled" if self.settled else "greeting" if self.session else "away"
@@ -86,6 +94,7 @@ class Wants(NamedTuple):
     run_as: str
     module: str
     start_time: StartTime = StartTime.POSTMASTER_START
+    guard: str = ""  # the fence that it needs where leases have deadlines
     barred: frozenset[str] = frozenset()
     failing: bool = False  # it has failed more than once in a row
 
@@ -98,10 +107,29 @@ def wants_of(spec: BackgroundWorker, barred: frozenset[str] = frozenset()) -> Wa
         runtime=spec.runtime,
         fence=spec.fence or "",
         run_as=spec.run_as or "",
+        guard=guard_of(spec),
         module=EXEC if entry_point == EXEC else entry_point.partition(":")[0],
         start_time=spec.start_time,
         barred=barred,
     )
+
+
+def guard_of(spec: BackgroundWorker) -> str:
+    """The fence that must end it with its host's lease, because it may run elsewhere then; "" if
+    nothing else may run it. Programs, and workers of other users, can leave a process fence."""
+    if (spec.on_partition or ("keep" if spec.host else "stop")) == "keep":
+        return ""
+    loose = spec.entry_point == EXEC or spec.run_as is not None
+    return spec.fence or ("tree" if loose else "process")
+
+
+def _unguarded(wants: Wants, host: Host) -> str:
+    """Why its lease would not end it."""
+    if not wants.guard or wants.guard in host.offer.fences:
+        return ""
+    if wants.guard == "tree" and not wants.fence:
+        return "it offers no fence 'tree', which programs and run_as need (or fence = 'process')"
+    return f"it offers no fence {wants.guard!r}"
 
 
 def _misfit(wants: Wants, host: Host) -> str:
@@ -144,6 +172,7 @@ class Fleet:
 
     def __init__(self, load: Callable[[str], int], slots_max: int) -> None:
         self.hosts: dict[str, Host] = {}
+        self.lease_s = 0.0  # of grants; 0: without a deadline. Written by leases.py
         self._load = load
         self._slots_max = slots_max
         self._fitting: dict[Wants, list[Host]] = {}
@@ -176,7 +205,8 @@ class Fleet:
         return self.slots(host) - self._load(host.name)
 
     def fits(self, wants: Wants, host: Host) -> bool:
-        return host.name not in wants.barred and host in self._candidates(wants)
+        free = host.name not in wants.barred and self._leased(wants, host)
+        return free and host in self._candidates(wants)
 
     def choose(self, wants: Wants) -> Host | None:
         """The least loaded open host that fits, by name among equals. A worker that names its
@@ -185,18 +215,21 @@ class Fleet:
             host
             for host in self._candidates(wants)
             if host.open and host.name not in wants.barred and self._has_room(wants, host)
+            if self._leased(wants, host)
         ]
         return min(found, key=lambda host: (self._load(host.name), host.name), default=None)
 
     def verdict(self, wants: Wants, host: Host) -> str:
         """Why this host cannot take it now; "" if it can."""
-        reason = _misfit(wants, host)
+        reason = self._misfit(wants, host)
         if reason:
             return reason
         if not host.reachable:
             return "it is not reachable" if host.heard_s is not None else "it has not been heard"
         if not host.settled:
             return "its inventory is still being taken"
+        if not self._leased(wants, host):
+            return "its lease is not in force yet"
         if host.name in wants.barred:
             return "it failed to start it, and trying again there is of no use"
         if not self._has_room(wants, host):
@@ -218,20 +251,27 @@ class Fleet:
         more = f", and {len(verdicts) - 3} more" if len(verdicts) > 3 else ""
         return f"no host can take it ({'; '.join(shown)}{more})"
 
+    def _leased(self, wants: Wants, host: Host) -> bool:
+        """Else a cut just now would leave it there for good: no time would make the host lost."""
+        return not self.lease_s or not wants.guard or bool(host.lease_s)
+
+    def _misfit(self, wants: Wants, host: Host) -> str:
+        return _misfit(wants, host) or (_unguarded(wants, host) if self.lease_s else "")
+
     def _has_room(self, wants: Wants, host: Host) -> bool:
         return bool(wants.host) or self.free(host) > 0
 
     def _candidates(self, wants: Wants) -> list[Host]:
         if wants.host:
             host = self.hosts.get(wants.host)
-            return [host] if host is not None and not _misfit(wants, host) else []
+            return [host] if host is not None and not self._misfit(wants, host) else []
         # What does not concern what a host must have.
         wants = wants._replace(
             start_time=StartTime.POSTMASTER_START, barred=frozenset(), failing=False
         )
         found = self._fitting.get(wants)
         if found is None:
-            found = [host for host in self.hosts.values() if not _misfit(wants, host)]
+            found = [host for host in self.hosts.values() if not self._misfit(wants, host)]
             self._fitting[wants] = found
         return found
 

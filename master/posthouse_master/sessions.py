@@ -168,7 +168,14 @@ class FrontDoor:
             return self._no(hello, "too_many_peers", message, retry_after_s=_TOO_MANY_RETRY_S)
         return found
 
-    def open(self, turn: Turn, peer: Peer, hello: Hello, admission: Admission) -> Session:
+    def open(
+        self,
+        turn: Turn,
+        peer: Peer,
+        hello: Hello,
+        admission: Admission,
+        lease_s: float = 0.0,
+    ) -> Session:
         """A new session; the peer hears WELCOME. The caller has ended what it replaces."""
         now_s = turn.now.boot_s
         identity = self._entropy(limits.session_bytes)
@@ -196,6 +203,7 @@ class FrontDoor:
             principal=admission.principal,
             master=self.instance,
             version=self._version,
+            lease_s=lease_s,
         )
         turn.send(peer, session.link.loose(welcome))
         turn.note("session.opened", principal=session.principal, session=identity.hex()[:8])

@@ -14,6 +14,7 @@ from posthouse import limits
 from posthouse.messages import Done, Shutdown
 from posthouse.states import EventKind, Phase, ShutdownMode, StopReason
 from posthouse_master.chronicle import Chronicle
+from posthouse_master.leases import lost_after_s
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registration, Registry
@@ -102,6 +103,18 @@ class ShutdownWatch:
             return
         self.finish(turn)
 
+    def _until(self) -> str:
+        """When what is not reached is dead for sure."""
+        leases = [
+            self._fleet.hosts[name].lease_s
+            for name in self._registry.hosts_with_workers()
+            if not self._fleet.hosts[name].reachable
+        ]
+        if not all(leases):
+            return "nobody can say until when, because leases have no deadline there"
+        ends_s = lost_after_s(max(leases))
+        return f"what may move ends there with the lease, within {ends_s:.0f} s"
+
     def due(self, turn: Turn, subject: object) -> None:
         """Time is over: for hosts to come back (`check` looks at that), or for all."""
         if ("shutdown", subject) == _END:
@@ -124,8 +137,8 @@ class ShutdownWatch:
         told = [f"{self.mode} shutdown"]
         if missed:
             told.append(
-                f"hosts not reached, their workers may still run: {', '.join(missed[:32])}; nobody "
-                "can say until when, because leases have no deadline yet"
+                f"hosts not reached, their workers may still run: {', '.join(missed[:32])}; "
+                f"{self._until()}"
             )
         if late:
             told.append(f"did not end in time: {', '.join(late[:32])}")

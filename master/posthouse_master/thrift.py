@@ -11,6 +11,7 @@ from typing import Final
 from posthouse.errors import ResourceExhausted
 from posthouse.messages import (
     Drain,
+    ForgetHost,
     Hold,
     LatchWorker,
     Request,
@@ -23,7 +24,7 @@ from posthouse_master.effects import Room, Space
 __all__ = ["afford"]
 
 # Whoever fills the disk may be one of the workers: ending it has to be possible.
-_FREEING: Final = (Terminate, Hold, Drain, Shutdown, SignalWorker, LatchWorker)
+_FREEING: Final = (Terminate, Hold, Drain, ForgetHost, Shutdown, SignalWorker, LatchWorker)
 
 
 def afford(space: Space, message: Request) -> None:

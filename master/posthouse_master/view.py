@@ -7,6 +7,7 @@ Invariant: a status never claims more than is known: STARTED only between the ho
 process exists and its word that it has ended; beside it stands whether the host is heard now.
 """
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -49,8 +50,10 @@ class View:
         door: FrontDoor,
         unclaimed: Unclaimed,
         timers: Timers[TimerKey],
+        dead_for_sure_s: Callable[[Host], float | None],
     ) -> None:
         self._unclaimed = unclaimed
+        self._dead_for_sure_s = dead_for_sure_s
         self._registry = registry
         self._log = log
         self._fleet = fleet
@@ -93,6 +96,7 @@ class View:
             stopping=registration.stopping,
             reachable=host.reachable if placed and host is not None else not placed,
             last_heard_s=self._heard(host, now) if placed and host is not None else None,
+            dead_for_sure_in_s=self._dead_in(host, now) if placed and host is not None else None,
             last_exit=unpack_facts(registration.last_exit) if registration.last_exit else None,
             timeline=self._log.timeline,
             sequence=self._log.sequence,
@@ -229,6 +233,11 @@ class View:
         if registration.life is not Life.WAITING:
             return None
         due_s = self._timers.due_of(("restart", registration.key))
+        return None if due_s is None else max(0.0, due_s - now.boot_s)
+
+    def _dead_in(self, host: Host, now: Instant) -> float | None:
+        """Of a host that is not heard: until nothing that ends with its lease lives there."""
+        due_s = None if host.reachable else self._dead_for_sure_s(host)
         return None if due_s is None else max(0.0, due_s - now.boot_s)
 
     def _heard(self, host: Host, now: Instant) -> float | None:

@@ -492,6 +492,22 @@ class Cluster:
     ) -> None:
         await calls.reload_runtimes(self._connection, host, runtime, timeout, request_id)
 
+    async def forget_host(
+        self,
+        host: str,
+        *,
+        confirm_dead: bool = False,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> str:
+        return await calls.forget_host(
+            self._connection,
+            host,
+            confirm_dead=confirm_dead,
+            timeout=timeout,
+            request_id=request_id,
+        )
+
     async def shutdown(
         self,
         mode: ShutdownMode | str = ShutdownMode.FAST,

@@ -21,6 +21,7 @@ from posthouse.messages import (
     Drained,
     Explain,
     Explained,
+    ForgetHost,
     GetStacks,
     GetStatus,
     GetUsage,
@@ -349,6 +350,13 @@ async def drain(
         request=new_request_id(request_id), host=host, on=on, force=force, grace_s=grace_s
     )
     return await talk.ask(request, Drained, timeout)
+
+
+async def forget_host(
+    talk: Talk, host: str, *, confirm_dead: bool, timeout: Timeout, request_id: bytes | None
+) -> str:
+    request = ForgetHost(request=new_request_id(request_id), host=host, confirm_dead=confirm_dead)
+    return (await talk.ask(request, Done, timeout)).message
 
 
 async def reload_runtimes(

@@ -314,6 +314,28 @@ class Cluster:
         )
         return done.changed
 
+    def forget_host(
+        self,
+        host: str,
+        *,
+        confirm_dead: bool = False,
+        timeout: float | None = None,
+        request_id: bytes | None = None,
+    ) -> str:
+        """Say that a host is gone for good: what was placed there may run elsewhere, and it is
+        listed no more. Returns how many workers that were, in words. Raises RefusedError while it
+        is heard, and while workers may run there unless `confirm_dead`: then you know that the
+        machine is off. If it is not, they run twice."""
+        return drive(
+            calls.forget_host(
+                self._connection,
+                host,
+                confirm_dead=confirm_dead,
+                timeout=timeout,
+                request_id=request_id,
+            )
+        )
+
     def shutdown(
         self,
         mode: ShutdownMode | str = ShutdownMode.FAST,

@@ -273,6 +273,8 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("principals_file", _file),
         Key("insecure", _boolean),
         Key("lease", _duration(limits.lease_s_min, limits.lease_s_max), "lease_s"),
+        Key("handover", _duration(limits.lease_s_min, limits.lease_s_max), "handover_s"),
+        Key("mass_loss_wait", _duration(0.0, 86400.0), "mass_loss_wait_s"),
         Key("max_worker_processes", _workers),
         Key("max_worker_processes_per_host", _workers),
         Key("http", _loopback),

@@ -77,10 +77,12 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """The lease runs to `stamp_s + lease_s` on our own clock (lease_s 0: no deadline)."""
+    """The lease runs to `stamp_s + lease_s` on our own clock (lease_s 0: no deadline). `stamp`:
+    the same moment, as RENEW named it."""
 
     stamp_s: float
     lease_s: float
+    stamp: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,8 @@ class _State(Enum):
 
 
 class Dialler:
-    """The active end of sessions. `hello` makes a HELLO around a nonce; `entropy(n)` gives bytes.
+    """The active end of sessions. `hello` makes a HELLO around a nonce; `entropy(n)` gives bytes;
+    `in_force`, if given, tells the stamp of the newest grant that has taken effect.
 
     Keeps working until `hang_up`: every failure leads to another HELLO after a growing pause.
     """
@@ -108,7 +111,9 @@ class Dialler:
         hello: Callable[[bytes], Hello],
         entropy: Callable[[int], bytes],
         digest: Callable[[], bytes] = bytes,
+        in_force: Callable[[], int] | None = None,
     ) -> None:
+        self._in_force = in_force
         self._hello = hello
         self._entropy = entropy
         self._digest = digest
@@ -121,6 +126,7 @@ class Dialler:
         self._silence_s = limits.silence_s
         self._stamps: OrderedDict[int, None] = OrderedDict()
         self._granted = 0
+        self._granted_lease_s = 0.0
         self.link: Link | None = None
         self.welcome: Welcome | None = None
 
@@ -157,7 +163,7 @@ class Dialler:
                 assert self.link is not None
                 effects: list[DialEffect] = [Transmit(frame) for frame in self.link.due(now_s)]
                 if now_s >= self._wake_s:
-                    effects.append(self._renew(now_s))
+                    effects.append(self.renew(now_s))
                 return effects
 
     def send(self, message: Message, now_s: float) -> Transmit:
@@ -239,29 +245,33 @@ class Dialler:
         self._silence_s = min(max(body.silence_s, 2 * self._renew_s), 600.0)
         self._deadline_s = now_s + self._silence_s
         self._stamps.clear()
-        self._granted = 0
-        return [Opened(body), self._renew(now_s)]
+        self._granted, self._granted_lease_s = 0, 0.0
+        return [Opened(body), self.renew(now_s)]
 
-    def _renew(self, now_s: float) -> Transmit:
+    def renew(self, now_s: float) -> Transmit:
+        """Ask for a GRANT now; the next one is asked for a pace later."""
         assert self.link is not None
         stamp = int(now_s * 1e6)
         self._stamps[stamp] = None
         while len(self._stamps) > limits.renewals_remembered:
             self._stamps.popitem(last=False)
         self._wake_s = now_s + self._renew_s
-        renew = Renew(stamp=stamp, granted=self._granted, digest=self._digest())
+        granted = self._granted if self._in_force is None else self._in_force()
+        renew = Renew(stamp=stamp, granted=granted, digest=self._digest())
         return Transmit(self.link.loose(renew))
 
     def _grant(self, grant: Grant, now_s: float) -> list[DialEffect]:
         # Only a stamp we remember sending extends anything: not a forged one from the future.
-        if grant.stamp not in self._stamps:
+        # The one that was granted last may be granted longer: a master that ends on purpose does.
+        again = grant.stamp == self._granted and grant.lease_s > self._granted_lease_s > 0
+        if grant.stamp not in self._stamps and not again:
             return []
         while self._stamps and next(iter(self._stamps)) <= grant.stamp:
             self._stamps.popitem(last=False)
-        self._granted = grant.stamp
+        self._granted, self._granted_lease_s = grant.stamp, grant.lease_s
         self._attempts = 0  # not at WELCOME: one that refuses us next must not be redialled at once
         self._deadline_s = now_s + self._silence_s
-        return [Granted(grant.stamp / 1e6, grant.lease_s)]
+        return [Granted(grant.stamp / 1e6, grant.lease_s, grant.stamp)]
 
     def _dial(self, now_s: float) -> list[DialEffect]:
         self._state = _State.GREETING

@@ -567,6 +567,15 @@ class Claim(Request, frozen=True, kw_only=True):
     stop: bool = False
 
 
+class ForgetHost(Request, frozen=True, kw_only=True):
+    """The host is gone for good: what was placed there may run elsewhere, and it is listed no more.
+    Refused while the host is heard; and, unless `confirm_dead` says that its machine is known to be
+    off, while workers may run there. Answered by DONE."""
+
+    host: Name
+    confirm_dead: bool = False
+
+
 class GetStatus(Request, frozen=True, kw_only=True):
     """Answered by STATUS_REPLY; a stale handle answers STOPPED, an unknown name an error."""
 
@@ -859,7 +868,7 @@ KINDS: dict[int, type[Message]] = {
     35: Hold, 36: Release, 37: Restart, 38: Drain, 39: ReloadRuntimes,
     40: GetStatus, 41: ListWorkers, 42: ListHosts, 43: Explain, 44: ReadOutput,
     45: Subscribe, 46: Credit, 47: Unsubscribe,
-    50: Apply, 51: RegisterGroup, 52: DeclarePart,
+    50: Apply, 51: RegisterGroup, 52: DeclarePart, 53: ForgetHost,
     54: GetStacks, 55: GetUsage,
     60: Registered, 61: Done, 62: StatusReply, 63: WorkersPage, 64: HostsPage, 65: Explained,
     66: Output, 67: Subscribed, 68: Failed, 69: Events, 70: CursorTooOld,
@@ -902,8 +911,8 @@ MASTER_TO_AGENT = frozenset(
 CLIENT_TO_MASTER = frozenset(
     (Hello, Renew, Ack, Unsupported, Goodbye, Register, Terminate, SignalWorker, LatchWorker,
      Apply, RegisterGroup, DeclarePart, Shutdown, Hold, Release, Restart, Drain, ReloadRuntimes,
-     Claim, GetStatus, ListWorkers, ListHosts, ListUnclaimed, Explain, ReadOutput, GetStacks,
-     GetUsage, Subscribe, Credit, Unsubscribe)
+     Claim, ForgetHost, GetStatus, ListWorkers, ListHosts, ListUnclaimed, Explain, ReadOutput,
+     GetStacks, GetUsage, Subscribe, Credit, Unsubscribe)
 )  # fmt: skip
 MASTER_TO_CLIENT = frozenset(
     (Welcome, Refused, Grant, Ack, Unsupported, Goodbye, Registered, Applied, GroupRegistered,
@@ -927,6 +936,7 @@ MUTATING = frozenset(
         Drain,
         Claim,
         ReloadRuntimes,
+        ForgetHost,
     )
 )
 """Requests that change something: a viewer may not send them. Their result is remembered with

@@ -72,10 +72,10 @@ class ExitFacts(Record, frozen=True, kw_only=True):
     """How one incarnation ended, as the warden saw it before it reaped the process.
 
     Exactly one of `code` and `signal` is given, unless nobody saw the end: then `cause` says why
-    ("warden_died", "host_rebooted") and both are absent. `cause` is "exited", "signaled",
-    "daemonised" or "watchdog" (it was ended because it gave no heartbeat) otherwise. Who sent KILL
-    ("posthouse", "kernel" for want of memory, "unknown") is in `sender`; other signals leave it
-    empty.
+    ("warden_died", "host_rebooted", "host_lost") and both are absent. `cause` is "exited",
+    "signaled", "daemonised" or "watchdog" (it was ended because it gave no heartbeat) otherwise.
+    Who sent KILL ("posthouse", "kernel" for want of memory, "unknown") is in `sender`; other
+    signals leave it empty.
 
     `lock_held`: it ended with a lock of shared memory held, which counts as a crash. With
     `crash_domain` it began, or was ended by, a reset of that domain: `domain_cause` says whose end
@@ -131,6 +131,7 @@ class ExitFacts(Record, frozen=True, kw_only=True):
         return {
             "warden_died": "died with its warden",
             "host_rebooted": "ended with its host's reboot",
+            "host_lost": "ended with its host's lease",
         }.get(self.cause, self.cause)
 
 

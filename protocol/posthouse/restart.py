@@ -18,7 +18,7 @@ from posthouse.states import NEVER_RESTART, StopReason
 
 __all__ = ["Decision", "Repeat", "decide", "decide_failed_start"]
 
-_UNSEEN = ("warden_died", "host_rebooted")  # nobody saw the end: not the worker's doing
+_UNSEEN = ("warden_died", "host_rebooted", "host_lost")  # nobody saw it: not the worker's doing
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ class MasterSettings:
     key_file: str | None = None  # this master's secret CURVE key; TCP refuses to start without
     principals_file: str | None = None  # public keys, and who they are: "agent:b", "client:deploy"
     insecure: bool = False  # TCP without keys, on loopback only
-    lease_s: float = 30.0
+    lease_s: float | None = None  # None: limits.lease_s as soon as there is a second machine
+    handover_s: float = limits.handover_s
+    mass_loss_wait_s: float = limits.mass_loss_wait_s
     max_worker_processes: int = limits.workers_per_cluster_max
     max_worker_processes_per_host: int = limits.workers_per_host_max
     phase_source: str = "embedded"  # or "postgresql": the phase is that of the server at phase_url

@@ -98,12 +98,16 @@ class EventKind(StrEnum):
     STOP_REQUESTED = "stop_requested"
     RESTART_REQUESTED = "restart_requested"  # the delay of one without a process is cut short
     EXITED = "exited"  # terminal for the incarnation
+    EXIT_AMENDED = "exit_amended"  # how one really ended whose host had been lost: no second end
     START_FAILED = "start_failed"  # terminal for an incarnation that never ran
     HELD = "held"
     RELEASED = "released"
     UNREGISTERED = "unregistered"  # the last event of a registration
     HOST_UP = "host_up"
     HOST_DOWN = "host_down"  # no longer heard; says nothing about its workers
+    HOST_LOST = "host_lost"  # its lease is over: what ends with it may run elsewhere
+    HOST_BRAKED = "host_braked"  # the same, of too many at once: nothing is moved yet
+    HOST_FORGOTTEN = "host_forgotten"  # somebody says that it is dead
     HOST_DRAINING = "host_draining"  # it is given no more starts
     HOST_UNDRAINED = "host_undrained"
     SHUTDOWN = "shutdown"

@@ -121,6 +121,8 @@ TEXTS = {
     "principals_file": "/srv/p",
     "insecure": "true",
     "lease": "20s",
+    "handover": "5m",
+    "mass_loss_wait": "1m",
     "max_worker_processes": "7",
     "max_worker_processes_per_host": "7",
     "http": "127.0.0.1:8080",

@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from posthouse import keys, limits
+from posthouse.settings import MasterSettings
 from posthouse_agent import cgroups
 from posthouse_cli import health
 
@@ -219,17 +220,23 @@ def test_keys_that_do_not_fit(examined, tmp_path):
         assert examined(kind, status=1, **none)[f"{kind}.key_file"]["verdict"] == "bad"
 
 
-def test_the_worst_cases_follow_from_the_bounds(examined, monkeypatch):
-    """They are computed: another bound is another sentence."""
+def master_settings(**values):
+    return MasterSettings(
+        state_dir="/s", listen_agents="ipc:///a", listen_clients="ipc:///c", **values
+    )
 
-    def told():
-        return examined("master")["master.worst_cases"]["what"]
 
-    before = told()
+def test_the_worst_cases_follow_from_settings_and_bounds(monkeypatch):
+    """They are computed: another bound, or setting, is another sentence."""
+    settings = master_settings()
+    before = health.worst_cases(settings)
+    for values in ({"lease_s": 60.0}, {"handover_s": 60.0}, {"mass_loss_wait_s": 60.0}):
+        assert health.worst_cases(master_settings(**values)) != before
+    assert any("after 32 s" in each for each in health.worst_cases(master_settings(lease_s=30.0)))
     for bound in ("silence_s", "master_silence_s", "dial_backoff_s_max", "unkillable_s"):
         monkeypatch.setattr(limits, bound, 3600.0)
-        assert told() != before
-        before = told()
+        assert health.worst_cases(settings) != before
+        before = health.worst_cases(settings)
 
 
 def test_every_check_has_a_test_in_which_it_does_not_pass():

@@ -60,6 +60,7 @@ CALLS: dict[str, Call] = {
     "Cluster.undrain": lambda c, h, g, **kw: c.undrain("b", **kw),
     "Cluster.unclaimed": lambda c, h, g, **kw: c.unclaimed(**kw),
     "Cluster.claim": lambda c, h, g, **kw: c.claim(7, **kw),
+    "Cluster.forget_host": lambda c, h, g, **kw: c.forget_host("b", **kw),
     "Cluster.reload_runtimes": lambda c, h, g, **kw: c.reload_runtimes("b", **kw),
     "Cluster.shutdown": lambda c, h, g, **kw: c.shutdown(**kw),
     "Handle.status": lambda c, h, g, **kw: h.status(**kw),
@@ -193,7 +194,8 @@ def test_every_call_has_a_timeout_and_every_change_an_id(name: str) -> None:
 
 CHANGES = [
     "Cluster.register", "Cluster.register_group", "Cluster.apply", "Cluster.drain",
-    "Cluster.claim", "Cluster.undrain", "Cluster.reload_runtimes", "Cluster.shutdown",
+    "Cluster.claim", "Cluster.undrain", "Cluster.forget_host", "Cluster.reload_runtimes",
+    "Cluster.shutdown",
     "Handle.terminate",
     "Handle.hold", "Handle.release", "Handle.restart", "Handle.signal", "Handle.reload",
     "Handle.set_latch", "Group.terminate", "Group.hold", "Group.release", "Group.restart",

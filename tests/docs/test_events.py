@@ -17,7 +17,8 @@ OF = {
     "host": {"registry", "host"},
     "cluster": {"registry"},
 }
-NEVER_HERE = {"phase", "trimmed"}  # no server is followed; no row of a log
+# No server is followed; no row of a log; no lease has a deadline.
+NEVER_HERE = {"phase", "trimmed", "exit_amended", "host_lost", "host_braked", "host_forgotten"}
 
 
 def test_rows_have_the_fields_and_rules_that_are_told() -> None:

@@ -224,6 +224,7 @@ def host_hello(name: str = "b") -> dict[str, Any]:
         "wardens": [WardenRef(kind="fenced", instance=name * 32)],
         "runtimes": ["default"],
         "modules": ["acme.*"],
+        "fences": ["process"],
         "slots": 100,
     }
 

@@ -12,11 +12,14 @@ def test_spellings_do_not_change() -> None:
     assert found == {
         "EventKind": [
             *("registered", "revised", "starting", "started", "ready", "stop_requested"),
-            *("restart_requested", "exited", "start_failed", "held", "released"),
+            *("restart_requested", "exited", "exit_amended", "start_failed", "held", "released"),
             *(
                 "unregistered",
                 "host_up",
                 "host_down",
+                "host_lost",
+                "host_braked",
+                "host_forgotten",
                 "host_draining",
                 "host_undrained",
                 "shutdown",

@@ -281,7 +281,7 @@ def test_a_grant_counts_from_the_stamp(peer: Peer) -> None:
     stamp = peer.said(Renew)[-1].stamp
     peer.now_s += 0.7
     assert peer.hear(peer.link.loose(Grant(stamp=stamp, lease_s=30.0))) == [  # type: ignore[union-attr]
-        Granted(stamp / 1e6, 30.0)
+        Granted(stamp / 1e6, 30.0, stamp)
     ]
 
 

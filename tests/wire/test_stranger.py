@@ -187,7 +187,7 @@ class Agent(Stranger):
             context, endpoint, "agent", keys, host=host, machine_id="m", boot_id="boot-1",
             agent_instance=os.urandom(16).hex(),
             wardens=[{"kind": "fenced", "instance": os.urandom(16).hex()}],
-            runtimes=["default"], modules=["*"], slots=10,
+            runtimes=["default"], modules=["*"], slots=10, fences=["process"],
         )  # fmt: skip
 
     def join(self) -> dict[str, Any]:

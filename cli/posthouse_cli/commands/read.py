@@ -61,7 +61,7 @@ def ps(
             click.echo(f"posthouse: {report}", err=True)
 
 
-@click.command(epilog=shapes.keys_text(shapes.HOST_KEYS))
+@click.group(invoke_without_command=True, epilog=shapes.keys_text(shapes.HOST_KEYS))
 @json_option
 @timeout_option("10s", "the master's answer")
 @verb
@@ -71,6 +71,8 @@ def hosts(session: Session, as_json: bool, timeout: float | None) -> None:
     CPU% is of all processors together, over a fifth of a second; LOAD the number of runnable
     processes, mean of a minute. In a pipe: tab-separated, without the header.
     """
+    if click.get_current_context().invoked_subcommand is not None:
+        return
     found = session.cluster.hosts(timeout=timeout)
     loads = look_at(session.cluster, found, timeout)
     if as_json:
@@ -91,6 +93,23 @@ def _tell_unclaimed(hosts: list[HostInfo]) -> None:
             "restored: `posthouse unclaimed` lists them",
             err=True,
         )
+
+
+@hosts.command()
+@click.argument("host", metavar="HOST")
+@click.option(
+    "--confirm-dead", is_flag=True, help="You know that its machine is off; else they run twice."
+)
+@timeout_option("10s", "the master's answer")
+@verb
+def forget(session: Session, host: str, confirm_dead: bool, timeout: float | None) -> None:
+    """Say that a host is gone for good: its workers may run elsewhere, and it is listed no more.
+
+    Refused while the host is heard. A host whose lease is over needs no such word; one of a cluster
+    without leases does, and so do workers that are pinned to it.
+    """
+    told = session.cluster.forget_host(host, confirm_dead=confirm_dead, timeout=timeout)
+    session.out.line(f"{host} is forgotten: {told}")
 
 
 def _tell_phase(session: Session, timeout: float | None) -> None:

@@ -16,6 +16,7 @@ from posthouse.states import StopReason
 __all__ = [
     "Counters",
     "DropGroup",
+    "DropHost",
     "DropRegistration",
     "DropRequests",
     "EpochLost",
@@ -148,6 +149,7 @@ class HostRow:
     offer: bytes
     heard_unix_s: float
     up: bool = False  # the log's last word of it was HOST_UP
+    lease_s: float = 0.0  # the longest lease it may still count on; 0: one without a deadline
     draining: bool = False  # an operator wants no starts there
 
 
@@ -252,6 +254,11 @@ class PutHost:
 
 
 @dataclass(frozen=True, slots=True)
+class DropHost:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutGroup:
     row: GroupRow
 
@@ -276,6 +283,7 @@ Op = (
     | PutRequest
     | DropRequests
     | PutHost
+    | DropHost
     | PutGroup
     | DropGroup
     | PutCounters

@@ -11,6 +11,7 @@ from posthouse.errors import StoreError
 from posthouse_master.store.base import (
     Counters,
     DropGroup,
+    DropHost,
     DropRegistration,
     DropRequests,
     EpochLost,
@@ -127,7 +128,9 @@ def _apply(disk: MemoryDisk, op: Op) -> None:
             _drop(disk, op)
 
 
-def _drop(disk: MemoryDisk, op: DropRegistration | TrimEvents | DropRequests | DropGroup) -> None:
+def _drop(
+    disk: MemoryDisk, op: DropRegistration | TrimEvents | DropRequests | DropHost | DropGroup
+) -> None:
     match op:
         case DropRegistration(slot, generation):
             disk.specs.pop((slot, generation), None)
@@ -135,6 +138,8 @@ def _drop(disk: MemoryDisk, op: DropRegistration | TrimEvents | DropRequests | D
         case TrimEvents(sequences):
             for sequence in sequences:
                 disk.events.pop(sequence, None)
+        case DropHost(name):
+            disk.hosts.pop(name, None)
         case DropGroup(name):
             disk.groups.pop(name, None)
         case DropRequests(keys):

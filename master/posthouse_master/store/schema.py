@@ -21,6 +21,7 @@ import msgspec
 from posthouse_master.store.base import (
     Counters,
     DropGroup,
+    DropHost,
     DropRegistration,
     DropRequests,
     EventRow,
@@ -312,6 +313,8 @@ def apply(database: sqlite3.Connection, head: Head, op: Op) -> Head:
             database.executemany(
                 "DELETE FROM events WHERE sequence = ?", [(sequence,) for sequence in sequences]
             )
+        case DropHost(name):
+            database.execute("DELETE FROM hosts WHERE name = ?", (name,))
         case DropGroup(name):
             database.execute("DELETE FROM groups WHERE name = ?", (name,))
         case DropRequests(keys):

@@ -220,7 +220,7 @@ class Kit:
             "role": "agent", "host": self.target.host, "machine_id": "conformance",
             "boot_id": "boot-1", "agent_instance": self._instance,
             "wardens": [{"kind": "fenced", "instance": self._warden}],
-            "runtimes": [RUNTIME], "modules": ["conformance"], "slots": 64,
+            "runtimes": [RUNTIME], "modules": ["conformance"], "slots": 64, "fences": ["process"],
             **hello,
         }  # fmt: skip
         return self.wires.peer(self.target.agents, self.target.agent_keys, **fields)

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", metavar="KIND,KIND", help="many faults, of these kinds alone"
     )
+    parser.add_argument("--leases", action="store_true", help="leases have deadlines")
     parser.add_argument("--shrink", action="store_true", help="leave out faults that do not matter")
     parser.add_argument("--keep-going", action="store_true", help="do not stop at a violation")
     options = parser.parse_args(arguments)
@@ -55,12 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
     for seed in range(first, first + count):
         done += 1
         try:
-            report = simulate(seed, skip=skip, only=only, echo=echo)
+            report = simulate(seed, skip=skip, only=only, echo=echo, leases=options.leases)
         except Failure as failure:
             failures.append(failure)
             if options.shrink:
-                failure, skip = _shrunk(failure, skip, only)
-            _show(failure, _options(skip, only), options.trace)
+                failure, skip = _shrunk(failure, skip, only, leases=options.leases)
+            _show(failure, _options(skip, only, leases=options.leases), options.trace)
             if not options.keep_going:
                 break
             continue
@@ -82,13 +83,14 @@ def _show(failure: Failure, options: str, traced: bool) -> None:
     print(f"replay: python -m posthouse_testing.sim --seed {failure.seed}{options} --trace")
 
 
-def _options(skip: frozenset[int], only: tuple[str, ...]) -> str:
-    left_out = f" --skip {','.join(str(number) for number in sorted(skip))}" if skip else ""
+def _options(skip: frozenset[int], only: tuple[str, ...], *, leases: bool) -> str:
+    left_out = " --leases" if leases else ""
+    left_out += f" --skip {','.join(str(number) for number in sorted(skip))}" if skip else ""
     return left_out + (f" --only '{','.join(only)}'" if only else "")
 
 
 def _shrunk(
-    failure: Failure, skip: frozenset[int], only: tuple[str, ...]
+    failure: Failure, skip: frozenset[int], only: tuple[str, ...], *, leases: bool
 ) -> tuple[Failure, frozenset[int]]:
     """Leave faults out, one after the other, as long as the same invariant breaks."""
     kept = failure
@@ -96,7 +98,7 @@ def _shrunk(
         if fault.number in skip:
             continue
         try:
-            simulate(failure.seed, skip=skip | {fault.number}, only=only)
+            simulate(failure.seed, skip=skip | {fault.number}, only=only, leases=leases)
         except Failure as smaller:
             if (smaller.number, type(smaller.cause)) == (kept.number, type(kept.cause)):
                 kept, skip = smaller, skip | {fault.number}

@@ -98,6 +98,12 @@ def _peer_name(fault: Fault, stage: Stage) -> str:
     return names[fault.target % len(names)]
 
 
+def _length_s(fault: Fault, world: World) -> float:
+    """Where leases have deadlines half of the faults outlast them."""
+    longer = fault.amount % 2 == 1 and world.knobs.lease_s > 0
+    return fault.length_s * (2.0 if longer else 1.0)
+
+
 def _reset(fault: Fault, stage: Stage) -> None:
     stage.network.reset(_peer_name(fault, stage))
 
@@ -106,7 +112,7 @@ def _cut(fault: Fault, stage: Stage) -> None:
     name = _peer_name(fault, stage)
     up, down = ((True, True), (True, True), (True, False), (False, True))[fault.amount % 4]
     stage.network.cut(name, up=up, down=down)
-    stage.world.after(fault.length_s, stage.network.heal, name)
+    stage.world.after(_length_s(fault, stage.world), stage.network.heal, name)
 
 
 def _cut_all(fault: Fault, stage: Stage) -> None:
@@ -128,7 +134,7 @@ def _light(node: Node | None, fault: Fault) -> None:
 
 def _pause(node: Node | None, fault: Fault) -> None:
     if node is not None:
-        node.pause(min(fault.length_s, 6.0))
+        node.pause(min(_length_s(fault, node.world), node.world.knobs.pause_s))
 
 
 def _agent_leaves(fault: Fault, stage: Stage) -> None:

@@ -21,6 +21,7 @@ from posthouse.states import NEVER_RESTART, EventKind, StopReason
 from posthouse_master.store.base import (
     Counters,
     DropGroup,
+    DropHost,
     DropRegistration,
     DropRequests,
     GroupRow,
@@ -217,6 +218,9 @@ class Ledger:
     def on_host(self, op: PutHost) -> None:
         self.hosts[op.row.name] = op.row
 
+    def on_host_end(self, op: DropHost) -> None:
+        self.hosts.pop(op.name, None)
+
     def on_group(self, op: PutGroup) -> None:
         self.groups[op.row.name] = op.row
 
@@ -291,6 +295,8 @@ class Ledger:
                 self._started(key, event)
             case EventKind.EXITED | EventKind.START_FAILED:
                 self._terminal(key, event)
+            case EventKind.EXIT_AMENDED:
+                self._amended(key, event)
             case EventKind.UNREGISTERED:
                 self.finished[key] = event
 
@@ -354,12 +360,29 @@ class Ledger:
             if process is not None and (process.live or not process.orphaned):
                 self.fail(17, f"{line_of(event)}: its warden did not die")
             return
+        if facts.cause == "host_lost":
+            if process is not None and process.live:
+                self.fail(2, f"{line_of(event)}: it lives, with its lease over")
+            self.world.figures["processes that were lost with their hosts"] += 1
+            return
         if process is None:
             self.fail(7, f"{line_of(event)}: it never ran")
         if process.live or not (process.reaped or process.orphaned):
             self.fail(17, f"{line_of(event)}: it is not reaped")
         if (facts.code, facts.signal) != (process.code, process.signal):
             self.fail(7, f"{line_of(event)}: truly code {process.code} signal {process.signal}")
+
+    def _amended(self, key: Key, event: Event) -> None:
+        """Only of a loss, only once, and only the truth."""
+        rows = [row for row in self.streams[f"{key[0]}.{key[1]}"] if row.token == event.token]
+        ends = [row.exit.cause for row in rows if row.kind is EventKind.EXITED and row.exit]
+        amended = sum(row.kind is EventKind.EXIT_AMENDED for row in rows)
+        if ends != ["host_lost"] or amended != 1:
+            self.fail(7, f"{line_of(event)}: it ended by {ends}, amended {amended} times")
+        process = self.processes.get(event.token or 0)
+        facts = event.exit or ExitFacts()
+        if process is None or (facts.code, facts.signal) != (process.code, process.signal):
+            self.fail(7, f"{line_of(event)}: that is not how it ended")
 
     def _decision(self, key: Key, event: Event) -> None:
         """E1, E2, E3: exit 0, NEVER_RESTART and terminate unregister; nothing else does."""
@@ -416,6 +439,7 @@ _APPLY: dict[type, Callable[[Ledger, Any], None]] = {
     TrimEvents: Ledger.on_trim,
     DropRequests: Ledger.on_forget,
     PutHost: Ledger.on_host,
+    DropHost: Ledger.on_host_end,
     PutGroup: Ledger.on_group,
     DropGroup: Ledger.on_group_end,
 }

@@ -9,11 +9,13 @@ Invariant: a run ends with a Report or with a Failure that carries what is neede
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from random import Random
 
 from posthouse import limits
 from posthouse.states import StopReason
 from posthouse_master.core import MasterPolicy
+from posthouse_master.leases import LeasePolicy
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.check import Checker
 from posthouse_testing.sim.client import Client
@@ -32,6 +34,7 @@ LOOK_S = 0.5  # how often it is looked at
 ACTION_RATE = 0.5  # what each client does a second
 DEPLOY_RATE = 0.3  # where clients deploy: by each, a second
 FOCUS_RATE = 1.5  # faults a second where their kinds are chosen
+BRAKE_S = 10.0  # how long nothing is moved when many hosts are lost at once
 PLENTY = 50  # slots of a host, or of the cluster, that no run uses up
 ENDING = 0.5  # share of seeds that end by terminating everything
 
@@ -68,15 +71,17 @@ def simulate(
     skip: frozenset[int] = frozenset(),
     only: tuple[str, ...] = (),
     echo: Echo | None = None,
+    leases: bool = False,
 ) -> Report:
     """Run a seed, without the faults whose numbers are in `skip`, or with faults of the kinds in
-    `only` and many of them. Raises Failure."""
-    return Simulation(seed, skip=skip, only=only, echo=echo).run()
+    `only` and many of them; with `leases` that have deadlines. Raises Failure."""
+    return Simulation(seed, skip=skip, only=only, echo=echo, leases=leases).run()
 
 
 class Simulation:
     """The world of one seed. With `knobs` of your own and without faults it is a stage for a
-    script: schedule what shall happen with `world.at`, then `run`."""
+    script: schedule what shall happen with `world.at`, then `run`. `lease_s`: leases end after
+    that long; `leases`: after a length that is drawn, among longer faults."""
 
     def __init__(
         self,
@@ -86,11 +91,17 @@ class Simulation:
         only: tuple[str, ...] = (),
         echo: Echo | None = None,
         knobs: Knobs | None = None,
+        leases: bool = False,
+        lease_s: float = 0.0,
     ) -> None:
         world = self.world = World(seed, echo)
+        if leases:
+            world.knobs = world.knobs.with_leases(Random(seed))  # noqa: S311 - a simulation
         self.scripted = knobs is not None
         if knobs is not None:
             world.knobs = knobs
+        if lease_s:
+            world.knobs = replace(world.knobs, lease_s=lease_s)
         random, knobs = world.random, world.knobs
         rate = FOCUS_RATE if only else knobs.fault_rate
         self.faults = plan(random, rate, knobs.faulty_s, only)
@@ -101,7 +112,13 @@ class Simulation:
         slots = random.choice((1, 3, 50, 50)) if not self.scripted else 50
         self.ledger = Ledger(world, workers_max, {})
         self.checker = Checker(world, self.ledger)
-        policy = MasterPolicy(max_worker_processes=workers_max, max_worker_processes_per_host=50)
+        policy = MasterPolicy(
+            max_worker_processes=workers_max,
+            max_worker_processes_per_host=50,
+            lease=LeasePolicy(
+                lease_s=knobs.lease_s, handover_s=2 * knobs.lease_s, mass_loss_wait_s=BRAKE_S
+            ),
+        )
         self.seat = MasterSeat(world, self.network, self.ledger, self.checker, policy)
         names = "abcdefgh"[: knobs.hosts]
         self.machines = [Machine(world, self.network, self.checker, n, slots) for n in names]

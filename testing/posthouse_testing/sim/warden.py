@@ -17,6 +17,7 @@ from posthouse_agent.warden_core import WardenCore, recover
 from posthouse_testing.sim.local import KIND, LocalSocket, name_of
 from posthouse_testing.sim.memory import Memory
 from posthouse_testing.sim.node import Node
+from posthouse_testing.sim.world import Timer
 
 if TYPE_CHECKING:
     from posthouse_testing.sim.host import Machine
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["WardenNode", "refused"]
 
 RETRY_S = 1.0  # after the disk refused something
+KERNEL_LATE_S = 0.05  # several times what was measured on a busy machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class WardenNode(Node):
         self.unrecorded: list[warden.ProcessEnded] = []  # ends that wait for room on the disk
         self.waiting: dict[int, orders.StartWorker] = {}  # for a process of their runtime
         self._answers: deque[Any] = deque()
+        self._lease: Timer | None = None  # of the kernel
 
     def begin(self) -> None:
         machine = self.machine
@@ -174,25 +177,50 @@ class WardenNode(Node):
             case warden.Recall(token):
                 self.world.figures["starts that were taken back"] += 1
                 del self.waiting[token]
-            case warden.Kill(token=token, signal=signal):
-                self.world.log(self.name, f"signal {signal} to token {token}")
-                machine.processes[token].kill(signal)
-            case warden.Look(token):
-                if machine.processes[token].live:
-                    self.world.figures["processes that KILL did not end in time"] += 1
-                    self._answers.append(warden.ProcessStuck(token=token, state="in state (D)"))
-            case warden.Listen(token):  # no simulated worker hangs
-                self._answers.append(warden.Heard(token=token, silent_s=0.0))
-            case warden.Reap(token):
-                machine.processes[token].reaped = True
-                self.memory.reaped(machine.processes[token])
-            case MakeSegment() | DropSegment() | AnswerMemory():
-                self.memory.effect(effect, machine.processes)
+            case warden.Arm(deadline_s):
+                self._arm(deadline_s)
             case warden.Tell(report):
                 self._tell(report)
             case warden.End():
                 self.world.log(self.name, "ends")
                 self.crash()
+            case _:
+                self._with_process(effect)
+
+    def _with_process(self, effect: Any) -> None:
+        """Effects that concern one process."""
+        processes = self.machine.processes
+        match effect:
+            case warden.Kill(token=token, signal=signal):
+                self.world.log(self.name, f"signal {signal} to token {token}")
+                processes[token].kill(signal)
+            case warden.Look(token):
+                if processes[token].live:
+                    self.world.figures["processes that KILL did not end in time"] += 1
+                    self._answers.append(warden.ProcessStuck(token=token, state="in state (D)"))
+            case warden.Listen(token):  # no simulated worker hangs
+                self._answers.append(warden.Heard(token=token, silent_s=0.0))
+            case warden.Reap(token):
+                processes[token].reaped = True
+                self.memory.reaped(processes[token])
+            case MakeSegment() | DropSegment() | AnswerMemory():
+                self.memory.effect(effect, processes)
+
+    def _arm(self, deadline_s: float) -> None:
+        """The kernel's timer: it is a little late, and does not mind whether this is stopped."""
+        if self._lease is not None:
+            self._lease.cancel()
+            self._lease = None
+        if deadline_s:
+            late_s = self.world.random.uniform(0.0, KERNEL_LATE_S)
+            at_s = self.clock.world_s(deadline_s) + late_s
+            self._lease = self.world.at(at_s, self._lease_over)
+
+    def _lease_over(self) -> None:
+        if self.alive:
+            self.world.log(self.name, "is killed by the kernel: its lease is over")
+            self.world.figures["wardens that the kernel ended"] += 1
+            self.crash()
 
     def _tell(self, report: orders.Report) -> None:
         machine = self.machine

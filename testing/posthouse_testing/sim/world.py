@@ -68,6 +68,8 @@ class Knobs:
     room: int  # frames that a socket takes for a peer that does not read
     deploys: bool  # clients declare what their sources are to run
     memory: bool = False  # some workers share memory
+    lease_s: float = 0.0  # of leases; 0: without deadlines
+    pause_s: float = 6.0  # the longest that a process is stopped
 
     @staticmethod
     def draw(random: Random) -> "Knobs":
@@ -123,6 +125,12 @@ class Knobs:
             deploys=False,
         )
 
+    def with_leases(self, random: Random) -> "Knobs":
+        """The same world, but leases have deadlines, and processes are stopped for longer than
+        that. A process that KILL does not end is what no lease covers, so there is none."""
+        lease_s = random.choice((5.0, 8.0))
+        return replace(self, lease_s=lease_s, pause_s=3 * lease_s, unkillable=0.0)
+
     def calm(self) -> "Knobs":
         """The same world once the faults have stopped."""
         return Knobs(
@@ -153,6 +161,7 @@ _LASTING = (
     "keyed",
     "deploys",
     "memory",
+    "lease_s",
 )
 
 

@@ -1,0 +1,77 @@
+"""Hosts that are cut off for real, and an oracle outside the system that would see two at once."""
+
+import os
+import signal
+from typing import Any
+
+from posthouse import BackgroundWorker, EventKind
+
+
+def worker_of(site: Any, **fields: Any) -> BackgroundWorker:
+    return BackgroundWorker(
+        name="holder",
+        main="oracle_jobs:hold",
+        main_arg=str(site.oracle),
+        restart_time=0,
+        stop_grace_s=1.0,
+        **fields,
+    )
+
+
+def held_by(site: Any, host: str) -> bool:
+    return any(where == host for _, _, where, _ in site.beats()[-3:])
+
+
+def no_overlap(site: Any) -> None:
+    """Nobody met another one's lock, and the beats of one token are not among another's."""
+    beats = site.beats()
+    assert not [beat for beat in beats if beat[0] == "overlap"]
+    order = [token for _, token, _, _ in beats]
+    assert order == sorted(order), "two held it at once"
+
+
+def test_a_cut_hosts_worker_runs_on_the_other_one_and_never_on_both(site, eventually):
+    site = site()
+    with site.connect() as cluster:
+        before = cluster.cursor()
+        handle = cluster.register(worker_of(site))
+        first = handle.wait_for_startup(timeout=30)
+        other = next(name for name in site.hosts if name != first.host)
+        eventually(lambda: held_by(site, first.host), site)
+        site.cut(first.host)
+        eventually(lambda: held_by(site, other), site)
+        no_overlap(site)
+        site.heal(first.host)
+        eventually(lambda: site.heard() == set(site.hosts), site)
+        rows = []
+        for row in cluster.events(after=before, timeout=20):
+            rows.append(row)
+            if row.kind is EventKind.EXIT_AMENDED:
+                break
+        assert row.token == first.token
+        assert row.exit.signal == signal.SIGKILL  # its warden saw that, at the end of the lease
+        ends = [row for row in rows if row.kind is EventKind.EXITED]
+        assert [(row.token, row.exit.cause) for row in ends] == [(first.token, "host_lost")]
+        now = handle.status()
+        assert (now.host, now.incarnation) == (other, first.incarnation + 1)
+    no_overlap(site)
+
+
+def test_a_host_whose_programs_are_all_stopped_is_fenced_all_the_same(site, eventually):
+    """SIGSTOP to agent and warden: nothing of ours runs there, and the worker blocks all signals.
+    Its place is taken by another one only after the kernel has ended it."""
+    site = site()
+    with site.connect() as cluster:
+        handle = cluster.register(worker_of(site))
+        first = handle.wait_for_startup(timeout=30)
+        other = next(name for name in site.hosts if name != first.host)
+        eventually(lambda: held_by(site, first.host), site)
+        agent, warden = site.processes[first.host].pid, site.warden_pid(first.host)
+        for pid in (agent, warden):
+            os.kill(pid, signal.SIGSTOP)
+        eventually(lambda: held_by(site, other), site)
+        no_overlap(site)
+        os.kill(agent, signal.SIGCONT)
+        eventually(lambda: site.heard() == set(site.hosts), site)
+        assert handle.status().host == other
+    no_overlap(site)
