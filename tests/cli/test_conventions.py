@@ -269,8 +269,9 @@ def test_a_terminal_gets_a_sign_of_life_and_loses_it_again(
     )
     try:
         screen.until(filled(told), PATIENCE_S)
-        posthouse("signal", deaf, "KILL", status=None)
+        # In this order: one that is restarted first would be as deaf to its end as before.
         posthouse("terminate", idle, deaf, "--no-wait", status=None)
+        posthouse("signal", deaf, "KILL", status=None)
         if arguments[0] != "apply":
             shown = screen.rest(PATIENCE_S)
             assert ESCAPE not in shown
