@@ -145,6 +145,7 @@ TEXTS = {
     "cgroups": "off",
     "start_wardens": "0",
     "timeout": "2s",
+    "agent_dir": "/srv/r",
     "runtime.default.python": "/usr/bin/python3",
     "runtime.default.path": "/srv/lib",
     "runtime.default.env": "A=1,B=x=y",

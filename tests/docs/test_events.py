@@ -9,7 +9,7 @@ import msgspec
 from posthouse_testing.sim.run import Simulation
 
 ROOT = Path(__file__).parents[2]
-SEEDS = 60
+SEEDS = 90
 ALL = {"timeline", "sequence", "kind", "at_unix_s"}
 OF = {
     "registration": {"registry", "slot", "generation", "name", "revision"}

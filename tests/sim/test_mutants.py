@@ -400,7 +400,7 @@ def new_revision_is_believed_as_soon_as_it_runs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Rollout, "_time", time)
 
 
-@mutant(23, within=100)
+@mutant(23, within=400)
 def next_bad_revision_takes_another_one_away(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Lifecycle.revise
 

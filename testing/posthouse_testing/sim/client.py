@@ -483,6 +483,11 @@ class Client:
         ]
         if self.deployer.busy:
             waits.append(f"client {self.name}: a deployment is under way")
+        return waits + self.behind()
+
+    def behind(self) -> list[str]:
+        """The watches that have not been told everything yet."""
+        waits = []
         for follower in self.followers:
             newest = self.checker.ledger.newest(follower.stream)
             if not follower.over and follower.cursor is not None and follower.cursor < newest:
