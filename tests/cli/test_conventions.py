@@ -82,7 +82,8 @@ CALLS = {
     "version": [],
 }
 FAILS = {
-    "terminate": 3, "hold": 3, "restart": 3, "backup": 1, "restore": 1, "hosts forget": 1, "claim": 1,
+    "terminate": 3, "hold": 3, "restart": 3,
+    "backup": 1, "restore": 1, "hosts forget": 1, "claim": 1,
 }  # fmt: skip
 NOTHING = ("logs", "unclaimed")  # here they have nothing to tell; they have tests of their own
 
