@@ -62,7 +62,9 @@ def values(kind: str, loaded: Loaded[Any]) -> list[Value]:
     base = "master" if kind == "up" else kind
     found = [_value(kind, key, (), loaded, loaded.settings) for key in KEYS[base]]
     if base == "master":
-        found += [_value(kind, key, ("phase",), loaded, loaded.settings) for key in KEYS["phase"]]
+        found += [
+            _value(kind, key, ("cluster",), loaded, loaded.settings) for key in KEYS["cluster"]
+        ]
     for runtime in getattr(loaded.settings, "runtimes", ()):
         path = ("runtime", runtime.name)
         found += [_value(kind, key, path, loaded, runtime) for key in KEYS["runtime"]]

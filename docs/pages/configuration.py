@@ -25,7 +25,7 @@ __all__ = ["TABLES"]
 _NOTES = REFERENCE / "configuration.toml"
 _RECORDS = {
     "master": MasterSettings,
-    "phase": MasterSettings,
+    "cluster": MasterSettings,
     "agent": AgentSettings,
     "client": ClientSettings,
     "runtime": RuntimeSettings,
@@ -73,8 +73,8 @@ def _default(kind: str, key: Key, notes: dict[str, str]) -> str:
 
 
 def _variable(kind: str, key: Key) -> str:
-    if kind == "phase":
-        return f"POSTHOUSE_PHASE__{key.name.upper()}"
+    if kind == "cluster":
+        return f"POSTHOUSE_CLUSTER__{key.name.upper()}"
     if kind == "runtime":
         return f"POSTHOUSE_RUNTIME__NAME__{key.name.upper()}"
     if kind == "databases":
@@ -118,7 +118,7 @@ def variables() -> str:
 
 TABLES: Tables = {
     "config_master": lambda _: keys("master"),
-    "config_phase": lambda _: keys("phase"),
+    "config_cluster": lambda _: keys("cluster"),
     "config_agent": lambda _: keys("agent"),
     "config_runtime": lambda _: keys("runtime"),
     "config_databases": lambda _: keys("databases"),

@@ -51,11 +51,7 @@ class PhaseSource(Protocol):
 def open_source(settings: MasterSettings) -> PhaseSource | None:
     """The source that is configured; None: the embedded database, which has but one phase.
     Raises ConfigError."""
-    if settings.phase_source == "embedded":
-        return None
-    if settings.phase_url is None:
-        raise ConfigError("phase.source is 'postgresql', and no phase.url says which server")
-    return PostgresqlSource(settings.phase_url)
+    return None if settings.follow is None else PostgresqlSource(settings.follow)
 
 
 class _Away(Exception):
@@ -272,14 +268,14 @@ def _parameters(url: str) -> dict[str, str]:
         from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
         raise ConfigError(
-            f"phase.source is 'postgresql', and psycopg cannot be loaded: {error}",
+            f"cluster.follow names a PostgreSQL, and psycopg cannot be loaded: {error}",
             hint="pip install 'posthouse[postgres]' on the machine of the master",
         ) from None
     try:
         found: dict[str, Any] = conninfo_to_dict(url)
     except psycopg.ProgrammingError:
         raise ConfigError(
-            "phase.url is no URL that libpq can read (it is not shown: it may hold a password)",
+            "cluster.follow is no URL that libpq can read (not shown: it may hold a password)",
             hint="postgresql://user@host:port/dbname; other characters have to be %-encoded",
         ) from None
     return {name: str(value) for name, value in found.items() if value is not None}

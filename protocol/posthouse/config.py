@@ -69,7 +69,7 @@ class Loaded(Generic[Settings]):
 
 _RUNTIMES_MAX = 64
 _TABLES = {
-    "master": ("phase", "worker", "databases"),
+    "master": ("cluster", "worker", "databases"),
     "agent": ("runtime", "databases"),
     "client": (),
 }
@@ -146,28 +146,13 @@ class _Loader:
         """Of the file alone: their URLs hold passwords, and workers inherit the environment."""
         return _read_databases(self.file, self.origins)
 
-    def phase(self) -> dict[str, Any]:
-        """The attributes that [phase] gives values."""
-        table = self.file.values.get("phase", {})
+    def cluster(self) -> dict[str, Any]:
+        """The attributes that [cluster] gives values."""
+        table = self.file.values.get("cluster", {})
         if not isinstance(table, dict):
-            raise self._wrong(("phase",), table, "a table [phase]")
-        self._refuse_unknown(("phase",), table, [key.name for key in KEYS["phase"]], ())
-        values = self._table(KEYS["phase"], ("phase",), table)
-        follows = values.get("phase_source", "embedded") == "postgresql"
-        if follows and "phase_url" not in values:
-            raise ConfigError(
-                f"{self.origins['phase.source']}: phase.source is 'postgresql', "
-                "and no phase.url says which server",
-                hint='url = "postgresql://posthouse@db.example:5432/postgres"',
-                field="phase.url",
-            )
-        if "phase_url" in values and not follows:
-            raise ConfigError(
-                f"{self.origins['phase.url']}: phase.url is of no use without "
-                "phase.source = 'postgresql'",
-                field="phase.source",
-            )
-        return values
+            raise self._wrong(("cluster",), table, "a table [cluster]")
+        self._refuse_unknown(("cluster",), table, [key.name for key in KEYS["cluster"]], ())
+        return self._table(KEYS["cluster"], ("cluster",), table)
 
     def warnings(self) -> tuple[str, ...]:
         """One sentence for each POSTHOUSE_ variable that is no key of any file."""
@@ -303,7 +288,7 @@ def load_master(
 ) -> Loaded[MasterSettings]:
     """Settings of `posthouse master`. A flag of None or () was not given. Raises ConfigError."""
     loader = _Loader("master", file, flags, environ)
-    values = loader.values() | loader.phase()
+    values = loader.values() | loader.cluster()
     values.setdefault("state_dir", str(paths.state_dir()))
     if "listen_agents" not in values:
         values["listen_agents"] = paths.agents_endpoint()

@@ -283,10 +283,7 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("preload_timeout", _duration(0.1, limits.preload_timeout_s_max), "preload_timeout_s"),
         _log_format,
     ),
-    "phase": (
-        Key("source", _choice("embedded", "postgresql"), "phase_source"),
-        Key("url", _postgresql_url, "phase_url", secret=True),
-    ),
+    "cluster": (Key("follow", _postgresql_url, secret=True),),
     "agent": (
         Key("host", host_name),
         Key("master", _endpoint),
@@ -325,5 +322,5 @@ KEYS: Mapping[str, tuple[Key, ...]] = {
         Key("preload", _list_of(_module, 256)),
     ),
 }
-"""The keys of each file, of the master's [phase], and of the agent's tables [runtime.NAME] and
+"""The keys of each file, of the master's [cluster], and of the agent's tables [runtime.NAME] and
 [databases.NAME]."""

@@ -37,8 +37,8 @@ class MasterSettings:
     mass_loss_wait_s: float = limits.mass_loss_wait_s
     max_worker_processes: int = limits.workers_per_cluster_max
     max_worker_processes_per_host: int = limits.workers_per_host_max
-    phase_source: str = "embedded"  # or "postgresql": the phase is that of the server at phase_url
-    phase_url: str | None = field(default=None, repr=False)  # may hold a password
+    # The server whose phase is the cluster's; None: the master's own. It may hold a password.
+    follow: str | None = field(default=None, repr=False)
     http: str | None = None  # address:port on loopback of /livez, /readyz and /metrics
     log_format: str = "auto"  # auto | console | json
     # Static registrations. None: nobody has said which there are, so none that is there is ended.

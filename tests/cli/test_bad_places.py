@@ -53,7 +53,7 @@ def test_an_odd_name_is_refused_by_every_way_in(posthouse, objects, tmp_path, wh
 TYPOS = {
     # a kind of file: (its text, how it is read, words of the refusal; FILE is filled in)
     "master.toml": ('insecure = true\nprincipal_file = "/x"\n', "master", "principals_file"),
-    "its [phase]": ('[phase]\nsorce = "embedded"\n', "master", "source"),
+    "its [cluster]": ('[cluster]\nfolow = "postgresql://db/x"\n', "master", "follow"),
     "its [[worker]]": ('[[worker]]\nnmae = "w"\n', "worker", "name"),
     "its [databases]": ('[databases.x]\nurll = "sqlite:///x"\n', "agent", "url"),
     "agent.toml": ('host = "b"\nmoduls = ["x"]\n', "agent", "modules"),

@@ -76,7 +76,7 @@ def test_all_keys_are_shown(shown, kind):
 
 def test_a_password_is_not_shown(bare, tmp_path):
     file = tmp_path / "m.toml"
-    file.write_text('[phase]\nsource = "postgresql"\nurl = "postgresql://u:hush@db/x"\n')
+    file.write_text('[cluster]\nfollow = "postgresql://u:hush@db/x"\n')
     for options in ([], ["--origin"], ["--json"]):
         ran = bare("config", "show", "master", "--config", file, *options)
         assert "hush" not in ran.stdout + ran.stderr
@@ -130,8 +130,7 @@ TEXTS = {
     "preload_path": "/srv/lib",
     "preload_timeout": "3s",
     "log_format": "json",
-    "phase.source": "postgresql",
-    "phase.url": "postgresql://u@h/d",
+    "cluster.follow": "postgresql://u@h/d",
     "host": "b",
     "master": "ipc:///srv/m",
     "runtime_dir": "/srv/r",

@@ -208,7 +208,9 @@ def test_a_refused_password_and_a_missing_database_are_told(primary: Any, follow
 
 @pytest.mark.parametrize("url", ["postgresql://u:topsecret@[h/x", "postgresql://u:top secret@h"])
 def test_a_url_that_cannot_be_read_is_refused_and_not_shown(url: str) -> None:
-    with pytest.raises(ConfigError, match=r"phase\.url is no URL that libpq can read") as caught:
+    with pytest.raises(
+        ConfigError, match=r"cluster\.follow is no URL that libpq can read"
+    ) as caught:
         PostgresqlSource(url)
     assert "secret" not in str(caught.value)
 

@@ -104,7 +104,7 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         folder = tmp_path_factory.mktemp("states")
         (folder / "state_workers.py").write_text(WORKERS)
         (folder / "agent.toml").write_text(f'[databases.app]\nurl = "{server.url}"\n')
-        env = {"POSTHOUSE_PHASE__SOURCE": "postgresql", "POSTHOUSE_PHASE__URL": server.url}
+        env = {"POSTHOUSE_CLUSTER__FOLLOW": server.url}
         with LocalCluster(hosts=(), path=[folder], env=env) as running:
             running.start_host("a", "--config", str(folder / "agent.toml"))
             running.wait_for_hosts()

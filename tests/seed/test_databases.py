@@ -242,7 +242,7 @@ def story(pair_of_module: Any, tmp_path_factory: pytest.TempPathFactory) -> dict
     folder = tmp_path_factory.mktemp("story")
     url = standby.url
     seen: dict[str, Any] = {}
-    env = {"POSTHOUSE_PHASE__SOURCE": "postgresql", "POSTHOUSE_PHASE__URL": url}
+    env = {"POSTHOUSE_CLUSTER__FOLLOW": url}
     with host_with({"app": url}, folder, env=env) as house, house.connect() as client:
         house.start_host("a", "--config", str(folder / "agent.toml"))
         house.wait_for_hosts()

@@ -59,7 +59,7 @@ def refused(kind: str, file: str | None, environ: Any = None, **flags: Any) -> s
 @pytest.mark.parametrize(
     ("kind", "record", "elsewhere"),
     [
-        ("master", MasterSettings, {key.target for key in config.KEYS["phase"]} | {"workers"}),
+        ("master", MasterSettings, {key.target for key in config.KEYS["cluster"]} | {"workers"}),
         ("agent", AgentSettings, {"runtimes", "databases"}),
         ("client", ClientSettings, set()),
         ("runtime", RuntimeSettings, {"name"}),
@@ -505,42 +505,37 @@ def test_any_file_is_read_or_refused(tmp_path_factory: Any, values: dict[str, An
         assert isinstance(loaded.settings, AgentSettings)
 
 
-# --- [phase] ---
+# --- [cluster] ---
 
 
-def test_the_phase_is_the_embedded_databases_unless_a_server_is_named(write: Write) -> None:
-    settings = config.load_master(write("")).settings
-    assert (settings.phase_source, settings.phase_url) == ("embedded", None)
+def test_the_phase_is_the_masters_own_unless_a_server_is_followed(write: Write) -> None:
+    assert config.load_master(write("")).settings.follow is None
     url = "postgresql://u:topsecret@db/x"
-    loaded = config.load_master(write(f'[phase]\nsource = "postgresql"\nurl = "{url}"\n'))
-    assert (loaded.settings.phase_source, loaded.settings.phase_url) == ("postgresql", url)
-    assert str(loaded.origins["phase.url"]).endswith("x.toml:3")
+    loaded = config.load_master(write(f'[cluster]\nfollow = "{url}"\n'))
+    assert loaded.settings.follow == url
+    assert str(loaded.origins["cluster.follow"]).endswith("x.toml:2")
     assert "topsecret" not in repr(loaded.settings)
-    environ = {"POSTHOUSE_PHASE__SOURCE": "postgresql", "POSTHOUSE_PHASE__URL": url}
-    loaded = config.load_master(environ=environ)
-    assert (loaded.settings.phase_url, loaded.warnings) == (url, ())
+    loaded = config.load_master(environ={"POSTHOUSE_CLUSTER__FOLLOW": url})
+    assert (loaded.settings.follow, loaded.warnings) == (url, ())
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('source = "oracle"', "x.toml:2: phase.source is 'oracle': must be one of embedded, post"),
-        ('source = "postgresql"', "x.toml:2: phase.source is 'postgresql', and no phase.url"),
-        ('url = "postgresql://db/x"', "x.toml:2: phase.url is of no use without phase.source"),
-        ('surce = "embedded"', "x.toml:2: unknown key 'phase.surce'; did you mean 'source'?"),
+        ('folow = "x"', "x.toml:2: unknown key 'cluster.folow'; did you mean 'follow'?"),
         (
-            'source = "postgresql"\nurl = "mysql://u:topsecret@db/x"',
-            "x.toml:3: phase.url is '(not shown)': must be postgresql://user@host:port/dbname",
+            'follow = "mysql://u:topsecret@db/x"',
+            "x.toml:2: cluster.follow is '(not shown)': must be postgresql://user@host:port/dbname",
         ),
     ],
 )
-def test_wrong_phases_are_refused(write: Write, text: str, says: str) -> None:
+def test_wrong_servers_are_refused(write: Write, text: str, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config.load_master(write(f"[phase]\n{text}\n"))
+        config.load_master(write(f"[cluster]\n{text}\n"))
     assert says in caught.value.message
     assert "topsecret" not in f"{caught.value} {caught.value.detail}"
 
 
-def test_phase_is_a_table(write: Write) -> None:
-    with pytest.raises(ConfigError, match=r"must be a table \[phase\]"):
-        config.load_master(write('phase = "embedded"'))
+def test_cluster_is_a_table(write: Write) -> None:
+    with pytest.raises(ConfigError, match=r"must be a table \[cluster\]"):
+        config.load_master(write('cluster = "embedded"'))
