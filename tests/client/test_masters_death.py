@@ -302,7 +302,7 @@ def test_the_tables_have_every_call() -> None:
         and callable(method)
         and "timeout" in inspect.signature(method).parameters
     }
-    # Where there is something to claim or to forget: tests/cli/test_copies.py, tests/leases.
+    # Where there is something to claim or forget: cli/test_copies.py, master/test_leases.py.
     elsewhere = {"Cluster.shutdown", "Cluster.claim", "Cluster.forget_host"}
     assert found == {*changes({}), *looks({}), *elsewhere}
 
