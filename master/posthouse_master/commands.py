@@ -189,6 +189,7 @@ class Commands:
         count = self._leases.forget(
             turn, host, session.principal, confirm_dead=message.confirm_dead
         )
+        self._hosts.told(turn, host.name)
         told = f"{count} workers that were placed there may run elsewhere"
         return Done(request=message.request, message=told)
 

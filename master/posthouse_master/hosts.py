@@ -348,10 +348,14 @@ class Hosts:
         turn.note("host.settled", host=host.name, running=len(seen))
         # 3. Who waits for this host.
         host.choked = False
-        if self._recovery.settled(host.name):
-            self.recovered(turn)
+        self.told(turn, host.name)
         self._starter.serve(turn, host)
         self._groups.host_settled(turn, host)
+
+    def told(self, turn: Turn, name: str) -> None:
+        """The host has said what it runs, or is forgotten."""
+        if self._recovery.settled(name):
+            self.recovered(turn)
 
     def recovered(self, turn: Turn) -> None:
         """After a restore: all that can be known of what runs is known."""

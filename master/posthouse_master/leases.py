@@ -109,11 +109,8 @@ class Leases:
     # --- granting ---
 
     def restored(self, host: Host, now_s: float) -> None:
-        """A host of an earlier term: it may have been granted its longest lease just now. After a
-        restore nobody knows what it was granted after the backup: a host without a deadline."""
+        """A host of an earlier term: it may have been granted its longest lease just now."""
         host.granted_s = now_s
-        if self._starter.recovering:
-            host.lease_s = 0.0
         self._wind(host)
 
     def renew(self, turn: Turn, session: Session, message: Renew) -> None:

@@ -55,13 +55,9 @@ class Recovery:
         return bool(self.mode)
 
     def settled(self, host: str) -> bool:
-        """The host has told what it runs. True if nobody else has to be waited for."""
+        """The host has told what it runs, or never will. True if nobody else is waited for."""
         self._awaited.discard(host)
         return self.mode == "known" and not self._awaited
-
-    def forgotten(self, host: str) -> bool:
-        """The host will never tell anything. True if nobody else has to be waited for."""
-        return self.settled(host)
 
     def end(self, turn: Turn) -> list[tuple[Registration, bool]]:
         """All that can be known is known: starts go on. Who was not found anywhere."""

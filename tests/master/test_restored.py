@@ -12,6 +12,7 @@ from posthouse.messages import (
     Done,
     Exited,
     Failed,
+    ForgetHost,
     GetRecord,
     Hold,
     ListHosts,
@@ -51,6 +52,8 @@ def restore(town) -> Callable[..., None]:
         town.disk = copied(disk)
         town.disk.timeline, town.disk.epoch = TIMELINE, FIRST
         town.disk.counters = replace(disk.counters, token=FIRST, recovery=mode)
+        hosts = {name: replace(row, lease_s=0.0) for name, row in town.disk.hosts.items()}
+        town.disk.hosts = hosts
         for peer in town.peers.values():
             peer.link = None
         town.peers.clear()
@@ -350,3 +353,17 @@ def test_another_host_cannot_tell_the_record_of_an_unclaimed_process(town, clien
     other.say(RecordTold(slot=0, generation=1, token=starts[0].token, spec=evil))
     refused = town.client().ask(Claim, token=starts[0].token)
     assert isinstance(refused, Failed) and "has not told the record" in refused.message
+
+
+def test_a_host_that_is_forgotten_is_waited_for_no_longer(town, client, restore):
+    host = town.host("b")
+    town.host("c")
+    client.register("w", host="b")
+    start = host.run()
+    restore(copied(town.disk))
+    client = town.client()
+    b = back(town, host.running(start))
+    client.register("new", host="b")
+    assert not b.inbox, "c may still tell what it runs"
+    assert isinstance(client.ask(ForgetHost, host="c"), Done)
+    assert b.one(Start).spec["name"] == "new"

@@ -151,6 +151,24 @@ def test_a_restore_begins_a_timeline_above_all_that_was_seen(filled, tmp_path):
     assert slots(kept) == {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}, "what was replaced is kept"
 
 
+def test_what_a_host_was_granted_after_the_backup_is_not_known_by_the_restored_one(
+    state_dir, tmp_path
+):
+    """And stays unknown over restarts of the master: a longer lease may have been granted."""
+    store = SqliteStore(state_dir)
+    host = HostRow(name="b", machine_id="m", boot_id="1", offer=b"", heard_unix_s=1.0, lease_s=30.0)
+    store.commit(store.begin_term().epoch, [PutHost(host)])
+    store.close()
+    copies.backup(state_dir, tmp_path / "b")
+    copies.restore(state_dir, tmp_path / "b")
+    for _ in range(2):
+        store = SqliteStore(state_dir)
+        store.begin_term()
+        (found,) = store.load().hosts
+        store.close()
+        assert (found.name, found.lease_s) == ("b", 0.0)
+
+
 def test_the_same_backup_restored_twice_gives_two_timelines(filled, tmp_path):
     copies.backup(filled, tmp_path / "b")
     first = copies.restore(filled, tmp_path / "b", complete=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from posthouse_master.store import schema
-from posthouse_master.store.base import RegistryRefused, SpecRow, first_number
+from posthouse_master.store.base import HostRow, RegistryRefused, SpecRow, first_number
 from posthouse_master.store.folder import Folder, marked
 from posthouse_master.store.schema import Damaged, Head
 from posthouse_master.store.sqlite import (
@@ -85,7 +85,7 @@ def restore(state_dir: str | Path, file: str | Path, *, complete: bool = False) 
             with closing(_open(source)) as database:
                 head, rows = _rows(database, source)
                 head = _begun_anew(folder, head, complete=complete)
-                fresh, head = write_anew(folder, chain([head], rows))
+                fresh, head = write_anew(folder, chain([head], map(_doubted, rows)))
             _, count = _check(fresh)
             kept = _keep(folder, head.timeline)
             put_in_place(folder, fresh, head)
@@ -202,6 +202,12 @@ def _begun_anew(folder: Folder, head: Head, *, complete: bool) -> Head:
         commits=max(mark.commits if mark else 0, *(each.commits for each in heads)) + 1,
         recovery="known" if complete else "any",
     )
+
+
+def _doubted(row: Any) -> Any:
+    """Nobody knows what a host was granted after the backup: a lease that never ends, until the
+    host says which one is in force. It must outlive masters, so it is written here."""
+    return replace(row, lease_s=0.0) if isinstance(row, HostRow) else row
 
 
 def _keep(folder: Folder, timeline: int) -> Path | None:
