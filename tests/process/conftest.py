@@ -259,13 +259,23 @@ class Host:
             return os.readlink(f"/proc/{pid}/fd/1").startswith(f"{self.logs}/")
         return False
 
+    def _is_ours(self, pid: int) -> bool:
+        return self._writes_here(pid) or self._serves_here(pid)
+
+    def _serves_here(self, pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            found = os.stat(self.home / "warden.lock")
+            return procfs.holds_lock(pid, found.st_dev, found.st_ino)
+        return False
+
     def close(self) -> None:
         for agent in self.agents:
             agent.close()
         if self.process is not None and self.process.poll() is None:
             self.kill()
-        for pid in procfs.pids():  # what has left its warden on purpose
-            if (pidfd := procfs.kill_if(pid, self._writes_here)) is not None:
+        # A warden under strace lives on without it; and what has left its warden on purpose.
+        for pid in procfs.pids():
+            if (pidfd := procfs.kill_if(pid, self._is_ours)) is not None:
                 os.close(pidfd)
         shutil.rmtree(self.folder, ignore_errors=True)
 
