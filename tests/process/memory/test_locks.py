@@ -112,8 +112,8 @@ def test_w3_k20_who_never_lets_go_is_killed_after_its_grace_and_the_domain_reset
     ended = memory.ended(holder)
     assert (ended.stop, ended.facts["signal"]) == ("hold", 9)
     assert "ended by signal 9 while it held a lock" in ended.facts["domain_cause"]
-    assert "Abandoned" in memory.said(other)[1]["error"]
     assert memory.ended(other).facts["crash_domain"] == domain
+    assert "Abandoned" in memory.said(other)[1]["error"]  # its last words
 
 
 def test_w2_w3_term_ends_a_wait_for_a_lock_at_once(memory):
