@@ -258,7 +258,8 @@ def test_waiting_ends_when_the_postmaster_dies(tmp_path: Path) -> None:
     so, and runs on until its host's lease ends."""
     (tmp_path / "seed_workers.py").write_text(WORKERS)
     with LocalCluster(hosts=("a",), path=[tmp_path]) as running:
-        with running.connect(master_silence_s=0.5) as client:
+        # Long enough for a busy master to be heard in, while it lives.
+        with running.connect(master_silence_s=3.0) as client:
             handle = client.register(BackgroundWorker(name="w", main="seed_workers:wait"))
             started = handle.wait_for_startup(timeout=PATIENCE_S)
             running.master.kill()
