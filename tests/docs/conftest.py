@@ -50,6 +50,7 @@ _FENCE = re.compile(
 _FILE = re.compile(r"[#;] (?:(\w+): )?([\w/-]+\.(?:toml|py|sh|conf))\n")
 _PROMPT = re.compile(r"(\w*)\$ (.*)")
 _COPY = re.compile(r"^Copy `([^`]+)` from `(\w+)` to `(\w+)`\.$", re.MULTILINE)
+_ENDED = re.compile(r"^bash: line \d+: +\d+ (?:Killed|Terminated|Quit|Aborted).*\n", re.MULTILINE)
 _VARIES = (
     (re.compile(r"\x1b\[[0-9;?]*[A-Za-z]"), ""),
     (re.compile(r"\d\d:\d\d:\d\d"), "TIME"),
@@ -147,8 +148,9 @@ class Shell:
         )
         self.process.stdin.flush()
         text = self._until(mark)
-        printed, _, status = text.partition(mark)
-        return printed, int(status)
+        # What follows the status is bash's own word on a job that it saw end, whenever it looked.
+        printed, status = text.split(f"{mark} ")
+        return _ENDED.sub("", printed), int(status.partition("\n")[0])
 
     def _until(self, mark: str) -> str:
         end = time.monotonic() + DEADLINE_S

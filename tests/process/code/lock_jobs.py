@@ -82,7 +82,7 @@ def hold_and_be_told(_):
 def attempt(arg):
     shared, timeout = arg
     _, lock = _lock()
-    signal.signal(signal.SIGQUIT, signal.SIG_IGN)  # to tell what it saw
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGQUIT})  # to tell what it saw
     at_once = lock.try_acquire(shared=shared)
     if at_once:
         lock.release()
@@ -94,6 +94,9 @@ def attempt(arg):
     except PosthouseError as wrong:
         error = f"{type(wrong).__name__}: {wrong}"
     say(at_once=at_once, error=error)
+    if error.startswith("Abandoned"):  # the reset ends it: who went first would not belong to it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGQUIT})
+        time.sleep(30)
 
 
 def count(arg):
