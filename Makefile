@@ -1,6 +1,7 @@
 # Thin: each target is one command that can be typed without make.
 UV ?= uv
 SEEDS ?= 1000
+JOBS ?= 0
 KILLS ?= 1000
 CYCLES ?= 100000
 
@@ -23,9 +24,9 @@ docs:
 html:
 	$(UV) run --group docs sphinx-build -W --keep-going -q -b html docs build/html
 
-# make sim SEEDS=20000
+# make sim SEEDS=100000; on all cores (JOBS=1: on one)
 sim:
-	$(UV) run python -m posthouse_testing.sim --seeds $(SEEDS)
+	$(UV) run python -m posthouse_testing.sim --seeds $(SEEDS) --jobs $(JOBS)
 
 # The master killed at every SQL statement of a scripted run; the tests take a sample of them.
 crash-points:

@@ -449,6 +449,8 @@ class Lifecycle:
         elif again:
             self._starter.restart_in(turn, registration, decision.delay_s)
         self._starter.freed(turn, host)
+        if final and registration.pinned != host:  # revised while it ran: that slot was its, too
+            self._starter.freed(turn, registration.pinned)
 
     def _paced(
         self, turn: Turn, registration: Registration, decision: Decision, *, healthy: bool
@@ -471,6 +473,7 @@ class Lifecycle:
         on_the_way = registration.proven_revision < registration.revision
         # What has no process is none that this takes away; a rollout before may have done so.
         waits = registration.placed or on_the_way
+        left = registration.pinned
         self._registry.revise(registration, spec, packed)
         self._registry.move(
             registration,
@@ -486,6 +489,8 @@ class Lifecycle:
         if registration.life in (Life.SUBMITTED, Life.WAITING):
             self._timers.cancel(("restart", registration.key))
             self._starter.offer(turn, registration)
+        if registration.pinned != left:
+            self._starter.freed(turn, left)  # it held a slot of the host that it named
 
     def pace(self, turn: Turn, registration: Registration, max_unavailable: int) -> None:
         """The rollout that it waits for is to go on at this pace."""

@@ -1,5 +1,6 @@
 """One seed is one world: the same trace in every run and in every process."""
 
+import json
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from posthouse_master.hosts import Hosts
+from posthouse_testing.sim import batch
 from posthouse_testing.sim.__main__ import main
 from posthouse_testing.sim.run import Failure, Report, Simulation, simulate
 
@@ -62,6 +64,19 @@ def test_the_command_prints_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert "seeds 7 to 9: 0 violations" in printed
     assert " simulated hours in " in printed
     assert " processes" in printed
+
+
+def test_the_figures_do_not_depend_on_how_many_processes_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batch, "_DEALT", 2)
+    told = []
+    for jobs in ("1", "2"):
+        assert main(["--seeds", "5", "--start", "3", "--jobs", jobs, "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out) | {"real_s": 0})
+    assert told[0] == told[1]
+    assert (told[0]["first_seed"], told[0]["seeds"], told[0]["violations"]) == (3, 5, 0)
+    assert told[0]["figures"]["processes"] > 0
 
 
 def test_a_failing_plan_is_shrunk(

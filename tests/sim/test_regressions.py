@@ -1,5 +1,7 @@
 """Bugs that the simulator found, each as the shortest script that shows it."""
 
+from posthouse.messages import Declared, Hold
+from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.host import Machine
@@ -86,3 +88,60 @@ def test_a_wall_clock_that_jumps_does_not_make_a_retry_a_second_request() -> Non
     world.at(5.0, lambda: [client.doubt(question) for question in client.questions.values()])
     simulation.run()
     assert sorted(wire["name"] for wire in simulation.ledger.wires.values()) == ["another", "w"]
+
+
+def declare(simulation: Simulation, **fields: object) -> None:
+    """Have the one declared worker of a source be so."""
+    spec = {"name": "d", "main": "acme.jobs:main", "restart_time": 0.0} | fields
+    simulation.clients[0].deployer._begin(
+        "shop", [Declared(spec=BackgroundWorker(**spec).to_wire())]
+    )
+
+
+def small(*, hosts: int) -> Simulation:
+    """Hosts with a single slot each."""
+    simulation = stage(hosts=hosts, length_s=20.0)
+    for machine in simulation.machines:
+        machine.slots = 1
+        simulation.ledger.workers_per_host_max[machine.name] = 1
+    return simulation
+
+
+def names(simulation: Simulation) -> list[str]:
+    return sorted(process.spec["name"] for process in simulation.checker.living.values())
+
+
+def test_the_slot_of_a_host_that_was_named_meanwhile_is_given_to_who_waits() -> None:
+    """Seed 192 of the worlds with leases: a worker that ran on one host and was revised to name
+    another had a slot on both; when it was unregistered the other one's was offered to nobody."""
+    simulation = small(hosts=2)
+    (client,), world = simulation.clients, simulation.world
+
+    def resist() -> None:
+        for process in simulation.checker.living.values():
+            process.stubborn = True
+
+    world.at(2.0, lambda: declare(simulation, stop_grace_s=4.0))
+    world.at(6.0, resist)
+    world.at(7.0, lambda: declare(simulation, stop_grace_s=4.0, host="b"))
+    world.at(7.5, lambda: client.register(name="one", host=None, restart_time=0.0))
+    world.at(7.5, lambda: client.register(name="two", host=None, restart_time=0.0))
+    world.at(8.0, lambda: client.terminate("d"))
+    seen: list[str] = []
+    world.at(19.0, lambda: seen.extend(names(simulation)))
+    simulation.run()
+    assert seen == ["one", "two"]
+
+
+def test_the_slot_of_a_host_that_is_no_longer_named_is_given_to_who_waits() -> None:
+    """The same, of one that is held while it is revised."""
+    simulation = small(hosts=1)
+    (client,), world = simulation.clients, simulation.world
+    world.at(2.0, lambda: declare(simulation, host="a"))
+    world.at(7.0, lambda: client.ask(Hold(request=world.entropy(16), ref="d")))
+    world.at(10.0, lambda: client.register(name="waits", host=None, restart_time=0.0))
+    world.at(12.0, lambda: declare(simulation, host=None))
+    seen: list[str] = []
+    world.at(19.0, lambda: seen.extend(names(simulation)))
+    simulation.run()
+    assert seen == ["waits"]

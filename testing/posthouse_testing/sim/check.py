@@ -11,6 +11,7 @@ are those of the table of invariants in docs/reliability.md:
 - an order that an agent gives: 6 (the master said so in the session of now);
 - a START that leaves the master: 3 (committed before), 6 (never in a second session);
 - a fork: 1, 3, 7, 11, 12;
+- a grant, and the moment when all that were given to a host are over: 2 (tenancy.py);
 - a warden's or an agent's word that a process has ended: 17;
 - memory that is given to a worker, and the end of one that had some (memory.py): 24;
 - an answer or an event that reaches a client: 8, 9, 10, 21;
@@ -28,9 +29,11 @@ from posthouse.messages import (
     KIND_OF,
     Exit,
     Exited,
+    Grant,
     Inventory,
     Register,
     Registered,
+    Renew,
     Start,
     StartFailed,
     Stop,
@@ -45,12 +48,13 @@ from posthouse_testing.sim.fold import fold
 from posthouse_testing.sim.host import Machine, Sessions
 from posthouse_testing.sim.ledger import Key, Ledger
 from posthouse_testing.sim.process import Process
+from posthouse_testing.sim.tenancy import Tenancy
 from posthouse_testing.sim.world import Violation, World
 
 __all__ = ["Checker", "Watching"]
 
-_CLAIMS = frozenset(KIND_OF[cls] for cls in (Inventory, Exited, StopDone, StartFailed))
-_HEEDED = frozenset(KIND_OF[cls] for cls in (Start, Stop, Subscribed))
+_CLAIMS = frozenset(KIND_OF[cls] for cls in (Inventory, Exited, StopDone, StartFailed, Renew))
+_HEEDED = frozenset(KIND_OF[cls] for cls in (Start, Stop, Subscribed, Grant))
 _CLOCKS = 0.005  # two clocks may differ by this share; twice the drift and some rounding
 
 
@@ -76,6 +80,10 @@ class Checker:
     missing_to: dict[tuple[bytes, int], int] = field(default_factory=dict)  # by watch
     excused: dict[tuple[bytes, int], dict[str, int]] = field(default_factory=dict)  # by watch
     stops_sent: dict[int, list[bytes]] = field(default_factory=dict)  # token -> sessions
+    tenancy: Tenancy = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tenancy = Tenancy(self.world)
 
     def fail(self, number: int, text: str) -> NoReturn:
         raise Violation(number, text)
@@ -92,6 +100,8 @@ class Checker:
                 self.missing_to[envelope.session, number] = missing_to
             case Stop(token=token):
                 self.stops_sent.setdefault(token, []).append(envelope.session)
+            case Grant():
+                self.tenancy.granted(envelope.session, envelope.body)
             case Start():
                 self._start(envelope.body, envelope.session)
 
@@ -159,7 +169,7 @@ class Checker:
         if self.world.now_s - last.died_s < restart_s * (1 - _CLOCKS):
             self.fail(12, f"{key} is back after {self.world.now_s - last.died_s:.3f} s")
 
-    def forked(self, process: Process) -> None:
+    def forked(self, machine: Machine, process: Process) -> None:
         key = (process.slot, process.generation)
         if process.token in self.ledger.processes:
             self.fail(1, f"{process} is forked twice")
@@ -169,6 +179,7 @@ class Checker:
         self.world.figures["processes"] += 1
         self.ledger.processes[process.token] = process
         self.living[key] = self.last[key] = process
+        self.tenancy.forked(machine, process)
 
     def ended(self, process: Process) -> None:
         del self.living[(process.slot, process.generation)]
@@ -190,7 +201,10 @@ class Checker:
         if frame[1] not in _CLAIMS:
             return
         ends: list[Exit] = []
-        match codec.decode(frame).body:
+        envelope = codec.decode(frame)
+        match envelope.body:
+            case Renew():
+                self.tenancy.renewed(machine, envelope.session, envelope.body)
             case Exited(worker=worker):
                 ends.append(worker)
             case Inventory(exits=exits):

@@ -100,8 +100,8 @@ def _peer_name(fault: Fault, stage: Stage) -> str:
 
 def _length_s(fault: Fault, world: World) -> float:
     """Where leases have deadlines half of the faults outlast them."""
-    longer = fault.amount % 2 == 1 and world.knobs.lease_s > 0
-    return fault.length_s * (2.0 if longer else 1.0)
+    longer = fault.amount % 2 == 1
+    return fault.length_s + (1.5 * world.knobs.lease_s if longer else 0.0)
 
 
 def _reset(fault: Fault, stage: Stage) -> None:
@@ -118,7 +118,7 @@ def _cut(fault: Fault, stage: Stage) -> None:
 def _cut_all(fault: Fault, stage: Stage) -> None:
     for machine in stage.machines:
         stage.network.cut(machine.name, up=True, down=True)
-        stage.world.after(fault.length_s, stage.network.heal, machine.name)
+        stage.world.after(_length_s(fault, stage.world), stage.network.heal, machine.name)
 
 
 def _crash(node: Node | None) -> None:
@@ -152,7 +152,8 @@ def _warden_term(fault: Fault, stage: Stage) -> None:
 def _reboot(fault: Fault, stage: Stage) -> None:
     machine = _machine(fault, stage)
     if machine.up:
-        machine.reboot(("all", "part", "none")[fault.amount % 3], min(fault.length_s, 5.0))
+        off_s = min(_length_s(fault, stage.world), max(5.0, 2 * stage.world.knobs.lease_s))
+        machine.reboot(("all", "part", "none")[fault.amount % 3], off_s)
 
 
 def _forks_fail(fault: Fault, stage: Stage) -> None:

@@ -10,7 +10,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from random import Random
 
 from posthouse import limits
 from posthouse.states import StopReason
@@ -72,17 +71,18 @@ def simulate(
     skip: frozenset[int] = frozenset(),
     only: tuple[str, ...] = (),
     echo: Echo | None = None,
-    leases: bool = False,
+    leases: bool | None = None,
 ) -> Report:
     """Run a seed, without the faults whose numbers are in `skip`, or with faults of the kinds in
-    `only` and many of them; with `leases` that have deadlines. Raises Failure."""
+    `only` and many of them; with `leases` that have deadlines, or none, or as the seed draws.
+    Raises Failure."""
     return Simulation(seed, skip=skip, only=only, echo=echo, leases=leases).run()
 
 
 class Simulation:
     """The world of one seed. With `knobs` of your own and without faults it is a stage for a
     script: schedule what shall happen with `world.at`, then `run`. `lease_s`: leases end after
-    that long; `leases`: after a length that is drawn, among longer faults."""
+    that long; `leases`: whether they end after a length that is drawn, among longer faults."""
 
     def __init__(
         self,
@@ -92,12 +92,10 @@ class Simulation:
         only: tuple[str, ...] = (),
         echo: Echo | None = None,
         knobs: Knobs | None = None,
-        leases: bool = False,
+        leases: bool | None = None,
         lease_s: float = 0.0,
     ) -> None:
-        world = self.world = World(seed, echo)
-        if leases:
-            world.knobs = world.knobs.with_leases(Random(seed))  # noqa: S311 - a simulation
+        world = self.world = World(seed, echo, leases)
         self.scripted = knobs is not None
         if knobs is not None:
             world.knobs = knobs
@@ -113,16 +111,19 @@ class Simulation:
         slots = random.choice((1, 3, 50, 50)) if not self.scripted else 50
         self.ledger = Ledger(world, workers_max, {})
         self.checker = Checker(world, self.ledger)
+        names = "abcdefgh"[: knobs.hosts]
+        self.machines = [Machine(world, self.network, self.checker, n, slots) for n in names]
         policy = MasterPolicy(
             max_worker_processes=workers_max,
             max_worker_processes_per_host=50,
             lease=LeasePolicy(
-                lease_s=knobs.lease_s, handover_s=2 * knobs.lease_s, mass_loss_wait_s=BRAKE_S
+                lease_s=knobs.lease_s,
+                local_boot_id=self.machines[0].boot_id if knobs.near else "",
+                handover_s=2 * knobs.lease_s,
+                mass_loss_wait_s=BRAKE_S,
             ),
         )
         self.seat = MasterSeat(world, self.network, self.ledger, self.checker, policy)
-        names = "abcdefgh"[: knobs.hosts]
-        self.machines = [Machine(world, self.network, self.checker, n, slots) for n in names]
         self.ledger.workers_per_host_max = dict.fromkeys(names, slots)
         self.clients = [
             Client(world, self.network, self.checker, f"c{number}", list(names), calm=self.scripted)

@@ -22,7 +22,7 @@ from posthouse_testing.sim.world import Timer
 if TYPE_CHECKING:
     from posthouse_testing.sim.host import Machine
 
-__all__ = ["WardenNode", "refused"]
+__all__ = ["KERNEL_LATE_S", "WardenNode", "refused"]
 
 RETRY_S = 1.0  # after the disk refused something
 KERNEL_LATE_S = 0.05  # several times what was measured on a busy machine

@@ -21,6 +21,7 @@ __all__ = ["Clock", "Knobs", "Timer", "Violation", "World"]
 
 UNIX_EPOCH_S = 1_800_000_000.0  # where people's clocks begin; any number does
 TRACE_LINES_MAX = 400  # kept for the report of a violation
+LEASED = 0.4  # share of worlds in which leases have deadlines
 
 
 class Violation(AssertionError):
@@ -69,6 +70,7 @@ class Knobs:
     deploys: bool  # clients declare what their sources are to run
     memory: bool = False  # some workers share memory
     lease_s: float = 0.0  # of leases; 0: without deadlines
+    near: bool = False  # the first host is the master's own machine
     pause_s: float = 6.0  # the longest that a process is stopped
 
     @staticmethod
@@ -128,8 +130,15 @@ class Knobs:
     def with_leases(self, random: Random) -> "Knobs":
         """The same world, but leases have deadlines, and processes are stopped for longer than
         that. A process that KILL does not end is what no lease covers, so there is none."""
-        lease_s = random.choice((5.0, 8.0))
-        return replace(self, lease_s=lease_s, pause_s=3 * lease_s, unkillable=0.0)
+        lease_s, near = random.choice((5.0, 8.0)), random.random() < 0.3
+        return replace(
+            self,
+            lease_s=lease_s,
+            near=near,
+            faulty_s=max(self.faulty_s, 4 * lease_s),
+            pause_s=3 * lease_s,
+            unkillable=0.0,
+        )
 
     def calm(self) -> "Knobs":
         """The same world once the faults have stopped."""
@@ -162,6 +171,7 @@ _LASTING = (
     "deploys",
     "memory",
     "lease_s",
+    "near",
 )
 
 
@@ -194,6 +204,7 @@ class World:
 
     seed: int
     echo: Callable[[str], None] | None = None
+    leases: bool | None = None  # whether they have deadlines; None: as it is drawn
     now_s: float = 0.0
     random: Random = field(init=False)
     aside: Random = field(init=False)  # what is drawn from it does not change the other draws
@@ -209,6 +220,9 @@ class World:
         self.random = Random(self.seed)  # noqa: S311 - a simulation, not a secret
         self.aside = Random(f"aside {self.seed}")  # noqa: S311
         self.knobs = replace(Knobs.draw(self.random), memory=self.aside.random() < 0.3)
+        drawn, leased = self.aside.random() < LEASED, self.knobs.with_leases(self.aside)
+        if drawn if self.leases is None else self.leases:
+            self.knobs = leased
         self._hash = hashlib.blake2b(digest_size=16)
 
     @property
