@@ -10,7 +10,8 @@ from posthouse.errors import PosthouseError
 
 
 def look(arg: dict[str, Any]) -> None:
-    """What the warden has of its domain; then the structure itself, marked by a 7; then wait."""
+    """What the warden has of its domain; then the structure itself, which its maker marks by a 7;
+    then wait."""
     me = worker.entry()
     told: dict[str, Any] = {"there": _there()}
     worker.unblock_signals()
@@ -20,7 +21,8 @@ def look(arg: dict[str, Any]) -> None:
         told["error"] = f"{type(error).__name__}: {error}"
     else:
         told |= {"found": found, "before": segment[0], "epoch": segment.epoch}
-        segment[0] = 7
+        if not found:  # another one might do so before the maker has looked
+            segment[0] = 7
     path = Path(arg["folder"]) / f"{me.name}.{me.incarnation}"
     path.with_suffix(".new").write_text(json.dumps(told))
     path.with_suffix(".new").rename(path)
