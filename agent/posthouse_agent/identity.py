@@ -39,6 +39,9 @@ def missing_capabilities() -> str:
     text = procfs.slurp("/proc/self/status").decode(errors="replace")
     line = next(line for line in text.splitlines() if line.startswith(_EFFECTIVE))
     held = int(line.removeprefix(_EFFECTIVE), 16)
+    users = sum(int(line.split()[2]) for line in procfs.slurp("/proc/self/uid_map").splitlines())
+    if users == 1:
+        return "another user to become (this user namespace has one)"
     return ", ".join(f"{name} ({why})" for bit, name, why in _NEEDED if not held >> bit & 1)
 
 

@@ -40,11 +40,14 @@ _CLASSES: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """First line: which boot and which warden the entries are of, and where its cgroups are."""
+    """First line: which boot and which warden the entries are of, where its cgroups are, and the
+    first process of its namespace (0: it has none)."""
 
     boot_id: str
     instance: str
     cgroup: str = ""
+    pid: int = 0
+    pid_start: int = 0
 
 
 class Journal:
@@ -169,6 +172,8 @@ def _parse(line: bytes) -> Any:
                 boot_id=values["boot_id"],
                 instance=values["instance"],
                 cgroup=str(values.get("cgroup", "")),
+                pid=int(values.get("pid", 0)),
+                pid_start=int(values.get("pid_start", 0)),
             )
         cls = _CLASSES[op]
         known = {f.name for f in fields(cls)}

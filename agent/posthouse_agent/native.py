@@ -1,4 +1,5 @@
-"""System calls that Python 3.11 does not offer: prctl, signalfd, timers, waitid with rusage.
+"""System calls that Python 3.11 does not offer: prctl, signalfd, timers, namespaces, waitid with
+rusage.
 
 Owns: their calling conventions. Must not know: wardens and workers. Invariant: every failure is an
 OSError with its errno.
@@ -20,12 +21,14 @@ __all__ = [
     "become_subreaper",
     "die_with_parent",
     "drop_capabilities",
+    "mount",
     "no_new_privileges",
     "open_signalfd",
     "punch",
     "read_signalfd",
     "reserve_space",
     "set_short_name",
+    "unshare",
     "wait_facts",
 ]
 
@@ -105,6 +108,17 @@ def no_new_privileges() -> None:
 def be_dumpable() -> None:
     """Let the process's own user look into it, and let it dump core."""
     _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def unshare(flags: int) -> None:
+    """New namespaces of these kinds: of pids, for the children; of others, for this process."""
+    _check(_libc.unshare(ctypes.c_int(flags)))
+
+
+def mount(source: str, target: str, kind: str, flags: int) -> None:
+    """mount(2), without data."""
+    strings = (text.encode() for text in (source, target, kind))
+    _check(_libc.mount(*strings, ctypes.c_ulong(flags), None))
 
 
 def drop_capabilities() -> None:

@@ -129,6 +129,7 @@ class Attached:
     run_as: bool = False  # it can run workers as other users, and end them
     fence: bool = True  # it has a timer of the kernel that would end it with its lease
     leased: bool = False  # and that timer is set
+    no_tree: str = ""  # why this host can have no tree warden; told by the fenced one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from posthouse_agent.cgroups import Cgroups
 from posthouse_agent.domains import crash_domain
 from posthouse_agent.memory import Memory
 from posthouse_agent.memory_events import MemoryEvents
+from posthouse_agent.namespace import Outside
 from posthouse_agent.start_worker import StartWorker
 from posthouse_agent.warden_core import output_bytes
 from posthouse_agent.zygotes import Spare
@@ -64,7 +65,8 @@ class WorkerProcess:
     """One forked worker and what the warden holds of it."""
 
     token: int
-    pid: int
+    pid: int  # as this warden sees it
+    host_pid: int  # and as the host does
     pid_start: int
     pidfd: int
     channel_fd: int  # the agent's end
@@ -106,8 +108,10 @@ class Processes:
         log: Callable[[str], None],
         oom_score: int | None = None,
         groups: Cgroups | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self._log = log
+        self._outside = outside  # of a PID namespace that this warden is the first process of
         self._groups = groups
         self._memory_events = MemoryEvents()
         self.memory = Memory(log)
@@ -163,6 +167,7 @@ class Processes:
         ends = self._open_ends(order, path, opened)
         if max(opened) >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FDS:
             raise OSError(EMFILE, os.strerror(EMFILE))
+        host_pid = spare.pid if self._outside is None else self._outside.pid_of(spare.pidfd)
         group = self._make_group(order.token)
         message = {
             "op": "begin",
@@ -191,6 +196,7 @@ class Processes:
         worker = WorkerProcess(
             token=order.token,
             pid=spare.pid,
+            host_pid=host_pid,
             pid_start=spare.pid_start,
             pidfd=spare.pidfd,
             channel_fd=ends.ours,
@@ -331,6 +337,19 @@ class Processes:
         """Where the kernel holds the worker; empty if it is dead."""
         return procfs.predicament(self._workers[token].pid)
 
+    def where(self, pid: int) -> str:
+        """For people: the host's pid of a process that this warden calls `pid`, and where the
+        kernel holds it."""
+        shown, state = pid, procfs.predicament(pid)
+        with suppress(OSError):
+            if self._outside is not None:
+                pidfd = os.pidfd_open(pid)
+                try:
+                    shown = self._outside.pid_of(pidfd)
+                finally:
+                    os.close(pidfd)
+        return f"pid {shown} {state}"
+
     def examine(self, token: int, now: Instant, *, daemonised: bool) -> dict[str, Any]:
         """The facts of its end, complete. `daemonised`: it left processes behind."""
         worker = self._workers[token]
@@ -338,7 +357,7 @@ class Processes:
         assert death is not None, "examined while alive"
         facts = remains.exit_facts(
             death,
-            pid=worker.pid,
+            pid=worker.host_pid,
             started_unix_s=worker.started.unix_s,
             ended_unix_s=now.unix_s,
             runtime_s=max(0.0, now.boot_s - worker.started.boot_s),

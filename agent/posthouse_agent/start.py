@@ -7,6 +7,7 @@ reports. Invariant: whoever holds host.lock knows that no process which inherite
 
 import fcntl
 import os
+import select
 import stat
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from posthouse_agent.warden_effects import Orphan
 __all__ = [
     "CannotStart",
     "check_log_folder",
+    "end_namespace",
     "lock_warden",
     "open_folder",
     "open_log_folder",
@@ -121,6 +123,20 @@ def take_host_lock(
     if instance is not None:
         _kill_marked(instance, timeout_s)
     return fd
+
+
+def end_namespace(pid: int, pid_start: int, timeout_s: float) -> None:
+    """What an earlier tree warden, the first process of a namespace, had in it. The kernel lets
+    it become a zombie only when all the others are gone, whatever they have closed or hidden; its
+    locks are free before that. Raises CannotStart."""
+    pidfd = procfs.kill_if(pid, lambda p: _is(p, pid_start))
+    if pidfd is None:
+        return
+    try:
+        if not select.select([pidfd], [], [], timeout_s)[0]:
+            raise CannotStart(_undead([pid]))
+    finally:
+        os.close(pidfd)
 
 
 def sweep_cgroup(folder: str, timeout_s: float) -> None:

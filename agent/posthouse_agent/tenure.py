@@ -8,7 +8,6 @@ nothing is started, so that what the kernel finds there is at most what could no
 """
 
 from posthouse import limits
-from posthouse_agent.orders import RenewLease
 
 __all__ = ["Tenure"]
 
@@ -25,19 +24,17 @@ class Tenure:
     def __repr__(self) -> str:
         return f"Tenure(until {self.deadline_s}{' over' * self.over})"
 
-    def renew(self, order: RenewLease, now_s: float) -> bool:
-        """Whether this renewal counts: it does unless a newer one came before it. A deadline is
-        never further away than the longest lease there is."""
-        if order.stamp < self.stamp:
-            return False
-        self.stamp = order.stamp
-        if order.deadline_us <= 0:
-            self.deadline_s = self._length_s = 0.0
-        else:
-            self.deadline_s = min(order.deadline_us / 1e6, now_s + limits.lease_s_max)
-            self._length_s = max(0.0, self.deadline_s - order.stamp / 1e6)
-        self.over = False
-        return True
+    @staticmethod
+    def deadline_of(deadline_us: int, now_s: float) -> float:
+        """What a renewal asks for, 0 for none, but never further away than the longest lease."""
+        return min(deadline_us / 1e6, now_s + limits.lease_s_max) if deadline_us > 0 else 0.0
+
+    def renew(self, stamp: int, deadline_s: float) -> None:
+        """The kernel has this deadline, of the renewal of `stamp`."""
+        if stamp < self.stamp:
+            return
+        self.stamp, self.deadline_s, self.over = stamp, deadline_s, False
+        self._length_s = max(0.0, deadline_s - stamp / 1e6)
 
     @property
     def last_s(self) -> float | None:

@@ -10,18 +10,20 @@ import os
 import resource
 import select
 import signal
+import socket
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from posthouse import limits, systemd
-from posthouse_agent import cgroups, identity, native, oom_score, procfs, start
+from posthouse_agent import cgroups, fuse, identity, namespace, native, oom_score, procfs, start
 from posthouse_agent.agent_line import AgentLine
 from posthouse_agent.journal import Head, Journal, read_journal
 from posthouse_agent.processes import Processes, user_name
 from posthouse_agent.title import set_title
 from posthouse_agent.warden_core import WardenCore, recover
+from posthouse_agent.warden_effects import Recovered
 from posthouse_agent.warden_loop import Place, Warden, instant, log
 from posthouse_agent.zygotes import Zygotes
 
@@ -114,13 +116,17 @@ def _find_groups(options: Options, instance: str) -> cgroups.Cgroups | None:
 
 
 def _find_fuse(kind: str) -> native.Fuse | None:
-    """Of a fenced warden. Without one it is of use only where leases have no deadline."""
-    if kind != "fenced":
+    """Of a warden whose workers end with the host's lease. A fenced one without it is of use only
+    where leases have no deadline; a tree is asked for by those who need it. Raises CannotStart."""
+    if kind == "kept":
         return None
     try:
         return native.Fuse()
     except OSError as error:
-        log(f"no fence: the kernel gives no timer: {error.strerror}")
+        lacking = f"no fence: the kernel gives no timer: {error.strerror}"
+        if kind == "tree":
+            raise start.CannotStart(lacking) from None
+        log(lacking)
         return None
 
 
@@ -132,7 +138,22 @@ def _raise_descriptors() -> int:
     return soft
 
 
-def _build(options: Options) -> Warden:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What is ours once nothing of an earlier warden lives."""
+
+    lock_fd: int
+    host_lock_fd: int
+    boot_id: str
+    recovered: Recovered
+    instance: str
+    groups: cgroups.Cgroups | None
+    fuse: native.Fuse | None
+    oom_score: int | None  # of workers
+    nofile_soft: int
+
+
+def _take(options: Options) -> _Ground:
     """Become the one warden of the folder. Raises CannotStart, OSError."""
     folder = options.folder
     size = len(os.fsencode(f"{folder}/warden.sock"))
@@ -153,47 +174,107 @@ def _build(options: Options) -> Warden:
         log(f"journal: {bad} lines make no sense and are left out")
     boot_id = procfs.boot_id()
     recovered = recover(entries, rebooted=head is not None and head.boot_id != boot_id)
-    same_boot = head is not None and head.boot_id == boot_id
-    if head is not None and same_boot and head.cgroup:
-        start.sweep_cgroup(head.cgroup, _LEFTOVERS_S)
+    ours = head if head is not None and head.boot_id == boot_id else None
+    if ours is not None and ours.pid:
+        start.end_namespace(ours.pid, ours.pid_start, _LEFTOVERS_S)
+    if ours is not None and ours.cgroup:
+        start.sweep_cgroup(ours.cgroup, _LEFTOVERS_S)
     host_lock_fd = start.take_host_lock(
         f"{folder}/host.lock",
-        recovered.lost if same_boot else (),
-        head.instance if head is not None and same_boot else None,
+        recovered.lost if ours is not None else (),
+        ours.instance if ours is not None else None,
         _LEFTOVERS_S,
     )
     instance = os.urandom(16).hex()
-    fuse = _find_fuse(options.kind)
+    return _Ground(
+        lock_fd=lock_fd,
+        host_lock_fd=host_lock_fd,
+        boot_id=boot_id,
+        recovered=recovered,
+        instance=instance,
+        groups=_find_groups(options, instance),
+        fuse=_find_fuse(options.kind),
+        oom_score=oom_score.protect(),
+        nofile_soft=_raise_descriptors(),
+    )
+
+
+class _Inside(NamedTuple):
+    """What the first process of a namespace has of the outside."""
+
+    host: namespace.Outside
+    line: fuse.Line
+
+
+def _divide(options: Options, ground: _Ground) -> _Inside:
+    """Go on as the first process of a new namespace; this one stays outside, to be its fuse, and
+    never returns. Raises CannotStart, OSError."""
+    assert ground.fuse is not None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        namespace.divide()
+    except OSError as error:
+        raise start.CannotStart(f"no namespace for a tree: {error.strerror}") from None
+    if pid := os.fork():
+        theirs.close()
+        # Whoever holds it is the warden; a fuse that is stopped must not keep the next one out.
+        os.close(ground.lock_fd)
+        set_title(f"posthouse fuse {options.name}".rstrip())
+        os._exit(fuse.burn(ours, pid, ground.fuse))
+    # 1. the fuse may have ended before the next line, which then asks for the death of another
+    # one; 2. but then its end of the line was closed before.
+    native.die_with_parent()
+    ours.close()
+    line = fuse.Line(theirs)
+    if line.broken:
+        os._exit(1)
+    host = namespace.Outside.open()
+    namespace.settle()
+    return _Inside(host, line)
+
+
+def _build(options: Options, ground: _Ground, inside: _Inside | None) -> Warden:
+    """Raises OSError."""
+    folder, instance, groups = options.folder, ground.instance, ground.groups
+    pid = os.getpid() if inside is None else inside.host.own_pid()
     core = WardenCore(
         instance=instance,
         kind=options.kind,
-        boot_id=boot_id,
-        pid=os.getpid(),
+        boot_id=ground.boot_id,
+        pid=pid,
         run_as=not identity.missing_capabilities(),
         entropy=os.urandom,
-        fence=fuse is not None,
+        fence=ground.fuse is not None,
+        no_tree=namespace.lacking() if options.kind == "fenced" else "",
     )
-    core.handle(recovered, instant())  # its entries are part of the rewrite
-    groups = _find_groups(options, instance)
+    core.handle(ground.recovered, instant())  # its entries are part of the rewrite
+    own = procfs.read(os.getpid()) if inside is not None else None
     head = Head(
-        boot_id=boot_id, instance=instance, cgroup=groups.folder if groups is not None else ""
+        boot_id=ground.boot_id,
+        instance=instance,
+        cgroup=groups.folder if groups is not None else "",
+        pid=pid if own is not None else 0,
+        pid_start=own.start if own is not None else 0,
     )
     journal = Journal(f"{folder}/journal", head)
     journal.rewrite(core.entries())
     epoll = select.epoll()
-    zygotes = Zygotes(epoll, host_lock_fd, log)
+    zygotes = Zygotes(epoll, ground.host_lock_fd, log)
     processes = Processes(
         log_dir=options.log_dir,
         instance=instance,
-        host_lock_fd=host_lock_fd,
-        nofile_soft=_raise_descriptors(),
+        host_lock_fd=ground.host_lock_fd,
+        nofile_soft=ground.nofile_soft,
         is_zygotes=zygotes.owns,
         log=log,
-        oom_score=oom_score.protect(),
+        oom_score=ground.oom_score,
         groups=groups,
+        outside=inside.host if inside is not None else None,
     )
     line = AgentLine(f"{folder}/warden.sock", epoll)
-    return Warden(core, processes, zygotes, journal, line, epoll, Place(folder, lock_fd, fuse))
+    ending = ground.fuse if inside is None else inside.line
+    place = Place(folder, ground.lock_fd, ending)
+    return Warden(core, processes, zygotes, journal, line, epoll, place)
 
 
 def main(argv: list[str]) -> int:
@@ -201,7 +282,9 @@ def main(argv: list[str]) -> int:
     try:
         options = _options(argv)
         _settle(options)
-        warden = _build(options)
+        ground = _take(options)
+        inside = _divide(options, ground) if options.kind == "tree" else None
+        warden = _build(options, ground, inside)
     except start.CannotStart as error:
         log(f"cannot start: {error}")
         return _STATUS_BUSY if error.busy else 1

@@ -31,6 +31,7 @@ from posthouse_agent.warden_effects import (
     AgentAttached,
     AgentGone,
     Arm,
+    Armed,
     Confirmed,
     Effect,
     End,
@@ -114,8 +115,11 @@ class WardenCore:
         run_as: bool = False,
         entropy: Callable[[int], bytes] = lambda count: b"\x01" * count,
         fence: bool = True,
+        no_tree: str = "",
     ) -> None:
         self._fence = fence
+        self._no_tree = no_tree
+        self._asked = 0  # stamp of the newest renewal; not in force before its Armed
         self._tenure = Tenure()
         self._domains = Domains(entropy)  # of handles; without it no worker asks for memory
         self._run_as = run_as
@@ -191,7 +195,7 @@ class WardenCore:
             case AgentGone():
                 self._attached = False
                 effects = self._recall_all("the agent has gone")
-            case Tick() | Heard():
+            case Tick() | Heard() | Armed():
                 effects = self._on_time(event, now)
             case Terminating():
                 effects = self._on_term(now)
@@ -297,6 +301,9 @@ class WardenCore:
             return _failed(order, "stopping", "the warden is ending", retry=True)
         if self._tenure.ends(now.boot_s):
             return _failed(order, "no_lease", "the host's lease is over", retry=True)
+        if self._asked and not self._tenure.stamp:
+            # With a fuse that is stopped nothing would ever end it.
+            return _failed(order, "no_lease", "the fuse has not set the first lease", retry=True)
         if holder is not None:
             # Two processes of one slot are what tokens exist to prevent; the holder is ended first.
             return _failed(
@@ -380,9 +387,11 @@ class WardenCore:
             worker.look_at_s = now.boot_s + limits.unkillable_s
         return [Kill(worker.intent.token, signal)]
 
-    def _on_time(self, event: Tick | Heard, now: Instant) -> list[Effect]:
+    def _on_time(self, event: Tick | Heard | Armed, now: Instant) -> list[Effect]:
         if isinstance(event, Heard):
             return self._on_heard(event, now)
+        if isinstance(event, Armed):
+            return self._on_armed(event, now)
         effects = self._on_lease(now)
         for token, worker in self._live.items():
             if worker.kill_at_s is not None and worker.kill_at_s <= now.boot_s:
@@ -463,15 +472,22 @@ class WardenCore:
     # --- the lease ---
 
     def _renew_lease(self, order: RenewLease, now: Instant) -> list[Effect]:
-        if not self._fence or not self._tenure.renew(order, now.boot_s):
+        """The kernel first: until it has the new deadline, the older one is what holds."""
+        if not self._fence or order.stamp < self._asked:
             return []
+        self._asked = order.stamp
+        armed = Armed(order.stamp, self._tenure.deadline_of(order.deadline_us, now.boot_s))
         # A lease that is over already ends who is here; without anybody there is nothing to end.
-        spared = not self._live and self._tenure.ends(now.boot_s)
-        return [
-            *([] if spared else [Arm(self._tenure.deadline_s)]),
-            *self._on_lease(now),
-            *self._tell(orders.Leased(stamp=order.stamp)),
-        ]
+        over = 0 < armed.deadline_s <= now.boot_s + limits.lease_ahead_s
+        if over and not self._live:
+            return self._on_armed(armed, now)
+        return [Arm(armed.deadline_s, armed.stamp)]
+
+    def _on_armed(self, armed: Armed, now: Instant) -> list[Effect]:
+        if not armed.stamp:
+            return []  # the fuse was taken out
+        self._tenure.renew(armed.stamp, armed.deadline_s)
+        return [*self._on_lease(now), *self._tell(orders.Leased(stamp=armed.stamp))]
 
     def _lease_times(self) -> list[float]:
         """When the lease wants something to be done."""
@@ -505,8 +521,12 @@ class WardenCore:
 
     def _disarm_when_empty(self) -> list[Effect]:
         """Without a worker there is nothing to be fenced off, and a warden that lives can still
-        tell how its workers ended; it starts none before the lease is renewed."""
-        return [Arm(0.0)] if self._tenure.over and not self._live else []
+        tell how its workers ended; it starts none before the lease is renewed.
+
+        Not behind a renewal that the fuse has still to answer: 1. it would set that deadline;
+        2. take it out again; 3. its answer to the first would have workers started without one."""
+        unanswered = self._asked != self._tenure.stamp
+        return [Arm(0.0)] if self._tenure.over and not self._live and not unanswered else []
 
     # --- shared memory ---
 
@@ -577,6 +597,7 @@ class WardenCore:
                 run_as=self._run_as,
                 fence=self._fence,
                 leased=bool(self._tenure.deadline_s),
+                no_tree=self._no_tree,
             )
         )
         running = list(self._live.values())

@@ -17,6 +17,7 @@ __all__ = [
     "AgentAttached",
     "AgentGone",
     "Arm",
+    "Armed",
     "Confirmed",
     "Effect",
     "End",
@@ -220,6 +221,14 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
+class Armed:
+    """Answer to Arm: the kernel has the deadline."""
+
+    stamp: int
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryAsked:
     """A message of a worker's memory line: any map."""
 
@@ -255,6 +264,7 @@ Event = (
     | ProcessEnded
     | ProcessStuck
     | Heard
+    | Armed
     | MemoryAsked
     | MemoryFailed
     | Terminating
@@ -288,9 +298,11 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Have the kernel kill this process at that `boot_s`, whatever it does by then; 0: never."""
+    """Have the kernel kill this process at that `boot_s`, whatever it does by then; 0: never.
+    Answered by Armed: at once, or when the fuse, a process of its own, has answered."""
 
     deadline_s: float
+    stamp: int = 0  # of the renewal that gave it; 0: of none
 
 
 @dataclass(frozen=True, slots=True)

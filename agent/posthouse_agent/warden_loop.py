@@ -16,9 +16,10 @@ from typing import Final
 
 from posthouse import limits, systemd
 from posthouse.ids import Instant
-from posthouse_agent import native, procfs
+from posthouse_agent import native
 from posthouse_agent.agent_line import AgentLine
 from posthouse_agent.domains import AnswerMemory, DropSegment, MakeSegment
+from posthouse_agent.fuse import Line
 from posthouse_agent.journal import Journal
 from posthouse_agent.orders import Attach, Report, StartWorker
 from posthouse_agent.processes import CannotFork, Processes, SpareGone
@@ -27,6 +28,7 @@ from posthouse_agent.warden_effects import (
     AgentAttached,
     AgentGone,
     Arm,
+    Armed,
     Effect,
     End,
     Entry,
@@ -70,7 +72,7 @@ class Place:
 
     folder: str
     lock_fd: int
-    fuse: native.Fuse | None = None  # what ends this process with its lease
+    fuse: native.Fuse | Line | None = None  # what ends this process with its lease
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +110,8 @@ class Warden:
         self._epoll = epoll
         self._signal_fd = native.open_signalfd((signal.SIGCHLD, signal.SIGTERM, signal.SIGINT))
         self._epoll.register(self._signal_fd, select.EPOLLIN)
+        if isinstance(self._fuse, Line):
+            self._epoll.register(self._fuse.fileno(), select.EPOLLIN)
         self._status: int | None = None
         self._pidfds: dict[int, int] = {}  # pidfd -> token, of those not known to be dead
         self._dead: dict[int, _Dead] = {}  # not reaped yet
@@ -164,6 +168,9 @@ class Warden:
         if (token := self._processes.memory.token_of(fd)) is not None:
             self._hear_memory(token)
             return
+        if isinstance(self._fuse, Line) and fd == self._fuse.fileno():
+            self._hear_fuse(self._fuse)
+            return
         if not self._line.flush():
             self._handle(AgentGone())
             return
@@ -173,6 +180,13 @@ class Warden:
             return
         for order in orders:
             self._handle(AgentAttached(order) if isinstance(order, Attach) else Ordered(order))
+
+    def _hear_fuse(self, line: Line) -> None:
+        answers = line.answers()
+        if answers is None:
+            os._exit(1)  # the kernel is about to end this process with it
+        for stamp, deadline_s in answers:
+            self._handle(Armed(stamp, deadline_s))
 
     def _hear_memory(self, token: int) -> None:
         """One message, whatever else it has to say: others are heard in between."""
@@ -277,7 +291,7 @@ class Warden:
             self._processes.kill_left(token, left)
             if waited_s >= limits.unkillable_s and not dead.told:
                 dead.told = True
-                where = ", ".join(f"pid {p} {procfs.predicament(p)}" for p in left[:_NAMED])
+                where = ", ".join(self._processes.where(pid) for pid in left[:_NAMED])
                 text = f"{len(left)} processes that it left do not die: {where}"
                 self._handle(ProcessStuck(token=token, state=text))
         dead.look_again_s = now.boot_s + min(max(_LOOK_S, waited_s / 2), _RETRY_S)
@@ -305,7 +319,7 @@ class Warden:
                 case Fork() | Recall() | Renew():
                     answers += self._on_runtime(effect)
                 case Kill() | Arm():
-                    self._strike(effect)
+                    answers += self._strike(effect)
                 case Look() | Listen():
                     answers += self._look(effect)
                 case Reap(token=token):
@@ -320,12 +334,16 @@ class Warden:
                     self._status = status
         return answers
 
-    def _strike(self, effect: Kill | Arm) -> None:
+    def _strike(self, effect: Kill | Arm) -> list[Event]:
         if isinstance(effect, Kill):
             self._processes.kill(effect.token, effect.signal, handled=effect.handled)
-        else:
-            assert self._fuse is not None, "a warden without a fuse takes no lease"
-            self._fuse.arm(effect.deadline_s)
+            return []
+        assert self._fuse is not None, "a warden without a fuse takes no lease"
+        if isinstance(self._fuse, Line):
+            self._fuse.ask(effect.stamp, effect.deadline_s)
+            return []
+        self._fuse.arm(effect.deadline_s)
+        return [Armed(effect.stamp, effect.deadline_s)]
 
     def _write(self, entry: Entry) -> ForkRefused | None:
         """Append to the journal. An intent that cannot be written must not be carried out; what
@@ -391,7 +409,7 @@ class Warden:
         self._handle(
             ForkDone(
                 token=order.token,
-                pid=made.pid,
+                pid=made.host_pid,
                 pid_start=made.pid_start,
                 runtime=made.runtime,
                 code=made.code,

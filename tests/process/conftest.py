@@ -120,13 +120,14 @@ class Host:
         self.code = str(Path(__file__).parent / "code")
         self.runtime_name = "default"
         self.interpreter = ""  # the warden's own
+        self.kind = "fenced"
         self.runtime_env: dict[str, str] = {}
         self.preload: list[str] = []
         self._token = 0
 
     @property
     def home(self) -> Path:
-        return self.runtime / "fenced"
+        return self.runtime / self.kind
 
     @property
     def socket_path(self) -> str:
@@ -135,7 +136,7 @@ class Host:
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start a warden and do not wait for it."""
         argv = [*self.python, "-m", "posthouse_agent.warden", "--runtime-dir", str(self.runtime)]
-        argv += ["--log-dir", str(self.logs), "--kind", "fenced", "--name", "testhost"]
+        argv += ["--log-dir", str(self.logs), "--kind", self.kind, "--name", "testhost"]
         argv += self.options
         with open(self.folder / "warden.log", "ab") as log:
             return subprocess.Popen(

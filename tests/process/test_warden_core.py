@@ -19,7 +19,9 @@ from posthouse_agent.orders import (
     Forget,
     Forked,
     ForkFailed,
+    Leased,
     NoteReady,
+    RenewLease,
     SignalWorker,
     SnapshotEnd,
     StartWorker,
@@ -30,6 +32,8 @@ from posthouse_agent.warden_core import WardenCore, recover
 from posthouse_agent.warden_effects import (
     AgentAttached,
     AgentGone,
+    Arm,
+    Armed,
     Confirmed,
     End,
     Exited,
@@ -489,3 +493,36 @@ def test_odd_stop_rules_do_not_stop_the_end(core, spec):
 def test_term_with_nothing_running_ends_at_once(core):
     assert core.handle(Terminating(), Instant(0, 0)) == [Tell(orders.Forget(), None), End(0)]
     assert core.handle(Terminating(), Instant(0, 0)) == []
+
+
+def renew(core, stamp_s, length_s, at_s):
+    order = RenewLease(stamp=int(stamp_s * 1e6), deadline_us=int((stamp_s + length_s) * 1e6))
+    return core.handle(Ordered(order), Instant(at_s, at_s)), order.stamp
+
+
+def test_a_renewal_counts_once_the_kernel_has_it(core):
+    """A fuse of another process may be stopped: until it answers nothing is started without a
+    lease, and what is in force is the older one."""
+    asked, stamp = renew(core, 1.0, 30.0, 1.0)
+    assert asked == [Arm(31.0, stamp)]
+    _, refused = core.handle(Ordered(start(1, 0)), Instant(2, 2))
+    assert (refused.report.code, refused.report.retry) == ("no_lease", True)
+    assert core.handle(Armed(stamp, 31.0), Instant(3, 3)) == [Tell(Leased(stamp=stamp))]
+    fork(core, 2)
+    asked, _ = renew(core, 10.0, 30.0, 10.0)
+    assert asked == [Arm(40.0, 10_000_000)]
+    killed = core.handle(Tick(), Instant(31.0 - limits.lease_ahead_s, 5))
+    assert killed[0].entry.reason == "lease_end"
+
+
+def test_the_fuse_is_not_taken_out_behind_a_renewal_that_it_has_not_answered(core):
+    """Else its answer would have workers started with no fuse."""
+    _, first = renew(core, 1.0, 30.0, 1.0)
+    core.handle(Armed(first, 31.0), Instant(1, 1))
+    _, second = renew(core, 10.0, 60.0, 10.0)
+    assert core.handle(Tick(), Instant(31.0, 31.0)) == []
+    assert core.handle(Armed(second, 70.0), Instant(32, 32)) == [Tell(Leased(stamp=second))]
+    assert core.handle(Tick(), Instant(70.0, 70.0)) == [Arm(0.0)]
+    assert core.handle(Armed(0, 0.0), Instant(70, 70)) == []
+    _, refused = core.handle(Ordered(start(1, 0)), Instant(71, 71))
+    assert refused.report.code == "no_lease"

@@ -13,7 +13,7 @@ from posthouse import dial
 from posthouse_agent.core import AgentCore
 from posthouse_agent.tenure import Tenure
 from posthouse_agent.warden_core import WardenCore
-from posthouse_agent.warden_effects import Arm
+from posthouse_agent.warden_effects import Arm, Armed
 from posthouse_master import leases
 from posthouse_master.leases import Leases
 from posthouse_testing.sim.run import Failure, Simulation, simulate
@@ -37,13 +37,13 @@ def mutant(*numbers: int, within: int, only: tuple[str, ...] = CUTS) -> Callable
 
 @mutant(1, 2, 7, within=600, only=("cable cut", "agent paused", "warden paused"))
 def lease_counts_from_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = Tenure.renew
+    true = WardenCore._renew_lease
 
-    def renew(self: Any, order: Any, now_s: float) -> bool:
+    def renew(self: Any, order: Any, now: Any) -> Any:
         length_us = order.deadline_us - order.stamp
-        return true(self, replace(order, deadline_us=int(now_s * 1e6) + length_us), now_s)
+        return true(self, replace(order, deadline_us=int(now.boot_s * 1e6) + length_us), now)
 
-    monkeypatch.setattr(Tenure, "renew", renew)
+    monkeypatch.setattr(WardenCore, "_renew_lease", renew)
 
 
 @mutant(1, 2, 7, within=100)
@@ -56,7 +56,9 @@ def fuse_is_never_armed(monkeypatch: pytest.MonkeyPatch) -> None:
     true = WardenNode.effect
 
     def effect(self: Any, effect: Any) -> None:
-        if not isinstance(effect, Arm):
+        if isinstance(effect, Arm):
+            self._answers.append(Armed(effect.stamp, effect.deadline_s))
+        else:
             true(self, effect)
 
     monkeypatch.setattr(WardenNode, "effect", effect)
@@ -103,6 +105,7 @@ def warden_whose_lease_is_over_starts(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refusal(self: Any, order: Any, now: Any) -> Any:
         tenure, self._tenure = self._tenure, Tenure()
+        self._tenure.stamp = tenure.stamp
         try:
             return true(self, order, now)
         finally:

@@ -177,8 +177,9 @@ class WardenNode(Node):
             case warden.Recall(token):
                 self.world.figures["starts that were taken back"] += 1
                 del self.waiting[token]
-            case warden.Arm(deadline_s):
+            case warden.Arm(deadline_s=deadline_s, stamp=stamp):
                 self._arm(deadline_s)
+                self._answers.append(warden.Armed(stamp, deadline_s))
             case warden.Tell(report):
                 self._tell(report)
             case warden.End():
