@@ -132,7 +132,7 @@ class Host:
         for frame in self.line.receive():
             self.feed(Frame(frame))
         if (trouble := self.line.trouble()) is not None:
-            self.feed(ConnectionBroken(trouble))
+            self.feed(ConnectionBroken(*trouble))
         if self.core.wake_s <= facts.instant().boot_s:
             self.feed(Tick())
 

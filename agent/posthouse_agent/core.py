@@ -223,9 +223,9 @@ class AgentCore:
                 self._effects.append(self._seats[kind].attach(self._facts.instance))
             case WardenGone(kind, reason):
                 self._warden_gone(kind, reason, now)
-            case ConnectionBroken(reason):
+            case ConnectionBroken(reason, retried):
                 self._tell_unanswered(reason)
-                self._dialled(self._dialler.broken(reason, now.boot_s), now)
+                self._dialled(self._dialler.broken(reason, now.boot_s, retried=retried), now)
             case Reload():
                 self._renew_runtimes("", now)
             case Leave(reason):

@@ -209,7 +209,7 @@ class _Shell:
             self._feed(Frame(frame))
         trouble = self._line.trouble()
         if trouble is not None:
-            self._feed(ConnectionBroken(trouble))
+            self._feed(ConnectionBroken(*trouble))
         if self._epoll.fileno() in ready:
             for descriptor, events in self._epoll.poll(0):
                 self._ready(descriptor, events)

@@ -71,9 +71,11 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionBroken:
-    """The transport says that the connection to the master is gone for good."""
+    """The transport says that the connection to the master is gone for good; or, `retried`, that
+    there is none yet, and that it tries again by itself."""
 
     reason: str
+    retried: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -367,7 +367,7 @@ class MasterCore:
             case PeerGone(peer):
                 session = self.door.of_peer(peer)
                 if session is not None:
-                    self._end(turn, session, "", "its connection is gone")
+                    self._end(turn, session, "", "its connection is gone", back=True)
             case Tick():
                 self._tick(turn)
             case Space():
@@ -482,7 +482,8 @@ class MasterCore:
             case Renew():
                 self._renew(turn, session, message)
             case Goodbye():
-                self._end(turn, session, "", f"goodbye: {message.reason}")
+                back = message.unheard and not self.leases.unseen(turn, session)
+                self._end(turn, session, "", f"goodbye: {message.reason}", back=back)
             case Unsupported() if message.kind:
                 frame = session.link.loose(message)  # a kind of a newer version: say so
                 turn.send(session.peer, frame)
@@ -620,11 +621,13 @@ class MasterCore:
         self.hosts.replaced(session)
         self._answers.agent_left(turn, session)
 
-    def _end(self, turn: Turn, session: Session, code: str, reason: str) -> None:
+    def _end(
+        self, turn: Turn, session: Session, code: str, reason: str, *, back: bool = False
+    ) -> None:
         """End a session, and what depended on it."""
         self.door.close(turn, session, code, reason)
         if session.role == "agent":
-            self.hosts.left(turn, session, reason)
+            self.hosts.left(turn, session, reason, back=back)
             self._answers.agent_left(turn, session)
         else:
             self.watchers.drop(session)

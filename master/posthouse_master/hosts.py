@@ -103,8 +103,7 @@ class Hosts:
             lease_s=row.lease_s,
         )
         if row.up:
-            due_s = now_s + limits.silence_s + limits.dial_backoff_s_max
-            self._timers.set(("host", row.name), due_s)
+            self._timers.set(("host", row.name), now_s + limits.return_s)
 
     def admit(self, turn: Turn, hello: Hello, name: str) -> Session | Refused | None:
         """Whether this agent may speak for the host. The session that it replaces, if any."""
@@ -177,7 +176,7 @@ class Hosts:
         host.inventory, host.pages = {}, 0
         host.heard_s = turn.now.boot_s
         host.said_boot_id = hello.boot_id
-        host.granting_from = host.stamp = 0
+        host.granting_from = host.stamp = host.unseen = 0
         self._timers.cancel(("host", host.name))
         if offer != host.offer or not host.joined:
             host.offer, host.joined = offer, True
@@ -191,14 +190,19 @@ class Hosts:
             self.persist(turn, host)
         self._starter.unbar(turn, host.name)
 
-    def left(self, turn: Turn, session: Session, reason: str) -> None:
-        """The session is over, and no other took its place. Says nothing about the workers."""
+    def left(self, turn: Turn, session: Session, reason: str, *, back: bool) -> None:
+        """The session is over, and no other took its place. Says nothing about the workers. `back`:
+        its agent lives, for all that is known, and is about to begin another one; whether it is
+        down shows when it has been silent as long as others may."""
         host = self._fleet.hosts[session.host]
         if host.session != session.identity:
             return
         host.session, host.settled, host.inventory = b"", False, None
         host.heard_s = session.link.heard_s
-        self._down(turn, host, reason)
+        if back:
+            self._timers.set(("host", host.name), host.heard_s + limits.silence_s)
+        else:
+            self._down(turn, host, reason)
 
     def replaced(self, session: Session) -> None:
         """The agent has begun another session: nobody was away."""

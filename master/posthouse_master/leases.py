@@ -131,6 +131,8 @@ class Leases:
             self._persist(turn, host)
         if lease_s != host.granting_s or not host.granting_from:
             host.granting_s, host.granting_from = lease_s, max(1, message.stamp)
+        if message.granted >= host.unseen:
+            host.unseen, host.unseen_s = message.stamp, turn.now.boot_s
         host.granted_s, host.stamp = turn.now.boot_s, message.stamp
         host.lost_s = host.braked_s = None
         self._wind(host)
@@ -145,6 +147,14 @@ class Leases:
             host.lease_s = host.granting_s
             self._persist(turn, host)
             self._starter.serve(turn, host)
+
+    def unseen(self, turn: Turn, session: Session) -> bool:
+        """Whether grants have gone out for some time and not arrived. If none went out, it was this
+        master that was busy, or stopped, and nothing is wrong with the host."""
+        host = self._fleet.hosts.get(session.host)
+        if host is None or not host.unseen:
+            return False
+        return turn.now.boot_s - host.unseen_s >= limits.renew_s
 
     def part(self, turn: Turn) -> None:
         """This master ends on purpose: the next one is to find every host as it is now."""

@@ -66,6 +66,8 @@ class Host:
     granting_s: float = 0.0  # the length of grants in this session, since the one of that stamp:
     granting_from: int = 0
     stamp: int = 0  # of the last RENEW that was granted
+    unseen: int = 0  # the first one that was granted and is not known to be in force
+    unseen_s: float = 0.0  # when that was granted
     lost_s: float | None = None  # when its workers were taken for dead
     braked_s: float | None = None  # since when its loss waits, because too many are lost
 

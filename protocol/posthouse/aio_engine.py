@@ -244,8 +244,8 @@ class Engine:
             self._handle(Frame(frame))
         trouble = self._line.trouble()
         if trouble is not None:
-            self.board.trouble = trouble
-            self._handle(Broken(trouble))
+            self.board.trouble = trouble.reason
+            self._handle(Broken(*trouble))
         while self._abandoned:
             event = self._abandoned.popleft()
             if isinstance(event, Close):

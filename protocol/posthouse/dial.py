@@ -122,6 +122,7 @@ class Dialler:
         self._attempts = 0
         self._wake_s = 0.0
         self._deadline_s = 0.0  # greeting: give up; open: silence
+        self._dialled_s = 0.0
         self._renew_s = limits.renew_s
         self._silence_s = limits.silence_s
         self._stamps: OrderedDict[int, None] = OrderedDict()
@@ -158,9 +159,9 @@ class Dialler:
                     return []
                 return self._pause(now_s)
             case _State.OPEN:
-                if now_s >= self._deadline_s:
-                    return self._lose("silence", now_s)
                 assert self.link is not None
+                if now_s >= self._deadline_s:
+                    return [*self._unheard(now_s), *self._lose("silence", now_s)]
                 effects: list[DialEffect] = [Transmit(frame) for frame in self.link.due(now_s)]
                 if now_s >= self._wake_s:
                     effects.append(self.renew(now_s))
@@ -201,11 +202,14 @@ class Dialler:
         if self._state is _State.OPEN:
             self._deadline_s = max(self._deadline_s, now_s + self._silence_s)
 
-    def broken(self, reason: str, now_s: float) -> list[DialEffect]:
-        """The socket's connection broke (a monitor or an error said so)."""
+    def broken(self, reason: str, now_s: float, *, retried: bool = False) -> list[DialEffect]:
+        """The socket's connection broke (a monitor or an error said so). `retried`: nobody listens
+        there, and the socket tries again by itself."""
         match self._state:
             case _State.OPEN:
                 return self._lose(reason, now_s)
+            case _State.GREETING if retried:
+                return self._not_asked(now_s)
             case _State.GREETING:  # libzmq never tries a refused key again on this socket
                 return self._pause(now_s)
             case _State.IDLE:
@@ -273,10 +277,28 @@ class Dialler:
         self._deadline_s = now_s + self._silence_s
         return [Granted(grant.stamp / 1e6, grant.lease_s, grant.stamp)]
 
+    def _unheard(self, now_s: float) -> list[DialEffect]:
+        # Where only one direction is cut, the master need not find out by itself.
+        if self.link is None or self.link.room <= 0:
+            return []
+        return [self.send(Goodbye(reason="it hears nothing", unheard=True), now_s)]
+
+    def _not_asked(self, now_s: float) -> list[DialEffect]:
+        """HELLO has not left yet: the time for its answer counts from now. Now and then a fresh
+        socket takes its place (the address may mean another place by now); and at once, because
+        this is the one moment at which the old one cannot be about to send it."""
+        if now_s < self._dialled_s + limits.silence_s:
+            self._deadline_s = self._wake_s = now_s + limits.silence_s
+        else:
+            self._state, self._wake_s = _State.IDLE, now_s
+            self._attempts -= 1
+        return []
+
     def _dial(self, now_s: float) -> list[DialEffect]:
         self._state = _State.GREETING
         self._attempts += 1
         self._nonce = self._entropy(16)
+        self._dialled_s = now_s
         self._deadline_s = self._wake_s = now_s + limits.silence_s
         hello = self._hello(self._nonce)
         body = codec.encode_body(hello)

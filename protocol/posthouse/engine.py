@@ -264,8 +264,8 @@ class Engine:
                 self._effects(core.handle(Frame(frame), boot_s()))
             trouble = line.trouble()
             if trouble is not None:
-                self.board.trouble = trouble
-                self._effects(core.handle(Broken(trouble), boot_s()))
+                self.board.trouble = trouble.reason
+                self._effects(core.handle(Broken(*trouble), boot_s()))
             while self._queue:
                 event = self._queue.popleft()
                 if isinstance(event, Unwatch):

@@ -160,9 +160,11 @@ class Unsupported(Message, frozen=True, kw_only=True):
 
 
 class Goodbye(Message, frozen=True, kw_only=True):
-    """The sender ends the session on purpose."""
+    """The sender ends the session on purpose. `unheard`: because it has heard nothing for
+    `silence_s`; then it is about to say HELLO again."""
 
     reason: Text = ""
+    unheard: bool = False
 
 
 # --- agent -> master ---------------------------------------------------------------------------

@@ -108,9 +108,10 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The socket's connection broke."""
+    """The socket's connection broke. `retried`: there is none yet, and the socket tries again."""
 
     reason: str
+    retried: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,8 +231,8 @@ class ClientCore:
             case Frame(frame):
                 effects += self._dialled(self._dialler.receive(frame, now_s))
                 self._hear(effects, now_s)
-            case Broken(reason):
-                effects += self._dialled(self._dialler.broken(reason, now_s))
+            case Broken(reason, retried):
+                effects += self._dialled(self._dialler.broken(reason, now_s, retried=retried))
             case Tick():
                 effects += self._dialled(self._dialler.tick(now_s))
             case Call(request):

@@ -34,6 +34,7 @@ __all__ = [
     "Line",
     "Listener",
     "Option",
+    "Trouble",
     "new_context",
     "open_dealer",
     "open_router",
@@ -94,7 +95,7 @@ OPTIONS: Final[dict[str, tuple[Option, ...]]] = {
         Option("SNDHWM", _BACKSTOP, "a backstop only"),
         Option("RCVHWM", 1_000, "a backstop only"),
         Option("MAXMSGSIZE", limits.client_frame_bytes_max, "larger frames end the connection"),
-        Option("RECONNECT_IVL", range(200, 1_201), "a fleet must not return in lockstep"),
+        Option("RECONNECT_IVL", range(100, 501), "up to twice that: soon, and not in lockstep"),
         Option("RECONNECT_IVL_MAX", 0, "libzmq has no jitter with exponential back-off"),
     ),
 }
@@ -437,8 +438,6 @@ class Listener:
 _POLLIN: Final = int(zmq.POLLIN)
 
 _TROUBLE: Final = {
-    # Nobody listens there, perhaps not yet. libzmq would try again after up to 2.4 s; the dialler,
-    # whose pauses begin at a tenth of a second and grow, is sooner there when a master starts.
     zmq.Event.CONNECT_RETRIED: "nobody listens there",
     zmq.Event.DISCONNECTED: "disconnected",
     zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed",
@@ -446,6 +445,14 @@ _TROUBLE: Final = {
     zmq.Event.HANDSHAKE_FAILED_AUTH: "the master does not accept our key",
 }
 _EXPLAINS_LITTLE: Final = (zmq.Event.DISCONNECTED, zmq.Event.CONNECT_RETRIED)
+
+
+class Trouble(NamedTuple):
+    """What a connection suffers. `retried`: there is none yet, and the socket tries again by itself
+    soon; what is to be sent waits for it."""
+
+    reason: str
+    retried: bool = False
 
 
 class Line:
@@ -476,7 +483,7 @@ class Line:
         self._poller: zmq.Poller | None = None
         self._pending: deque[bytes] = deque()
         self._pending_bytes = 0
-        self._trouble = ""  # what explains most of this socket's
+        self._failed = ""  # this socket's handshake, and why: nothing later explains as much
 
     @property
     def socket(self) -> Socket | None:
@@ -497,7 +504,7 @@ class Line:
     def redial(self) -> None:
         """Close the socket with all that is queued in it; connect a new one. Raises ConfigError."""
         self._hang_up()
-        self._trouble = ""
+        self._failed = ""
         self._socket = open_dealer(
             self._context,
             self.endpoint,
@@ -541,16 +548,21 @@ class Line:
             frames.append(parts[0] if len(parts) == 1 else b"")
         return frames
 
-    def trouble(self) -> str | None:
+    def trouble(self) -> Trouble | None:
         """Why the connection broke or could not be made, if it did since the last call."""
-        said: str | None = None
+        said: Trouble | None = None
         while self._monitor is not None and _readable(self._monitor):
             event = _monitored(self._monitor.recv_multipart(zmq.NOBLOCK))
+            if event not in _TROUBLE:
+                continue
             # A failed handshake is followed by a disconnection, which explains less, perhaps only
             # after the next call, and that by another try.
-            if not self._trouble or event not in _EXPLAINS_LITTLE:
-                self._trouble = _TROUBLE.get(event, self._trouble)
-            said = self._trouble
+            if event not in _EXPLAINS_LITTLE:
+                self._failed = _TROUBLE[event]
+            if event is not zmq.Event.CONNECT_RETRIED:
+                said = Trouble(self._failed or _TROUBLE[event])
+            elif said is None:
+                said = Trouble(self._failed or _TROUBLE[event], retried=True)
         return said
 
     def close(self, goodbye_ms: int = 0) -> None:

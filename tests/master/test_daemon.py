@@ -147,7 +147,7 @@ class Caller:
             for frame in self.line.receive():
                 self.carry(self.dialler.receive(frame, boot_s()))
             if trouble:
-                self.carry(self.dialler.broken(trouble, boot_s()))
+                self.carry(self.dialler.broken(trouble.reason, boot_s(), retried=trouble.retried))
             found = true()
             if found:
                 return found

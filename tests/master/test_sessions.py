@@ -373,9 +373,9 @@ def test_a_silent_host_is_down_and_comes_back_up(town):
 def test_a_host_that_does_not_return_after_a_master_restart_is_down(town):
     town.host("b")
     town.crash()
-    town.pass_time(3)
+    town.pass_time(limits.return_s - 1)
     assert [str(event.kind) for event in town.log()] == ["host_up"]
-    town.pass_time(4)
+    town.pass_time(2)
     assert [str(event.kind) for event in town.log()] == ["host_up", "host_down"]
     town.crash()
     town.pass_time(10)
@@ -395,8 +395,53 @@ def test_a_peer_that_cannot_be_sent_to_loses_its_session(town):
     town.handle(PeerGone(client.peer))
     town.handle(PeerGone(host.peer))
     town.handle(PeerGone(host.peer))
+    client.link = host.link = None
     assert len(town.core.door) == 0
+    assert not town.client().ask(ListHosts).hosts[0].reachable
+    assert [str(event.kind) for event in town.log()] == ["host_up"]
+    town.pass_time(limits.silence_s + 0.5)
     assert [str(event.kind) for event in town.log()] == ["host_up", "host_down"]
+
+
+def test_a_host_whose_session_breaks_and_that_is_back_in_time_was_never_down(town):
+    """Its HELLO was in a socket that it had given up: 1. the master begins a session, 2. WELCOME
+    finds nobody, 3. the next HELLO comes."""
+    for _ in range(3):
+        first = town.agent("b")
+        first.open(settle=False)
+        town.handle(PeerGone(first.peer))
+        town.pass_time(limits.silence_s - 1, quiet=(first,))
+        first.link = None
+        town.host("b")
+    town.pass_time(10)
+    assert [str(event.kind) for event in town.log()] == ["host_up"]
+
+
+def test_a_host_that_hears_nothing_is_down_as_soon_as_it_says_so(town):
+    host = town.host("b")
+    town.pass_time(2)
+    host.deaf = True
+    stamp = host.grants[-1].stamp
+    for _ in range(3):  # it is granted, again and again, and does not know
+        town.boot_s += limits.renew_s
+        host.loose(Renew(stamp=int(town.boot_s * 1e6), granted=stamp))
+    host.say(Goodbye(unheard=True))
+    assert [str(event.kind) for event in town.log()] == ["host_up", "host_down"]
+
+
+def test_a_master_that_was_stopped_takes_no_host_for_down_that_heard_nothing(town):
+    """All that the host has said meanwhile comes at once."""
+    host = town.host("b")
+    town.pass_time(2)
+    stamp = host.grants[-1].stamp
+    town.boot_s += 10
+    for late_s in (8, 7, 6):
+        host.loose(Renew(stamp=int((town.boot_s - late_s) * 1e6), granted=stamp))
+    host.say(Goodbye(unheard=True))
+    host.link = None
+    town.host("b")
+    town.pass_time(10)
+    assert [str(event.kind) for event in town.log()] == ["host_up"]
 
 
 def test_a_peer_that_acknowledges_nothing_loses_its_session(town):

@@ -132,7 +132,9 @@ def test_pages_leave_room_in_a_frame() -> None:
 
 
 def test_times_are_in_the_order_that_makes_sense() -> None:
-    assert limits.ack_delay_s < limits.resend_s <= limits.renew_s < limits.silence_s
+    assert limits.ack_delay_s < limits.renew_s <= limits.resend_s < limits.silence_s
+    assert limits.silence_s - limits.renew_s >= 1.9  # what a busy peer may be late
+    assert limits.silence_s + limits.renew_s < 3.0  # a host that is lost is told by then
     assert limits.dial_backoff_s_min < limits.dial_backoff_s_max < limits.silence_s
     assert limits.silence_s < limits.lease_s_min < limits.lease_s_max
 

@@ -318,6 +318,7 @@ MESSAGES: dict[str, Message] = {
     "ack": Ack(),
     "unsupported": Unsupported(kind=99),
     "goodbye": Goodbye(reason="the agent ends"),
+    "goodbye.unheard": Goodbye(reason="it hears nothing", unheard=True),
     "inventory": Inventory(page=0, last=True),
     "inventory.full": Inventory(
         page=1, last=False,

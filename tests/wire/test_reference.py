@@ -62,9 +62,10 @@ NUMBERS = {
     "nothing is nested deeper than 16": limits.frame_depth_max == 16,
     "session | 16 bytes": limits.session_bytes == 16,
     "`request` id of 16 random bytes": limits.request_id_bytes == 16,
-    "After 3 seconds without an answer": limits.silence_s == 3.0,
-    "no frame of it for 3 seconds": limits.silence_s == 3.0,
-    "has been silent for\n3 seconds": limits.silence_s == 3.0,
+    "After 2.4 seconds without an answer": limits.silence_s == 2.4,
+    "or 2.4 seconds without WELCOME": limits.silence_s == 2.4,
+    "no frame of it for 2.4 seconds": limits.silence_s == 2.4,
+    "has been silent for\n2.4 seconds": limits.silence_s == 2.4,
     "0.1 s doubled with each HELLO": limits.dial_backoff_s_min == 0.1,
     "at most\n2 s, times a random factor": limits.dial_backoff_s_max == 2.0,
     "(Remember the last 64.)": limits.renewals_remembered == 64,
@@ -94,9 +95,9 @@ def test_numbers_in_the_prose_of_other_pages() -> None:
     truth = (ROOT / "docs" / "explanation" / "truth.md").read_text()
     assert "256 rows for each registration" in truth
     assert "keeps it with its answer for a day" in truth
-    assert "hears each agent every second" in truth
+    assert "hears each agent every half second" in truth
     assert (limits.events_per_registration_max, limits.requests_kept_s) == (256, 86_400)
-    assert limits.renew_s == 1.0
+    assert limits.renew_s == 0.5
 
 
 def test_numbers_in_the_prose() -> None:

@@ -144,7 +144,7 @@ def goodbye(kit: Kit) -> None:
     stale(peer, pack([wire.RENEW, session, epoch, 0, 0, {"stamp": 1}]), session, epoch)
 
 
-@case("session-silence", STAYING, "A session of which nothing is heard for 3 seconds is over")
+@case("session-silence", STAYING, "A session of which nothing is heard for 2.4 seconds is over")
 def silence(kit: Kit) -> None:
     peer = kit.client()
     works(peer)

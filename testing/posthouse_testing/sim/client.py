@@ -203,9 +203,9 @@ class Client:
         def deliver(frame: bytes) -> None:
             node.submit((dealer, frame))
 
-        def broken() -> None:
+        def broken(reason: str, retried: bool) -> None:
             if node.dealer is dealer:
-                node.submit(Broken("disconnected"))
+                node.submit(Broken(reason, retried))
 
         user = f"client:{self.name}"
         dealer = Dealer(self.network, "clients", self.name, user, deliver, broken)

@@ -150,9 +150,9 @@ class Machine:
         def deliver(frame: bytes) -> None:
             agent.submit((dealer, frame))
 
-        def broken() -> None:
+        def broken(reason: str, retried: bool) -> None:
             if agent.dealer is dealer:
-                agent.submit(agent_effects.ConnectionBroken("disconnected"))
+                agent.submit(agent_effects.ConnectionBroken(reason, retried))
 
         user = f"agent:{self.name}"
         dealer = Dealer(self.network, "agents", self.cable, user, deliver, broken)

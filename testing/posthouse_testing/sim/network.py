@@ -27,7 +27,7 @@ from posthouse_testing.sim.world import Knobs, Timer, Violation, World
 __all__ = ["Connection", "Dealer", "Network", "Router"]
 
 HEARTBEAT_S = (6.0, 8.0)  # when an end gives up a silent connection
-RECONNECT_S = (0.2, 1.2)  # a DEALER's own redial
+RECONNECT_S = (0.1, 1.0)  # a DEALER's own redial
 MONITORED = 0.6  # share of broken connections that the socket's monitor tells of
 FRAMES_MAX = 20_000  # in one second, by all peers together
 PENDING_MAX = 64  # frames a socket keeps until it is connected
@@ -207,7 +207,7 @@ class Dealer:
         machine: str,
         user_id: str,
         deliver: Deliver,
-        broken: Callable[[], None] | None = None,
+        broken: Callable[[str, bool], None] | None = None,
     ) -> None:
         self.network = network
         self.world = network.world
@@ -215,7 +215,7 @@ class Dealer:
         self.machine = machine
         self.user_id = user_id
         self.deliver = deliver
-        self.broken = broken  # told of a broken connection, perhaps
+        self.broken = broken  # told of a broken connection, or of a vain attempt, perhaps
         self.closed = False
         self.connection: Connection | None = None
         self.pending: deque[bytes] = deque()
@@ -247,8 +247,7 @@ class Dealer:
         if self.connection is connection:
             self.connection = None
             self._dial(first=False)
-            if self.broken is not None and self.world.chance(MONITORED):
-                self.world.after(0.001, self.broken)
+            self._tell("disconnected")
 
     def _dial(self, *, first: bool) -> None:
         pause_s = 0.0 if first else self.world.random.uniform(*RECONNECT_S)
@@ -259,10 +258,16 @@ class Dealer:
             return
         if self.router.receive is None or self.network.is_cut(self.machine):
             self._dial(first=False)
+            if not self.network.is_cut(self.machine):
+                self._tell("nobody listens there", retried=True)
             return
         connection = self.connection = self.network.connect(self)
         while self.pending:
             connection.up.send(self.pending.popleft())
+
+    def _tell(self, reason: str, *, retried: bool = False) -> None:
+        if self.broken is not None and self.world.chance(MONITORED):
+            self.world.after(0.001, self.broken, reason, retried)
 
 
 class Network:
