@@ -71,9 +71,13 @@ class Connection(Generic[AnyEngine_co]):
 
     def deadline(self, timeout: float | Deadline | None) -> Deadline:
         """That of a call: None stands for the connection's own timeout."""
+        return self.patience(self.engine.board.settings.timeout_s if timeout is None else timeout)
+
+    def patience(self, timeout: float | Deadline | None) -> Deadline:
+        """That of a wait: None stands for ever."""
         if isinstance(timeout, Deadline):
             return timeout
-        return Deadline(self.engine.board.settings.timeout_s if timeout is None else timeout)
+        return Deadline(timeout, self.engine.board.clock)
 
     async def ask(
         self,

@@ -46,17 +46,20 @@ class Silence(Exception):
 
 
 class Deadline:
-    """When a call gives up. `None`: never."""
+    """When a call gives up, by the clock of its engine. `None`: never."""
 
-    def __init__(self, timeout_s: float | None) -> None:
+    def __init__(
+        self, timeout_s: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         if timeout_s is not None and not timeout_s >= 0:
             raise UsageError(f"timeout is {timeout_s!r}: must be seconds, 0 or more, or None")
         self.timeout_s = timeout_s
-        self._at_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._clock = clock
+        self._at_s = None if timeout_s is None else clock() + timeout_s
 
     @property
     def left_s(self) -> float | None:
-        return None if self._at_s is None else max(self._at_s - time.monotonic(), 0.0)
+        return None if self._at_s is None else max(self._at_s - self._clock(), 0.0)
 
     @property
     def passed(self) -> bool:
@@ -139,6 +142,8 @@ class Switchboard(Generic[SomeBell]):
 
     def __init__(self, settings: ClientSettings, bell: Callable[[], SomeBell]) -> None:
         self.settings = settings
+        self.clock: Callable[[], float] = time.monotonic
+        """What the deadlines of its callers are reckoned by; a simulated client has another."""
         self.bell = bell
         self.changed = bell()  # rung when a session begins, is refused, or the client ends
         self.waiters: dict[bytes, Waiter[SomeBell]] = {}

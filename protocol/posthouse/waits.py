@@ -38,7 +38,7 @@ async def wait(
 ) -> Status:
     """The status that ends a wait for the goal. `None`: waits for ever."""
     ref = str(handle)
-    deadline = timeout if isinstance(timeout, Deadline) else Deadline(timeout)
+    deadline = connection.patience(timeout)
     waiting = Wait(goal)
     try:
         while waiting.outcome is None:
@@ -64,7 +64,7 @@ async def wait_each(
     timeout: float | None,
 ) -> list[Status]:
     """That of each, all within one deadline."""
-    deadline = Deadline(timeout)
+    deadline = connection.patience(timeout)
     return [await wait(connection, id_, name, goal, deadline) for id_, name in members]
 
 
@@ -118,7 +118,7 @@ class Tail:
         *,
         follow: bool,
     ) -> None:
-        Deadline(timeout)  # a bad one is refused here
+        connection.patience(timeout)  # a bad one is refused here
         self._connection = connection  # which lives as long as somebody reads
         self._ref = ref
         self._follow = follow
@@ -166,7 +166,9 @@ class Tail:
         assert self.cursor is not None
         event = None
         if self._until is None or self.cursor < self._until:
-            event = await self._feed.take(Deadline(self.timeout), until=self._until)
+            event = await self._feed.take(
+                self._connection.patience(self.timeout), until=self._until
+            )
         if event is None:
             self.close()
             return None
