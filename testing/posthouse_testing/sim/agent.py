@@ -118,7 +118,7 @@ class AgentNode(Node):
         processes = self.machine.processes
         match effect:
             case agent_effects.AnswerWorker(token, message):
-                processes[token].answers.append(message)
+                processes[token].answer(message)
             case agent_effects.Consume(token):
                 del processes[token].channel[0]
             case agent_effects.ReadLogFile(read):
@@ -130,6 +130,7 @@ class AgentNode(Node):
                 self.world.after(0.01, self.submit, agent_effects.StacksTaken(read, error="none"))
             case agent_effects.SetLatch(token):
                 self.world.log(self.name, f"sets the latch of token {token}")
+                processes[token].set_latch()
 
     def _drop(self) -> None:
         if self.socket is not None:

@@ -59,6 +59,7 @@ class Machine:
         self.processes: dict[int, Process] = {}  # by token; dead ones stay
         self.warden: WardenNode | None = None
         self.agent: AgentNode | None = None
+        self.make_process: Callable[..., Process] = Process
         self.agent_restart_s: Callable[[], float] = lambda: world.random.uniform(0.05, 3.0)
         self.forks_fail = False
         self.disk_full = False
@@ -207,7 +208,7 @@ class Machine:
             self.world.figures["forks refused"] += 1
             return refused(order.token, "EAGAIN")
         self._pid_starts += 1
-        process = Process(
+        process = self.make_process(
             world=self.world,
             host=self.name,
             token=order.token,

@@ -162,7 +162,8 @@ class Ledger:
         if key in self.specs:
             self.declared.revised(key, self.specs[key], row)
         else:
-            tag = (wire.get("main_arg") or {}).get("tag", "")
+            given = wire.get("main_arg")
+            tag = given.get("tag", "") if isinstance(given, dict) else ""
             self.tags[tag].append(key)
             if tag and len(self.tags[tag]) > 1:
                 self.fail(10, f"request {tag} registered twice: {self.tags[tag]}")

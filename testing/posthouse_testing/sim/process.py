@@ -93,6 +93,13 @@ class Process:
         self.died_s, self.cause, self.code, self.signal = self.world.now_s, cause, code, signal
         self.ended(self)
 
+    def answer(self, message: dict[str, Any]) -> None:
+        """The agent says something on its channel."""
+        self.answers.append(message)
+
+    def set_latch(self) -> None:
+        """Somebody wakes it. A fake one sleeps on."""
+
     def facts(self, unix_s: float) -> dict[str, Any]:
         """What a warden sees of its zombie."""
         assert self.died_s is not None

@@ -241,6 +241,11 @@ class World:
 
     def run(self, until_s: float) -> None:
         """Let everything happen that is due up to `until_s`."""
+        while self.step(until_s):
+            pass
+
+    def step(self, until_s: float) -> bool:
+        """Let the next thing happen. False: nothing more is due, and it is `until_s`."""
         while self._heap and self._heap[0][0] <= until_s:
             time_s, _, timer = heapq.heappop(self._heap)
             if timer.callback is None:
@@ -248,7 +253,9 @@ class World:
             self.now_s = time_s
             self.figures["events"] += 1
             timer.callback(*timer.arguments)
+            return True
         self.now_s = until_s
+        return False
 
     def log(self, who: str, text: str) -> None:
         """A line of the trace."""
