@@ -1,7 +1,7 @@
-"""A TCP proxy on a host's own machine, between its agent and the master, that does harm.
+"""A proxy between an agent and its master, in user space, that does harm.
 
-Owns: connections and the bytes under way. Must not know: what they mean. Invariant: in each
-direction bytes arrive in order and unchanged, until they do not arrive at all.
+Owns: connections, over TCP or Unix sockets, and the bytes under way. Must not know: what they
+mean. Invariant: in each direction bytes arrive in order and unchanged, until they do not arrive.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+__all__ = ["MODES", "Proxy"]
 
 CHUNK = 65_536
 MODES = ("pass", "delay", "trickle", "stall", "stall to", "stall from", "refuse", "deaf")
@@ -129,7 +131,8 @@ class Proxy:
                 continue
             for end in (near, far):
                 end.setblocking(False)
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if end.family != socket.AF_UNIX:
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._pipes += [_Pipe(near, far, "from"), _Pipe(far, near, "to")]
 
     def _carry(self, pipe: _Pipe) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "holders",
     "holders_of_deleted",
     "identify",
+    "open_process",
     "short_tmp",
     "start_guard",
     "sweep",

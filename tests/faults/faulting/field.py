@@ -22,12 +22,12 @@ from typing import Any
 import posthouse
 from faulting.network import PORT, CannotHere, Network
 from faulting.oracle import Oracle
-from faulting.proxy import Proxy
 from posthouse import Cluster, keys
 from posthouse.settings import ClientSettings
 from posthouse_agent import cgroups
 from posthouse_testing import sweep
 from posthouse_testing.cluster import Daemon, LocalCluster
+from posthouse_testing.proxy import Proxy
 
 HERE = Path(__file__).parent
 WORKERS = HERE.parent / "workers"
