@@ -23,6 +23,7 @@ __all__ = ["TABLES"]
 
 # The modules that an application imports; aio as soon as it is there.
 MODULES = ("posthouse", "posthouse.aio", "posthouse.worker", "posthouse.shmem", "posthouse.exec")
+MODULES += ("posthouse_testing", "posthouse_testing.inside")
 # Classes without a public name of their own, which the calls of a module give.
 GIVEN = {
     "posthouse.worker": ("posthouse.spi", ("Session", "Result", "Plan", "Cursor", "Notification"))

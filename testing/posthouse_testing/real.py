@@ -26,6 +26,7 @@ from posthouse_testing.inside import ORACLE
 from posthouse_testing.oracle import Exclusive
 from posthouse_testing.proxy import Proxy
 from posthouse_testing.real_oracle import OracleServer
+from posthouse_testing.sweep import ProcessId
 
 __all__ = ["RealCluster"]
 
@@ -132,13 +133,12 @@ class RealCluster(LocalCluster):
             self._proxy(name).set("pass")
 
     def kill(self, target: Target) -> None:
-        """kill -9 of "master", "agent:HOST", "warden:HOST" or of a worker's process. Master and
-        agents stay away until `restart`; the agent starts another warden at once."""
+        """kill -9 of "master", "agent:HOST", "warden:HOST" (all of the host) or of a worker's
+        process. Master and agents stay away until `restart`; the agent starts another warden."""
         daemon = self._daemon_of(target)
+        self._signal(target, signal.SIGKILL)
         if daemon is not None:
-            daemon.kill()
-        else:
-            self._signal(target, signal.SIGKILL)
+            daemon.wait()
 
     def stop(self, target: Target) -> None:
         """SIGSTOP to one of those, until `cont`."""
@@ -182,40 +182,32 @@ class RealCluster(LocalCluster):
         return None
 
     def _signal(self, target: Target, number: signal.Signals) -> None:
-        pid = self._pid(target)
-        who = sweep.identify(pid)
-        pidfd = None if who is None else sweep.open_process(who)
-        if pidfd is None:
-            raise NotRunning(f"{target} does not run now")
-        try:
-            # The number was somebody's word: it must be one of ours, and then it stays that.
-            if isinstance(target, Handle) and who not in self.processes():
-                raise NotRunning(f"{target} does not run now")
-            signal.pidfd_send_signal(pidfd, number)
-        finally:
+        pidfds = [pidfd for who in self._processes_of(target)
+                  if (pidfd := sweep.open_process(who)) is not None]  # fmt: skip
+        for pidfd in pidfds:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
             os.close(pidfd)
+        if not pidfds:
+            raise NotRunning(f"{target} does not run now")
 
-    def _pid(self, target: Target) -> int:
+    def _processes_of(self, target: Target) -> list[ProcessId]:
         daemon = self._daemon_of(target)
         if daemon is not None:
-            if not daemon.alive:
-                raise NotRunning(f"{target} does not run now")
-            return daemon.pid
+            found = [sweep.identify(daemon.pid)] if daemon.alive else []
+            return [who for who in found if who is not None]
         if isinstance(target, Handle):
+            # The number is the master's word: it must be that of a process of ours.
             pid = target.pid()
-            if pid is None:
-                raise NotRunning(f"{target!r} has no process now")
-            return pid
+            return [who for who in self.processes() if who.pid == pid]
         role, _, host = target.partition(":")
         if role != "warden":
             raise UsageError(
                 f'target is {target!r}: must be "master", "agent:HOST", "warden:HOST" or a Handle'
             )
         self._proxy(host)
-        try:
-            return self.warden_pid(host)
-        except LookupError as error:
-            raise NotRunning(str(error)) from None
+        locks = self.host_dir(host).glob("*/warden.lock")
+        return [who for lock in locks for who in sweep.holders(lock)]
 
     # --- what must not happen ---
 

@@ -188,6 +188,8 @@ class Player:
             env = {k: v for k, v in os.environ.items() if not k.startswith(("POSTHOUSE", "XDG"))}
             env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "LANG": "C.UTF-8"}
             env |= {"NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
+            # Plugins that our pages have no use for, and that take a second to load.
+            env["PYTEST_ADDOPTS"] = "-p no:hypothesispytest -p no:anyio"
             if not machine:
                 env["POSTHOUSE_DIR"] = str(self.folder / "run")
             prefix = ["ip", "netns", "exec", self.namespaces[machine]] if machine else []

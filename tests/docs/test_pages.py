@@ -18,6 +18,7 @@ NOT_RUN = {
         "it is what `posthouse demo` prints; test_readme.py compares the two",
         "these are the tests themselves",
     ],
+    "docs/how-to/test-your-workers.md": ["tests/plugin/test_real.py runs such tests"],
     "docs/reference/protocol.md": ["tests/cli/test_keys.py reads such files"],
     "docs/reliability.md": ["tests/sim runs the simulator, with fewer seeds"],
 }
