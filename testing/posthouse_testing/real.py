@@ -238,7 +238,8 @@ class RealCluster(LocalCluster):
         """End everything that this cluster has started; what is left all the same."""
         if self._client is not None:
             self._client.close()
-        self.heal()
+        for proxy in self._proxies.values():
+            proxy.set("pass")
         for who in self.processes():  # nothing that is stopped can be asked to end
             if (pidfd := sweep.open_process(who)) is not None:
                 with contextlib.suppress(ProcessLookupError):

@@ -126,6 +126,16 @@ def test_a_mark_that_would_do_nothing_is_told(pytester: pytest.Pytester) -> None
     result = run(pytester, "@pytest.mark.posthouse_seeds(5)\ndef test_it():\n    pass\n")
     assert result.ret
     result.stdout.fnmatch_lines(["*is marked posthouse_seeds and uses neither*"])
+    text = """
+pytestmark = pytest.mark.posthouse_seeds(3)
+
+def test_it():
+    pass
+
+def test_seeds(posthouse_cluster):
+    pass
+"""
+    run(pytester, text).assert_outcomes(passed=4)
 
 
 def test_without_the_server_extra_only_the_real_fixture_complains(

@@ -291,7 +291,8 @@ class VirtualCluster:
         return self._programs[main]
 
     def body_of(self, process: VirtualProcess) -> SimulatedWorker:
-        return SimulatedWorker(self, process, self._ledger.registry)
+        run = self._ledger.runs[process.slot, process.generation][process.incarnation]
+        return SimulatedWorker(self, process, self._ledger.registry, run.revision)
 
     def step_begins(self) -> None:
         self._depth += 1

@@ -20,6 +20,10 @@ STEP_S_MAX = 10.0  # of real time; what is computed between two yields takes mil
 _LOOK_S = 0.25
 _SIGNAL = signal.SIGVTALRM  # not ALRM: pytest-timeout's
 
+_watching: "list[Watchdog]" = []
+"""Those that have a thread. The first one installs the handler, the last one takes it off."""
+_before: "list[Any]" = []
+
 
 class StuckStep(BaseException):
     """Raised inside a step that takes too long; not an Exception, so that no worker swallows it."""
@@ -34,12 +38,13 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
         self._watched = threading.main_thread()
-        self._before: Any = None
 
     def begin(self) -> None:
         if self._thread is None and threading.current_thread() is self._watched:
             self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
-            self._before = signal.signal(_SIGNAL, self._interrupt)
+            if not _watching:
+                _before.append(signal.signal(_SIGNAL, _interrupt))
+            _watching.append(self)
             self._thread.start()
         self._begun_s = time.monotonic()
 
@@ -51,20 +56,22 @@ class Watchdog:
             self._closed.set()
             self._thread.join()
             self._thread = None
-            if threading.current_thread() is self._watched:
-                signal.signal(_SIGNAL, self._before)
+            _watching.remove(self)
+            if not _watching:
+                signal.signal(_SIGNAL, _before.pop())
 
-    def _overdue(self) -> bool:
+    def overdue(self) -> bool:
         begun_s = self._begun_s
         return begun_s is not None and time.monotonic() - begun_s > self.step_s_max
 
     def _look(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not self._closed.wait(_LOOK_S):
-            if self._overdue():
+            if self.overdue():
                 signal.pthread_kill(self._watched.ident or 0, _SIGNAL)
 
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        # In the main thread: the step that was seen may have ended since.
-        if self._overdue():
-            raise StuckStep
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # In the main thread: the step that was seen may have ended since.
+    if any(watchdog.overdue() for watchdog in _watching):
+        raise StuckStep

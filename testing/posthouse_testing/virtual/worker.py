@@ -63,7 +63,9 @@ class SimulatedWorker:
                 yield me.latch.wait(timeout=1.0)
     """
 
-    def __init__(self, cluster: "VirtualCluster", process: VirtualProcess, registry: str) -> None:
+    def __init__(
+        self, cluster: "VirtualCluster", process: VirtualProcess, registry: str, revision: int
+    ) -> None:
         self._cluster = cluster
         self._process = process
         self._entry = Entry(
@@ -72,7 +74,7 @@ class SimulatedWorker:
             host=process.host,
             incarnation=process.incarnation,
             token=process.token,
-            revision=1,
+            revision=revision,
         )
         self.latch = SimulatedLatch(process)
 
