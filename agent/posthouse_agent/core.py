@@ -15,6 +15,8 @@ Races, and what settles them:
    at once, and the next one begins with the new warden's snapshot. A token that is in neither of
    its lists never ran and never will: orders of an older connection are void
    (docs/decisions/0007).
+   A warden that is started because of a START comes after HELLO: it has no workers yet, so the
+   master misses nothing.
 3. A worker ends while its inventory page waits for room: the pages are a snapshot taken at once,
    and the exit follows them in the same sequence.
 4. A START comes before the session's first GRANT, which is not sequenced and may be lost. Where
@@ -101,6 +103,7 @@ from posthouse_agent.orders import (
     Report,
     SignalWorker,
     SnapshotEnd,
+    StartWorker,
     StopUnknown,
     StopWorker,
     Stuck,
@@ -109,7 +112,7 @@ from posthouse_agent.orders import (
 from posthouse_agent.reads import Reads
 from posthouse_agent.telling import Telling
 from posthouse_agent.view import HostView
-from posthouse_agent.wards import FENCED, WardenSeat
+from posthouse_agent.wards import FENCED, KINDS, WardenSeat
 
 __all__ = ["AgentCore"]
 
@@ -122,12 +125,17 @@ class AgentCore:
         settings: AgentSettings,
         facts: HostFacts,
         entropy: Callable[[int], bytes],
-        kinds: tuple[str, ...] = (FENCED,),
+        there: tuple[str, ...] = (),
     ) -> None:
+        """`there`: kinds of wardens, beside the fenced one, that run on this host or have left
+        something to be told."""
         self._settings = settings
         self._facts = facts
         self._dialler = Dialler(self._hello, entropy, self._digest, lambda: self._in_force)
-        self._seats = {kind: WardenSeat(kind, entropy) for kind in kinds}
+        self._seats = {
+            kind: WardenSeat(kind, entropy, wanted=kind == FENCED or kind in there)
+            for kind in KINDS
+        }
         self._workers: dict[int, Running] = {}  # by token, as the wardens reported them
         self._names: dict[int, str] = {}  # of the same workers, for people
         self._exits: dict[int, tuple[str, Exit]] = {}  # by token: the warden's kind, and the exit
@@ -163,7 +171,7 @@ class AgentCore:
     @property
     def wake_s(self) -> float:
         """When Tick is due, in seconds of CLOCK_BOOTTIME; infinity if nothing is."""
-        times = [seat.wake_s for seat in self._seats.values()] if not self._left else []
+        times = [seat.wake_s for seat in self._wanted] if not self._left else []
         if self._may_dial:
             times.append(self._dialler.wake_s)
         return min(times, default=float("inf"))
@@ -200,7 +208,7 @@ class AgentCore:
             starting=len(self._starting),
             unconfirmed=len(self._exits),
             workers=tuple((self._names.get(t, ""), w) for t, w in self._workers.items()),
-            wardens=tuple(seat.view() for seat in self._seats.values()),
+            wardens=tuple(seat.view() for seat in self._wanted),
         )
 
     # --- the one way in ---
@@ -211,7 +219,7 @@ class AgentCore:
                 self._dialled(self._dialler.receive(frame, now.boot_s), now)
                 self._acknowledged(now)
             case Reported(kind, report):
-                self._reported(kind, report)
+                self._reported(kind, report, now)
             case WorkerSaid(token, message):
                 self._worker_said(token, message)
             case LogRead() | StacksTaken() | UseMeasured():
@@ -263,8 +271,16 @@ class AgentCore:
             self._note("session.none", master=self._settings.master, reason=reason)
 
     @property
+    def _wanted(self) -> list[WardenSeat]:
+        return [seat for seat in self._seats.values() if seat.wanted]
+
+    @property
+    def _attached(self) -> list[WardenSeat]:
+        return [seat for seat in self._seats.values() if seat.attached is not None]
+
+    @property
     def _settled(self) -> bool:
-        return not self._starting and all(seat.complete for seat in self._seats.values())
+        return not self._starting and all(seat.complete for seat in self._wanted)
 
     @property
     def _may_dial(self) -> bool:
@@ -274,7 +290,7 @@ class AgentCore:
     # --- the session ---
 
     def _hello(self, nonce: bytes) -> Hello:
-        seats = [seat for seat in self._seats.values() if seat.attached is not None]
+        seats = self._attached
         self._greeted = [seat.instance for seat in seats]
         settings = self._settings
         return Hello(
@@ -353,7 +369,7 @@ class AgentCore:
             exits=len(self._exits),
         )
         # A warden may have gone between HELLO and WELCOME; then the HELLO named a dead one.
-        current = [seat.instance for seat in self._seats.values()]
+        current = [seat.instance for seat in self._attached]
         if not self._settled or current != self._greeted:
             self._end_session("a warden changed", now)
             return
@@ -391,6 +407,10 @@ class AgentCore:
     def _forget_session(self) -> None:
         self._telling.end()
         self._waiting = None
+        for seat in self._seats.values():
+            for start in seat.waiting:
+                del self._starting[start.token]
+            seat.waiting.clear()
         self._stopping.clear()
         self._reads.end()
 
@@ -462,7 +482,7 @@ class AgentCore:
     def _renew_runtimes(self, runtime: str, now: Instant) -> None:
         """What was refused for good may succeed now: the master tries again in the next session."""
         self._note("runtimes.renewed", runtime=runtime)
-        self._effects += [Give(kind, RenewRuntime(name=runtime)) for kind in self._seats]
+        self._effects += [Give(s.kind, RenewRuntime(name=runtime)) for s in self._attached]
         if self._dialler.open:
             self._end_session("its runtimes are loaded anew", now)
 
@@ -498,12 +518,19 @@ class AgentCore:
             self._refuse_start(start, verdict)
             return
         self._starting[token] = start.warden
-        self._effects.append(Give(start.warden, verdict.order))
+        seat = self._seats[start.warden]
+        if seat.complete:
+            self._effects.append(Give(seat.kind, verdict.order))
+        else:
+            seat.want()
+            seat.waiting.append(verdict.order)
 
     def _refuse_start(self, start: Start, refusal: admission.Refusal) -> None:
         self._start_failed(start, refusal.code, refusal.reason, refusal.retry)
 
-    def _start_failed(self, of: Start | ForkFailed, code: str, reason: str, retry: bool) -> None:
+    def _start_failed(
+        self, of: Start | StartWorker | ForkFailed, code: str, reason: str, retry: bool
+    ) -> None:
         self._note("start.failed", **_named(of), code=code, reason=reason)
         self._tell(
             StartFailed(
@@ -530,14 +557,19 @@ class AgentCore:
         worker = self._workers.get(stop.token)
         if worker is not None:
             self._workers[stop.token] = msgspec.structs.replace(worker, stopping=stop.reason)
+        for seat in self._wanted:
+            if any(start.token == stop.token for start in seat.waiting):
+                seat.waiting = [start for start in seat.waiting if start.token != stop.token]
+                del self._starting[stop.token]
         # To every warden: only together can they say that nobody has this token, and each keeps
         # a tombstone against a START of it.
-        self._effects += [Give(kind, order) for kind in self._seats]
-        self._stopping[stop.token] = (stop, set(self._seats))
+        kinds = [seat.kind for seat in self._attached]
+        self._effects += [Give(kind, order) for kind in kinds]
+        self._stopping[stop.token] = (stop, set(kinds))
 
     # --- the wardens ---
 
-    def _reported(self, kind: str, report: Report) -> None:
+    def _reported(self, kind: str, report: Report, now: Instant) -> None:
         seat = self._seats[kind]
         problem = seat.check(report)
         if problem:
@@ -564,11 +596,13 @@ class AgentCore:
             case Stuck() | RecordOf():
                 self._told_of(report)
             case Leased() | SnapshotEnd() | Forget():
-                self._warden_said(seat, report)
+                self._warden_said(seat, report, now)
         if isinstance(report, Forked | Ended):
             seat.highest_token = max(seat.highest_token, report.token)
 
-    def _warden_said(self, seat: WardenSeat, report: Leased | SnapshotEnd | Forget) -> None:
+    def _warden_said(
+        self, seat: WardenSeat, report: Leased | SnapshotEnd | Forget, now: Instant
+    ) -> None:
         """What concerns no single worker."""
         match report:
             case Leased(stamp=stamp):
@@ -577,6 +611,13 @@ class AgentCore:
             case SnapshotEnd(running=running, exits=exits):
                 seat.complete = True
                 self._note("warden.ready", kind=seat.kind, running=running, exits=exits)
+                self._effects += [Give(seat.kind, start) for start in seat.waiting]
+                seat.waiting.clear()
+                # Somebody else started it, with an agent before us: the inventory lacks these. Or
+                # it is a new one, where starts of the master were refused by the last one.
+                if (running or seat.returns) and self._dialler.open:
+                    self._end_session(f"the {seat.kind} warden is there", now)
+                seat.returns = False
             case Forget():
                 seat.ends()
                 self._note("warden.ends", kind=seat.kind)
@@ -640,10 +681,22 @@ class AgentCore:
 
     def _warden_gone(self, kind: str, reason: str, now: Instant) -> None:
         self._note("warden.gone", kind=kind, reason=reason)
-        self._seats[kind].gone(now.boot_s)
+        seat = self._seats[kind]
+        refused = seat.gives_up()
+        in_order = seat.leaves and kind not in self._starting.values()
+        others = any(worker.warden != kind for worker in self._workers.values())
+        seat.gone(now.boot_s)
+        for start in refused:
+            del self._starting[start.token]
+            self._start_failed(start, "no_warden", f"no {kind} warden: {reason}", retry=True)
+        if refused:
+            return  # nothing of it is missed
         for token in [token for token, of in self._starting.items() if of == kind]:
             del self._starting[token]
-        if self._dialler.open:
+        if in_order and others:
+            # It has told everything, and another one may have to say how its workers end.
+            seat.returns = True
+        elif self._dialler.open:
             self._end_session(f"the {kind} warden is gone: {reason}", now)
 
     def _forget_warden(self, kind: str) -> None:
@@ -693,7 +746,7 @@ class AgentCore:
         self._effects.append(Note(name, fields))
 
 
-def _named(of: Start | ForkFailed | Forked | Ended | Running) -> dict[str, Any]:
+def _named(of: Start | StartWorker | ForkFailed | Forked | Ended | Running) -> dict[str, Any]:
     """The incarnation that a line of the log is about; names are the master's to tell."""
     return {
         "worker": f"{of.slot}.{of.generation}",

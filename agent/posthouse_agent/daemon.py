@@ -120,7 +120,7 @@ class _Shell:
         self._settings = settings
         self._talk = talk
         about = facts.host_facts()
-        self._core = AgentCore(settings, about, os.urandom)
+        self._core = AgentCore(settings, about, os.urandom, starter.there())
         self._line = transport.Line(settings.master, keys=client_keys, insecure=settings.insecure)
         # zmq's poller hands its whole list to the kernel each time: the workers' channels are in
         # an epoll set, of which it sees one descriptor.

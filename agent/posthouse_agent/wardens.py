@@ -23,9 +23,14 @@ from posthouse import limits, paths
 from posthouse.errors import PosthouseError
 from posthouse.settings import AgentSettings
 from posthouse_agent import homeless, orders
+from posthouse_agent.journal import read_journal
 from posthouse_agent.orders import Order, Report
+from posthouse_agent.warden_core import recover
+from posthouse_agent.wards import FENCED, KINDS
 
-__all__ = ["WardenConnection", "WardenLost", "WardenStarter", "warden_argv"]
+__all__ = ["WardenConnection", "WardenLost", "WardenStarter", "is_wanted", "warden_argv"]
+
+_WANTED = "wanted"  # a file in the folder of a kind: whoever starts wardens is to start this one
 
 _START_S = 10.0  # from exec to a listening socket; measured: 0.1 s idle, 1 s on a busy machine
 _YIELD_S = 0.5
@@ -46,6 +51,12 @@ def warden_argv(settings: AgentSettings, kind: str) -> list[str]:
     if settings.cgroups != "auto":
         argv += ["--cgroups", settings.cgroups]
     return argv
+
+
+def is_wanted(runtime_dir: str, kind: str) -> bool:
+    """Whether a warden of this kind is to run: the fenced one always, others once an agent that
+    may not start wardens has asked for them."""
+    return kind == FENCED or Path(runtime_dir, kind, _WANTED).exists()
 
 
 class WardenLost(Exception):
@@ -131,6 +142,27 @@ class WardenStarter:
         self._descriptors_soft = descriptors_soft
         self._children: dict[int, str] = {}  # wardens that we exec'd, by pid
 
+    def there(self) -> tuple[str, ...]:
+        """The kinds, beside the fenced one, of which a warden runs here, or has left workers or
+        exits that only the next one can tell of."""
+        return tuple(kind for kind in KINDS if kind != FENCED and self._is_there(kind))
+
+    def _is_there(self, kind: str) -> bool:
+        folder = Path(self._runtime_dir, kind)
+        try:
+            if not (folder / "warden.lock").exists():
+                homeless.end_homeless(str(folder))
+                return False
+            connection = _try(str(folder / "warden.sock"))
+            if connection is not None:
+                connection.close()
+                return True
+            _, entries, _ = read_journal(str(folder / "journal"))
+        except (WardenLost, OSError):
+            return True  # it has the word on its own trouble
+        left = recover(entries, rebooted=False)
+        return bool(left.lost or left.exits)
+
     def connect(self, kind: str) -> WardenConnection:
         """A fresh connection. Raises WardenLost, with what the warden last wrote in its log."""
         self._reap()
@@ -138,9 +170,10 @@ class WardenStarter:
         connection = _try(path)
         if connection is not None:
             return connection
-        pid = self._start(kind) if self._may_start else 0
+        pid = self._start(kind) if self._may_start else self._ask_for(kind)
         ended = not self._may_start
-        deadline_s = time.monotonic() + (_YIELD_S if ended else _START_S)
+        patience_s = _YIELD_S if ended and kind == FENCED else _START_S
+        deadline_s = time.monotonic() + patience_s
         while time.monotonic() < deadline_s:
             connection = _try(path)
             if connection is not None:
@@ -154,6 +187,15 @@ class WardenStarter:
             raise WardenLost(f"nobody listens at {path}, and start_wardens is false")
         what = "ended at once" if ended else f"did not listen within {_START_S:g} s"
         raise WardenLost(f"it {what}; {self._last_words(kind)}")
+
+    def _ask_for(self, kind: str) -> int:
+        """Of whoever starts wardens here. The fenced one is started without being asked for."""
+        if kind != FENCED:
+            try:
+                paths.private_dir(Path(self._runtime_dir, kind)).joinpath(_WANTED).touch(0o600)
+            except (PosthouseError, OSError) as error:
+                raise WardenLost(f"its folder: {error}") from None
+        return 0
 
     def _start(self, kind: str) -> int:
         """exec, not fork: this process has threads. The warden's log is a file of its own, because

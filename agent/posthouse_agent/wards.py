@@ -1,8 +1,12 @@
 """CORE: the agent's view of one warden: whether it is there, attached, and has told everything.
 
-Owns: the steps of a connection to a warden and the pace of new attempts. Must not know: what the
-reports mean for workers, sockets, processes.
-Invariant: `complete` is true only between a warden's SnapshotEnd and the loss of that connection.
+Owns: the steps of a connection to a warden, the pace of new attempts, the orders that wait for it.
+Must not know: what the reports mean for workers, sockets, processes.
+Invariant: `complete` is true only between a warden's SnapshotEnd and the loss of that connection,
+and no order is given before.
+
+A host has up to one warden of each kind. The fenced one is always there; one of another kind is
+`wanted` once it is needed: by a START, or because an earlier one has left something to be told.
 """
 
 from collections.abc import Callable
@@ -10,19 +14,23 @@ from collections.abc import Callable
 from posthouse import limits
 from posthouse.messages import WardenRef
 from posthouse_agent.effects import DropWarden, Effect, Give, NeedWarden
-from posthouse_agent.orders import PROTOCOL, Attach, Attached, Report, SnapshotEnd
+from posthouse_agent.orders import PROTOCOL, Attach, Attached, Report, SnapshotEnd, StartWorker
 from posthouse_agent.view import WardenView
 
-__all__ = ["FENCED", "WardenSeat"]
+__all__ = ["FENCED", "KEPT", "KINDS", "WardenSeat"]
 
 FENCED = "fenced"  # the kind whose workers end with the host's lease
+KEPT = "kept"  # the kind whose workers go on while the host is cut off
+KINDS = (FENCED, KEPT)
 
 
 class WardenSeat:
     """One kind of warden on this host, and the connection to whoever fills it."""
 
-    def __init__(self, kind: str, entropy: Callable[[int], bytes]) -> None:
+    def __init__(self, kind: str, entropy: Callable[[int], bytes], *, wanted: bool = True) -> None:
         self.kind = kind
+        self.wanted = wanted
+        self.waiting: list[StartWorker] = []  # for it to be complete
         self.attached: Attached | None = None
         self.complete = False
         self.highest_token = 0
@@ -30,7 +38,8 @@ class WardenSeat:
         self._entropy = entropy
         self._connected = False
         self._failures = 0
-        self._leaves = False
+        self.leaves = False  # it ends on purpose, and has told everything
+        self.returns = False  # one that did so has yet to be replaced, in this session
         self._since_s = 0.0
         self.wake_s = 0.0  # when to ask for it (again); infinity while that is under way or done
 
@@ -53,8 +62,20 @@ class WardenSeat:
         pid = self.attached.pid if self.attached is not None else 0
         return WardenView(kind=self.kind, pid=pid, complete=self.complete)
 
+    def want(self) -> None:
+        """It is needed from now on."""
+        self.wanted = True
+
+    def gives_up(self) -> list[StartWorker]:
+        """It is gone. Who waited for it, if it was wanted for nothing else: it has never been
+        there. Before `gone`."""
+        if self.kind == FENCED or self.attached is not None or not self.waiting:
+            return []
+        self.wanted = False
+        return list(self.waiting)
+
     def tick(self, now_s: float) -> list[Effect]:
-        if now_s < self.wake_s:
+        if not self.wanted or now_s < self.wake_s:
             return []
         self.wake_s = float("inf")
         return [NeedWarden(self.kind)]
@@ -87,7 +108,7 @@ class WardenSeat:
 
     def ends(self) -> None:
         """It ends on purpose: no reason to be slow with the next one."""
-        self._leaves = True
+        self.leaves = True
 
     def drop(self) -> Effect:
         return DropWarden(self.kind)
@@ -96,8 +117,8 @@ class WardenSeat:
         """Ask for a new one: at once if the last one had lasted, else after a growing pause, so
         that a warden that cannot live (no space, no descriptors) does not eat the host."""
         lasted = self.complete and now_s - self._since_s >= limits.warden_backoff_s_max
-        self._failures = 0 if lasted or self._leaves else self._failures + 1
-        self._leaves = False
+        self._failures = 0 if lasted or self.leaves else self._failures + 1
+        self.leaves = False
         pause_s = 0.0
         if self._failures > 1:
             pause_s = limits.warden_backoff_s_min * 2.0 ** min(self._failures - 2, 10)
@@ -106,3 +127,4 @@ class WardenSeat:
         self.wake_s = now_s + pause_s
         self.attached, self.complete, self._connected = None, False, False
         self.leased = False
+        self.waiting.clear()

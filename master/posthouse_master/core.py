@@ -180,7 +180,8 @@ class MasterCore:
             snapshot.counters.trimmed_to,
             snapshot.counters.dropped_to,
         )
-        self.fleet = Fleet(self.registry.load, policy.max_worker_processes_per_host)
+        slots_max = policy.max_worker_processes_per_host
+        self.fleet = Fleet(self.registry.load, slots_max, self.registry.home)
         self.door = FrontDoor(snapshot.term, policy.version, self._timers, entropy)
         self.watchers = Watchers(self.log, self.door)
         chronicle = Chronicle(self.registry, self.log, self.watchers)

@@ -20,7 +20,7 @@ from posthouse.states import EventKind
 from posthouse_master.chronicle import Chronicle, host_stream
 from posthouse_master.effects import Room
 from posthouse_master.lifecycle import Lifecycle
-from posthouse_master.placement import Fleet, Host
+from posthouse_master.placement import KEPT, Fleet, Host
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.starter import Starter
@@ -288,4 +288,4 @@ def _longer(one_s: float, other_s: float) -> bool:
 
 def _kept(registration: Registration) -> bool:
     """It goes on when its host is cut off, so only the host's own word can end it."""
-    return registration.warden == "kept"
+    return registration.warden == KEPT

@@ -23,7 +23,7 @@ from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StopReason
 from posthouse_master.chronicle import Chronicle, pack_facts
 from posthouse_master.placement import Fleet
-from posthouse_master.registry import Registration, Registry, Step
+from posthouse_master.registry import Registration, Registry, Step, domain_of
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.starter import Starter
 from posthouse_master.store.base import (
@@ -140,6 +140,7 @@ class Lifecycle:
             name=spec.name,
             packed=packed,
             pinned=spec.host or "",
+            domain=domain_of(spec),
             registered_unix_s=turn.now.unix_s,
             by=by,
             source=source,
@@ -177,6 +178,7 @@ class Lifecycle:
             name=spec.name,
             packed=packed,
             pinned=spec.host or "",
+            domain=domain_of(spec),
             registered_unix_s=turn.now.unix_s,
             by=by,
             order=self._chronicle.next_sequence,

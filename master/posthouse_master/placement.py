@@ -1,4 +1,5 @@
-"""CORE: which host may run a worker, which one should, and for every other one why not.
+"""CORE: which host may run a worker, which one should, under which of its wardens, and for every
+other host why not.
 
 Owns: what hosts offer, the verdicts, the queue of those that no host could take yet. Must not
 know: sessions, registrations beyond their key, the wire.
@@ -17,10 +18,23 @@ from posthouse import limits
 from posthouse.errors import UnknownHost
 from posthouse.messages import Running
 from posthouse.spec import BackgroundWorker
-from posthouse.states import StartTime
+from posthouse.states import SHMEM_ACCESS, StartTime
 
-__all__ = ["Fleet", "Host", "Offer", "StartQueue", "Wants", "guard_of", "wants_of"]
+__all__ = [
+    "FENCED",
+    "KEPT",
+    "Fleet",
+    "Host",
+    "Offer",
+    "StartQueue",
+    "Wants",
+    "guard_of",
+    "keeps",
+    "wants_of",
+]
 
+FENCED = "fenced"  # the warden whose workers end with their host's lease
+KEPT = "kept"  # and the one whose workers go on
 _HOSTS_SHOWN = 32
 
 Key = tuple[int, int]
@@ -97,6 +111,9 @@ class Wants(NamedTuple):
     module: str
     start_time: StartTime = StartTime.POSTMASTER_START
     guard: str = ""  # the fence that it needs where leases have deadlines
+    keeps: bool = False  # it goes on while its host is cut off
+    firm: bool = False  # its record says so, or the contrary; else it may go with its crash domain
+    domain: str = ""  # its crash domain, with SHMEM_ACCESS
     barred: frozenset[str] = frozenset()
     failing: bool = False  # it has failed more than once in a row
 
@@ -110,16 +127,24 @@ def wants_of(spec: BackgroundWorker, barred: frozenset[str] = frozenset()) -> Wa
         fence=spec.fence or "",
         run_as=spec.run_as or "",
         guard=guard_of(spec),
+        keeps=keeps(spec),
+        firm=spec.on_partition is not None,
+        domain=spec.crash_domain if spec.flags & SHMEM_ACCESS else "",
         module=EXEC if entry_point == EXEC else entry_point.partition(":")[0],
         start_time=spec.start_time,
         barred=barred,
     )
 
 
+def keeps(spec: BackgroundWorker) -> bool:
+    """Whether it goes on while its host is cut off: if nothing else may run it, unless told."""
+    return (spec.on_partition or ("keep" if spec.host else "stop")) == "keep"
+
+
 def guard_of(spec: BackgroundWorker) -> str:
     """The fence that must end it with its host's lease, because it may run elsewhere then; "" if
     nothing else may run it. Programs, and workers of other users, can leave a process fence."""
-    if (spec.on_partition or ("keep" if spec.host else "stop")) == "keep":
+    if keeps(spec):
         return ""
     loose = spec.entry_point == EXEC or spec.run_as is not None
     return spec.fence or ("tree" if loose else "process")
@@ -169,13 +194,24 @@ def _module_refusal(module: str) -> str:
     return f"its modules do not allow {module}"
 
 
-class Fleet:
-    """All known hosts. `load(host)` tells how many of its slots are taken."""
+def _nowhere(_host: str, _domain: str) -> str:
+    return ""
 
-    def __init__(self, load: Callable[[str], int], slots_max: int) -> None:
+
+class Fleet:
+    """All known hosts. `load(host)` tells how many of its slots are taken, `home(host, domain)`
+    under which warden there members of a crash domain live, "" if there are none."""
+
+    def __init__(
+        self,
+        load: Callable[[str], int],
+        slots_max: int,
+        home: Callable[[str, str], str] = _nowhere,
+    ) -> None:
         self.hosts: dict[str, Host] = {}
         self.lease_s = 0.0  # of grants; 0: without a deadline. Written by leases.py
         self._load = load
+        self._home = home
         self._slots_max = slots_max
         self._fitting: dict[Wants, list[Host]] = {}
 
@@ -208,7 +244,7 @@ class Fleet:
 
     def fits(self, wants: Wants, host: Host) -> bool:
         free = host.name not in wants.barred and self._leased(wants, host)
-        return free and host in self._candidates(wants)
+        return free and bool(self.warden(wants, host)) and host in self._candidates(wants)
 
     def choose(self, wants: Wants) -> Host | None:
         """The least loaded open host that fits, by name among equals. A worker that names its
@@ -217,7 +253,7 @@ class Fleet:
             host
             for host in self._candidates(wants)
             if host.open and host.name not in wants.barred and self._has_room(wants, host)
-            if self._leased(wants, host)
+            if self._leased(wants, host) and self.warden(wants, host)
         ]
         return min(found, key=lambda host: (self._load(host.name), host.name), default=None)
 
@@ -234,9 +270,26 @@ class Fleet:
             return "its lease is not in force yet"
         if host.name in wants.barred:
             return "it failed to start it, and trying again there is of no use"
+        if not self.warden(wants, host):
+            home, own = self._home(host.name, wants.domain), KEPT if wants.keeps else FENCED
+            return (
+                f"crash domain {wants.domain!r} lives under its {home} warden, and this worker "
+                f"needs the {own} one (on_partition)"
+            )
         if not self._has_room(wants, host):
             return f"all {self.slots(host)} slots of its max_worker_processes are taken"
         return "it takes no more starts for a moment" if host.choked else ""
+
+    def warden(self, wants: Wants, host: Host) -> str:
+        """Under which warden of the host it would run; "" if its crash domain lives under another
+        one. What no record says yields to that: a worker that would be kept may be fenced, and
+        where nothing can run elsewhere one that would be fenced may be kept."""
+        own = KEPT if wants.keeps else FENCED
+        home = self._home(host.name, wants.domain) if wants.domain else ""
+        if home in ("", own):
+            return own
+        yields = not wants.firm and (wants.keeps or not self.lease_s)
+        return home if yields else ""
 
     def why_waiting(self, wants: Wants) -> str:
         """One sentence on why no host takes it now; "" if one does."""

@@ -23,11 +23,11 @@ import msgspec
 from posthouse.errors import InternalError, NoFreeSlot, NoSuchWorker
 from posthouse.ids import HandleId
 from posthouse.spec import BackgroundWorker
-from posthouse.states import StopReason
+from posthouse.states import SHMEM_ACCESS, StopReason
 from posthouse_master.eventlog import stream_of
 from posthouse_master.store.base import Life, SpecRow, StateRow
 
-__all__ = ["TRANSITIONS", "Key", "Registration", "Registry", "Step"]
+__all__ = ["TRANSITIONS", "Key", "Registration", "Registry", "Step", "domain_of"]
 
 Key = tuple[int, int]  # (slot, generation)
 _HOLDERS_SHOWN: Final = 5  # names in a refusal: enough to see a pattern
@@ -81,6 +81,8 @@ TRANSITIONS: Final[dict[tuple[Life, Step], Life]] = {
     **{(life, Step.ADOPT): Life.RUNNING for life in Life if life is not Life.RETIRED},
 }
 
+_DOMAIN: Final = BackgroundWorker(name="x", main="x:x").crash_domain  # where a record has none
+
 _PLACED = (Life.STARTING, Life.RUNNING)
 
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
@@ -121,6 +123,7 @@ class Registration:
     group: str = ""
     max_unavailable: int = 1
     registrant: str = ""  # the process that gets SIGUSR1, as vouch.text has it
+    domain: str = ""  # its crash domain; "" without SHMEM_ACCESS
     life: Life = Life.SUBMITTED
     host: str = ""  # where it is or was last
     warden: str = "fenced"
@@ -242,6 +245,8 @@ class Registry:
         self._placed: dict[str, dict[Key, Registration]] = {}
         self._load: Counter[str] = Counter()
         self._starting: Counter[str] = Counter()
+        # By host and crash domain: how many members of it each warden there has.
+        self._domains: dict[tuple[str, str], Counter[str]] = {}
 
     def __repr__(self) -> str:
         return (
@@ -255,13 +260,15 @@ class Registry:
 
     def restore(self, spec: SpecRow, state: StateRow) -> Registration:
         """Take a registration back from the store. Retired ones come oldest first."""
+        record = _unpack(spec.spec)
         registration = Registration(
             slot=spec.slot,
             generation=spec.generation,
             revision=spec.revision,
             name=spec.name,
             packed=spec.spec,
-            pinned=str(_unpack(spec.spec).get("host") or ""),
+            pinned=str(record.get("host") or ""),
+            domain=_domain_in(record),
             registered_unix_s=spec.registered_unix_s,
             by=spec.by,
             source=spec.source,
@@ -384,6 +391,7 @@ class Registry:
         if registration.pinned:
             self._load[registration.pinned] -= 1
         registration.packed, registration.pinned = packed, spec.host or ""
+        registration.domain = domain_of(spec)
         registration.revision += 1
         if registration.pinned:
             self._load[registration.pinned] += 1
@@ -519,6 +527,10 @@ class Registry:
         """How many STARTs the host has yet to answer."""
         return self._starting[host]
 
+    def home(self, host: str, domain: str) -> str:
+        """Under which warden of the host members of a crash domain live, or may; "" if none do."""
+        return next(iter(self._domains.get((host, domain), ())), "")
+
     def load(self, host: str) -> int:
         """Slots of the host that are taken: by what runs there, and by what can run only there."""
         return self._load[host]
@@ -571,6 +583,9 @@ class Registry:
         if registration.placed:
             self._placed.setdefault(registration.host, {})[registration.key] = registration
             self._starting[registration.host] += registration.life is Life.STARTING
+            if registration.domain:
+                members = self._domains.setdefault(_home_of(registration), Counter())
+                members[registration.warden] += 1
             if registration.pinned != registration.host:  # it may yet move to the host it names
                 self._load[registration.host] += 1
 
@@ -578,12 +593,32 @@ class Registry:
         if registration.placed:
             del self._placed[registration.host][registration.key]
             self._starting[registration.host] -= registration.life is Life.STARTING
+            if registration.domain:
+                members = self._domains[_home_of(registration)]
+                members[registration.warden] -= 1
+                if not members[registration.warden]:
+                    del members[registration.warden]
             if registration.pinned != registration.host:
                 self._load[registration.host] -= 1
 
     def _hint(self, ref: str) -> str:
         near = get_close_matches(ref, islice(self._live_names, _NAMES_COMPARED), n=1)
         return f"did you mean {near[0]!r}?" if near else "`posthouse ps` lists the workers"
+
+
+def domain_of(spec: BackgroundWorker) -> str:
+    """Its crash domain, "" if it maps no shared memory."""
+    return spec.crash_domain if spec.flags & SHMEM_ACCESS else ""
+
+
+def _domain_in(record: dict[str, Any]) -> str:
+    """The same of its wire form, unpacked only as far as that takes."""
+    flags = record.get("flags", 0)
+    return str(record.get("crash_domain", _DOMAIN)) if flags & SHMEM_ACCESS else ""
+
+
+def _home_of(registration: Registration) -> tuple[str, str]:
+    return registration.host, registration.domain
 
 
 def _discard(index: dict[str, dict[Key, Registration]], name: str, key: Key) -> None:

@@ -86,6 +86,8 @@ class Starter:
                 continue
             if not registration.pinned and self._fleet.free(host) <= 0:
                 continue  # one that names the host may still follow: its slot is its own
+            if not self._fleet.warden(wants_of(registration.spec), host):
+                continue  # one that was started just now has settled where their domain lives
             self._start(turn, registration, host)
 
     def place(self, turn: Turn, key: Key) -> None:
@@ -106,13 +108,16 @@ class Starter:
 
     def _start(self, turn: Turn, registration: Registration, host: Host) -> None:
         session = self._door.get(host.session)
+        warden = self._fleet.warden(wants_of(registration.spec), host)
         assert session is not None
+        assert warden, "placement lets nobody start where its crash domain lives under another"
         self.queue.discard(registration.key)
         self._timers.cancel(("restart", registration.key))
         self._registry.move(
             registration,
             Step.START,
             host=host.name,
+            warden=warden,
             incarnation=registration.incarnation + 1,
             token=self._registry.draw_token(),
             pid=None,

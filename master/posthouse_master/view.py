@@ -20,7 +20,7 @@ from posthouse_master.chronicle import unpack_facts
 from posthouse_master.effects import Room
 from posthouse_master.eventlog import EventLog
 from posthouse_master.phases import may_start
-from posthouse_master.placement import Fleet, Host, wants_of
+from posthouse_master.placement import KEPT, Fleet, Host, wants_of
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, TimerKey
@@ -70,6 +70,7 @@ class View:
         host = self._fleet.hosts.get(registration.host)
         in_s = self._restart_in(registration, now)
         placed = registration.placed
+        fenced = registration.warden != KEPT  # no time ends the others
         return Status(
             state=state,
             handle=HandleRef(
@@ -96,7 +97,7 @@ class View:
             stopping=registration.stopping,
             reachable=host.reachable if placed and host is not None else not placed,
             last_heard_s=self._heard(host, now) if placed and host is not None else None,
-            dead_for_sure_in_s=self._dead_in(host, now) if placed and host is not None else None,
+            dead_for_sure_in_s=self._dead_in(host, now) if placed and host and fenced else None,
             last_exit=unpack_facts(registration.last_exit) if registration.last_exit else None,
             timeline=self._log.timeline,
             sequence=self._log.sequence,

@@ -318,7 +318,7 @@ def test_another_kind_of_warden_is_not_here(bench: Bench) -> None:
     bench.open()
     start = bench.start(1)
     count = len(bench.orders)
-    bench.send(msgspec.structs.replace(start, token=2, warden="kept"))
+    bench.send(msgspec.structs.replace(start, token=2, warden="other"))
     bench.deliver()
     assert [told.code for told in bench.said(StartFailed)] == ["no_such_warden"]
     assert len(bench.orders) == count

@@ -1,5 +1,6 @@
 """`posthouse agent` as pid 1 of a container: a pid namespace is all of it that matters here."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -133,15 +134,23 @@ def test_an_agent_that_is_pid_1_is_a_small_init(
         eventually(lambda: not [p for p in container.processes().values() if p.state == "Z"])
         assert not container.find("sleep")
 
+        # One that is pinned goes on without the master, under a warden of its own.
+        pinned = client.register(dataclasses.replace(worker, name="pinned", host="c"))
+        pinned.wait_for_ready(timeout=20)
+        (kept,) = container.find("posthouse warden kept")
+        assert kept.parent == init.outer
+
         cursor = client.cursor()
         init.kill(signal.SIGTERM)
         assert container.daemon.wait(30) == 0
         assert not container.processes()
         told = list(client.events(after=cursor, follow=False))
-        (exited,) = [e for e in told if e.kind is EventKind.EXITED]
-        assert exited.stop is not None
-        assert exited.exit is not None
-        assert exited.exit.cause == "exited"  # by its own handler, not by the namespace's end
+        exits = [e for e in told if e.kind is EventKind.EXITED]
+        assert sorted(e.name for e in exits) == ["pinned", "w"]
+        for exited in exits:
+            assert exited.stop is not None
+            assert exited.exit is not None
+            assert exited.exit.cause == "exited"  # by its own handler, not the namespace's end
         log = container.daemon.log.read_text()
         assert "posthouse-init: agent ended (killed by SIGKILL); it is started again" in log
         assert "posthouse-init: warden ended (killed by SIGKILL); it is started again" in log

@@ -125,13 +125,13 @@ def test_systemd_accepts_the_units(deploy: Path, tmp_path: Path) -> None:
         (binaries / name).write_text("#!/bin/sh\n")
         (binaries / name).chmod(0o755)
     copies = []
-    for path in sorted((deploy / "systemd").glob("*.service")):
+    for path in sorted((deploy / "systemd").glob("posthouse-*.*")):
         text = path.read_text()
-        assert BINARIES in text
+        assert BINARIES in text or path.suffix == ".path"
         copy = tmp_path / path.name
         copy.write_text(text.replace(BINARIES, str(binaries)))
         copies.append(str(copy))
-    assert len(copies) == 3
+    assert len(copies) == 5
     done = subprocess.run(
         [tool, "verify", "--man=no", *copies], capture_output=True, text=True, timeout=30
     )
@@ -157,8 +157,9 @@ def test_the_agent_never_starts_before_the_warden(units: dict[str, ConfigParser]
     assert units["posthouse-warden"]["Service"]["Type"] == "notify"
 
 
-def test_the_warden_ends_its_workers_itself(units: dict[str, ConfigParser]) -> None:
-    warden = units["posthouse-warden"]["Service"]
+@pytest.mark.parametrize("name", ["posthouse-warden", "posthouse-warden@"])
+def test_the_warden_ends_its_workers_itself(name: str, units: dict[str, ConfigParser]) -> None:
+    warden = units[name]["Service"]
     assert (warden["Delegate"], warden["OOMPolicy"], warden["KillMode"]) == (
         "yes",
         "continue",
@@ -166,6 +167,23 @@ def test_the_warden_ends_its_workers_itself(units: dict[str, ConfigParser]) -> N
     )
     assert warden["RuntimeDirectoryPreserve"] == "yes", "exit records outlive the warden"
     assert warden["TimeoutStopSec"] != "0"
+
+
+def test_the_kept_warden_is_started_when_the_agent_asks_for_it(
+    units: dict[str, ConfigParser], deploy: Path
+) -> None:
+    settings = config.load_agent(str(deploy / "agent.toml"), environ={}).settings
+    path = ConfigParser(interpolation=None)
+    path.read(deploy / "systemd/posthouse-warden@.path")
+    assert path["Path"]["PathExists"] == f"{settings.runtime_dir}/%i/wanted"
+    assert path["Path"]["Unit"] == "posthouse-warden@%i.service"
+    assert "posthouse-warden@kept.path" in units["posthouse-agent"]["Unit"]["Wants"].split()
+    fenced = (deploy / "systemd/posthouse-warden.service").read_text().partition("[Service]")[2]
+    other = (deploy / "systemd/posthouse-warden@.service").read_text().partition("[Service]")[2]
+    assert (
+        other.strip()
+        == fenced.replace("--kind fenced", "--kind %i").partition("[Install]")[0].strip()
+    )
 
 
 def test_the_units_run_as_nobody_special(units: dict[str, ConfigParser], deploy: Path) -> None:

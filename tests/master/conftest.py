@@ -217,7 +217,7 @@ class FakeHost(FakePeer):
             pid=pid,
             pid_start=99,
             started_unix_s=self.town.unix_s,
-            **values,
+            **({"warden": start.warden} | values),
         )
 
     def exit(self, start: Start, stop: Any = None, **facts: Any) -> Exit:

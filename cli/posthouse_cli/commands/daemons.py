@@ -5,6 +5,7 @@ Invariant: a value is checked in posthouse.config, wherever it comes from.
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from typing import Any
@@ -100,13 +101,13 @@ def agent(
     clients: str | None,
     **flags: Any,
 ) -> int:
-    """Run a host's agent, which starts the host's warden if it is missing.
+    """Run a host's agent, which starts the host's wardens as they are needed.
 
     Flags win over POSTHOUSE_* variables, these over the file, that over the defaults. TERM and
-    Ctrl-C end only this process: the warden and the workers go on, and the next agent finds them.
+    Ctrl-C end only this process: wardens and workers go on, and the next agent finds them.
 
-    As pid 1, in a container, it becomes a small init: it starts the warden and the agent, starts
-    them again when they end, and TERM ends the workers, the warden and the agent, in this order.
+    As pid 1, in a container, it becomes a small init: it starts wardens and the agent, starts
+    them again when they end, and TERM ends the workers, the wardens and the agent, in this order.
     """
     if folder is not None:
         layout = Layout.at(folder)
@@ -126,13 +127,15 @@ def agent(
 
 
 def _be_init(settings: AgentSettings) -> int:
-    """Start both as processes of their own: neither a warden nor an agent is pid 1."""
+    """Start them as processes of their own: neither a warden nor an agent is pid 1."""
     from posthouse_agent import init
-    from posthouse_agent.wardens import warden_argv
+    from posthouse_agent.wardens import is_wanted, warden_argv
+    from posthouse_agent.wards import KINDS
 
     paths.private_dir(settings.runtime_dir)
     command = [sys.executable, "-P", "-m", "posthouse_cli", *sys.argv[1:]]
-    return init.run(warden_argv(settings, "fenced"), command)
+    wardens = {kind: warden_argv(settings, kind) for kind in KINDS}
+    return init.run(wardens, command, functools.partial(is_wanted, settings.runtime_dir))
 
 
 def _with_runtime(

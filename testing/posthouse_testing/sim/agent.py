@@ -12,7 +12,7 @@ from posthouse.settings import AgentSettings
 from posthouse_agent import effects as agent_effects
 from posthouse_agent import orders
 from posthouse_agent.core import AgentCore
-from posthouse_testing.sim.local import KIND, LocalSocket, name_of
+from posthouse_testing.sim.local import LocalSocket, name_of
 from posthouse_testing.sim.network import Dealer
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.process import Process
@@ -33,8 +33,8 @@ class AgentNode(Node):
         facts = agent_effects.HostFacts(
             boot_id=machine.boot_id, machine_id=machine.machine_id, instance=self.instance
         )
-        self.core = AgentCore(settings, facts, machine.world.entropy)
-        self.socket: LocalSocket | None = None
+        self.core = AgentCore(settings, facts, machine.world.entropy, machine.there())
+        self.sockets: dict[str, LocalSocket] = {}  # by the warden's kind
         self.dealer: Dealer | None = None
         self.session: bytes | None = None  # before the input that is being handled
 
@@ -99,15 +99,15 @@ class AgentNode(Node):
                 machine.watcher.agent_said(machine, frame)
                 if self.dealer is not None:
                     self.dealer.send(frame)
-            case agent_effects.NeedWarden():
-                machine.find_warden(self)
-            case agent_effects.DropWarden():
-                self._drop()
-            case agent_effects.Give(_, order):
+            case agent_effects.NeedWarden(kind):
+                machine.find_warden(self, kind)
+            case agent_effects.DropWarden(kind):
+                self._drop(kind)
+            case agent_effects.Give(kind, order):
                 self.world.log(self.name, f"gives {name_of(order)}")
                 machine.watcher.obeyed(machine, order, (self.session, self.core.session))
-                if self.socket is not None:
-                    self.socket.order(order)
+                if kind in self.sockets:
+                    self.sockets[kind].order(order)
             case agent_effects.Note(name, fields):
                 self.world.log(self.name, f"{name} {fields}")
             case _:
@@ -132,11 +132,10 @@ class AgentNode(Node):
                 self.world.log(self.name, f"sets the latch of token {token}")
                 processes[token].set_latch()
 
-    def _drop(self) -> None:
-        if self.socket is not None:
-            self.socket.agent_ended()
-            self.socket = None
-        gone = agent_effects.WardenGone(KIND, "dropped")
+    def _drop(self, kind: str) -> None:
+        if kind in self.sockets:
+            self.sockets.pop(kind).agent_ended()
+        gone = agent_effects.WardenGone(kind, "dropped")
         self.world.after(0.001, self.submit, gone)
 
     def crash(self) -> None:
@@ -144,9 +143,9 @@ class AgentNode(Node):
             return
         super().crash()
         self.world.log(self.name, "is gone")
-        if self.socket is not None:
-            self.socket.agent_ended()
-            self.socket = None
+        for socket in self.sockets.values():
+            socket.agent_ended()
+        self.sockets.clear()
         if self.dealer is not None:
             self.dealer.close()
         self.machine.agent_died(self)

@@ -77,6 +77,7 @@ class Checker:
     living: dict[Key, Process] = field(default_factory=dict)
     last: dict[Key, Process] = field(default_factory=dict)
     starts_sent: dict[int, bytes] = field(default_factory=dict)  # token -> session
+    wardens: dict[int, str] = field(default_factory=dict)  # token -> kind that is to start it
     missing_to: dict[tuple[bytes, int], int] = field(default_factory=dict)  # by watch
     excused: dict[tuple[bytes, int], dict[str, int]] = field(default_factory=dict)  # by watch
     stops_sent: dict[int, list[bytes]] = field(default_factory=dict)  # token -> sessions
@@ -107,6 +108,7 @@ class Checker:
 
     def _start(self, start: Start, session: bytes) -> None:
         self.world.figures["START sent"] += 1
+        self.wardens[start.token] = start.warden
         key = (start.slot, start.generation)
         state = self.ledger.states.get(key)
         run = self.ledger.runs[key].get(start.incarnation)
@@ -184,8 +186,10 @@ class Checker:
     def ended(self, process: Process) -> None:
         del self.living[(process.slot, process.generation)]
 
-    def warden_said(self, machine: Machine, report: orders.Report) -> None:
+    def warden_said(self, machine: Machine, kind: str, report: orders.Report) -> None:
         match report:
+            case orders.StopUnknown(token=token) if self.wardens.get(token, kind) != kind:
+                pass  # every warden is asked
             case orders.Ended(token=token):
                 self._gone(token, f"warden of {machine.name} reports the end of", reaped=True)
             case orders.ForkFailed(token=token):

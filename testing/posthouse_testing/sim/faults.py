@@ -19,6 +19,7 @@ from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.network import Network
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.rogue import Babbler, Liar, stranger_calls
+from posthouse_testing.sim.warden import WardenNode
 from posthouse_testing.sim.world import World
 
 __all__ = ["KINDS", "Fault", "Stage", "plan"]
@@ -89,6 +90,12 @@ def _machine(fault: Fault, stage: Stage) -> Machine:
     return stage.machines[fault.target % len(stage.machines)]
 
 
+def _warden(fault: Fault, stage: Stage) -> WardenNode | None:
+    """One of those that the host has."""
+    wardens = list(_machine(fault, stage).wardens.values())
+    return wardens[fault.target % len(wardens)] if wardens else None
+
+
 def _client(fault: Fault, stage: Stage) -> Client:
     return stage.clients[fault.target % len(stage.clients)]
 
@@ -144,7 +151,7 @@ def _agent_leaves(fault: Fault, stage: Stage) -> None:
 
 
 def _warden_term(fault: Fault, stage: Stage) -> None:
-    warden = _machine(fault, stage).warden
+    warden = _warden(fault, stage)
     if warden is not None:
         warden.terminate()
 
@@ -237,9 +244,9 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "agent killed between effects": (3, lambda f, s: _light(_machine(f, s).agent, f)),
     "agent paused": (2, lambda f, s: _pause(_machine(f, s).agent, f)),
     "agent left": (1, _agent_leaves),
-    "warden killed": (2, lambda f, s: _crash(_machine(f, s).warden)),
-    "warden killed between effects": (3, lambda f, s: _light(_machine(f, s).warden, f)),
-    "warden paused": (1, lambda f, s: _pause(_machine(f, s).warden, f)),
+    "warden killed": (2, lambda f, s: _crash(_warden(f, s))),
+    "warden killed between effects": (3, lambda f, s: _light(_warden(f, s), f)),
+    "warden paused": (1, lambda f, s: _pause(_warden(f, s), f)),
     "warden ended by TERM": (1, _warden_term),
     "host rebooted": (1, _reboot),
     "forks fail": (1, _forks_fail),

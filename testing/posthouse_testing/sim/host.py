@@ -9,15 +9,18 @@ written survives a warden's crash, a worker does not survive its warden, nothing
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from signal import SIGKILL
 from typing import Protocol
 
 from posthouse.settings import AgentSettings
 from posthouse_agent import effects as agent_effects
 from posthouse_agent import orders
-from posthouse_agent import warden_effects as warden
+from posthouse_agent.warden_core import recover
+from posthouse_agent.warden_effects import Entry, ForkDone, ForkRefused, ProcessEnded
+from posthouse_agent.wards import FENCED, KINDS
 from posthouse_testing.sim.agent import AgentNode
-from posthouse_testing.sim.local import KIND, LocalSocket
+from posthouse_testing.sim.local import LocalSocket
 from posthouse_testing.sim.network import Dealer, Network
 from posthouse_testing.sim.process import Process
 from posthouse_testing.sim.warden import WardenNode, refused
@@ -36,7 +39,21 @@ class Watcher(Protocol):
     def ended(self, process: Process) -> None: ...
     def agent_said(self, machine: "Machine", frame: bytes) -> None: ...
     def obeyed(self, machine: "Machine", order: orders.Order, sessions: Sessions) -> None: ...
-    def warden_said(self, machine: "Machine", report: orders.Report) -> None: ...
+    def warden_said(self, machine: "Machine", kind: str, report: orders.Report) -> None: ...
+
+
+@dataclass(slots=True)
+class Journal:
+    """The file of one kind of warden. `boot_id`: of when it was begun."""
+
+    boot_id: str
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def tells(self) -> bool:
+        """Whether workers or exits are in it that nobody else can tell of."""
+        left = recover(self.entries, rebooted=False)
+        return bool(left.lost or left.exits)
 
 
 class Machine:
@@ -54,10 +71,9 @@ class Machine:
         self.machine_id = world.entropy(16).hex()
         self.clock = world.clock()
         self.boot_id = world.entropy(16).hex()
-        self.journal: list[warden.Entry] = []
-        self.journal_boot_id = self.boot_id
+        self.journals = {kind: Journal(self.boot_id) for kind in KINDS}
         self.processes: dict[int, Process] = {}  # by token; dead ones stay
-        self.warden: WardenNode | None = None
+        self.wardens: dict[str, WardenNode] = {}  # by kind
         self.agent: AgentNode | None = None
         self.make_process: Callable[..., Process] = Process
         self.agent_restart_s: Callable[[], float] = lambda: world.random.uniform(0.05, 3.0)
@@ -72,15 +88,27 @@ class Machine:
         return [process for process in self.processes.values() if process.live]
 
     @property
+    def warden(self) -> WardenNode | None:
+        """The fenced one."""
+        return self.wardens.get(FENCED)
+
+    @property
     def settled(self) -> bool:
-        """Agent and warden serve, and no exit waits to be confirmed."""
-        return (
-            self.up
-            and self.agent is not None
-            and self.agent.socket is not None
-            and not self.agent.socket.left
-            and self.warden is not None
-            and not self.warden.core.exits
+        """Agent and wardens serve, and no exit waits to be confirmed."""
+        if not self.up or self.agent is None or FENCED not in self.wardens:
+            return False
+        sockets = self.agent.sockets
+        return all(
+            kind in sockets and not sockets[kind].left and not node.core.exits
+            for kind, node in self.wardens.items()
+        )
+
+    def there(self) -> tuple[str, ...]:
+        """As WardenStarter.there."""
+        return tuple(
+            kind
+            for kind, journal in self.journals.items()
+            if kind != FENCED and (kind in self.wardens or journal.tells)
         )
 
     def next_pid(self) -> int:
@@ -102,16 +130,17 @@ class Machine:
         self.up = False
         for process in self.live:
             process.end("reboot", None, None)
-        for node in (self.agent, self.warden):
+        for node in (self.agent, *self.wardens.values()):
             if node is not None:
                 node.crash()
         if keep != "all":
             for process in self.processes.values():
                 process.orphaned = True
-        if keep == "none":
-            self.journal = []
-        elif keep == "part" and self.journal:
-            del self.journal[self.world.random.randrange(len(self.journal)) :]
+        for journal in self.journals.values():
+            if keep == "none":
+                journal.entries = []
+            elif keep == "part" and journal.entries:
+                del journal.entries[self.world.random.randrange(len(journal.entries)) :]
         self.boot_id = self.world.entropy(16).hex()
         self.clock = self.world.clock()
         self.world.after(off_s, self.boot)
@@ -121,7 +150,7 @@ class Machine:
         self.forks_fail = self.disk_full = False
         for process in self.live:
             process.calm()
-        for node in (self.agent, self.warden):
+        for node in (self.agent, *self.wardens.values()):
             if node is not None:
                 node.fuse = None
 
@@ -161,40 +190,43 @@ class Machine:
 
     # --- warden ---
 
-    def find_warden(self, agent: AgentNode) -> None:
+    def find_warden(self, agent: AgentNode, kind: str) -> None:
         """Connect, after starting one if there is none. It waits for the lock that workers hold."""
         world = self.world
-        pause_s = 0.001 if self.warden is not None else world.random.uniform(0.03, 0.3)
-        if self.warden is None and world.chance(0.1) and world.knobs.fault_rate:
+        pause_s = 0.001 if kind in self.wardens else world.random.uniform(0.03, 0.3)
+        if kind not in self.wardens and world.chance(0.1) and world.knobs.fault_rate:
             world.figures["wardens that could not be started"] += 1
-            failed = agent_effects.WardenGone(KIND, "could not be started")
+            failed = agent_effects.WardenGone(kind, "could not be started")
             world.after(pause_s, agent.submit, failed)
             return
-        world.after(pause_s, self._connect, agent)
+        world.after(pause_s, self._connect, agent, kind)
 
-    def _connect(self, agent: AgentNode) -> None:
+    def _connect(self, agent: AgentNode, kind: str) -> None:
         if not agent.alive or not self.up:
             return
-        if self.warden is None:
-            if self.live:
-                self.world.after(0.01, self._connect, agent)
+        if kind not in self.wardens:
+            if any(process.warden == kind for process in self.live):
+                self.world.after(0.01, self._connect, agent, kind)
                 return
-            self.warden = WardenNode(self)
-            self.warden.begin()
-            if self.warden is None:  # it crashed at once
-                agent.submit(agent_effects.WardenGone(KIND, "it died"))
+            self.wardens[kind] = WardenNode(self, kind)
+            self.wardens[kind].begin()
+            if kind not in self.wardens:  # it crashed at once
+                agent.submit(agent_effects.WardenGone(kind, "it died"))
                 return
-        agent.socket = LocalSocket(self.world, agent, self.warden)
-        self.warden.accepted.append(agent.socket)
-        agent.submit(agent_effects.WardenUp(KIND))
+        node = self.wardens[kind]
+        agent.sockets[kind] = LocalSocket(self.world, agent, node, kind)
+        node.accepted.append(agent.sockets[kind])
+        agent.submit(agent_effects.WardenUp(kind))
 
     def warden_died(self, node: WardenNode) -> None:
         """PDEATHSIG: the kernel kills its workers, each in its own moment."""
-        if self.warden is node:
-            self.warden = None
+        if self.wardens.get(node.kind) is node:
+            del self.wardens[node.kind]
         for process in self.processes.values():
-            process.orphaned |= not process.reaped
+            process.orphaned |= not process.reaped and process.warden == node.kind
         for process in self.live:
+            if process.warden != node.kind:
+                continue
             pause_s = self.world.random.uniform(0.0, 0.004)
             if self.world.chance(self.world.knobs.unkillable):
                 pause_s = self.world.random.uniform(0.5, 4.0)
@@ -202,7 +234,7 @@ class Machine:
 
     # --- processes ---
 
-    def fork(self, order: orders.StartWorker) -> warden.ForkDone | warden.ForkRefused:
+    def fork(self, node: WardenNode, order: orders.StartWorker) -> ForkDone | ForkRefused:
         self.watcher.forking(self, order)
         if self.forks_fail:
             self.world.figures["forks refused"] += 1
@@ -211,6 +243,7 @@ class Machine:
         process = self.make_process(
             world=self.world,
             host=self.name,
+            warden=node.kind,
             token=order.token,
             slot=order.slot,
             generation=order.generation,
@@ -226,9 +259,8 @@ class Machine:
         self.world.log(f"host {self.name}", f"forks {process} pid {process.pid}")
         self.watcher.forked(self, process)
         process.begin()
-        if self.warden is not None:
-            self.warden.memory.begin(process)
-        return warden.ForkDone(token=order.token, pid=process.pid, pid_start=process.pid_start)
+        node.memory.begin(process)
+        return ForkDone(token=order.token, pid=process.pid, pid_start=process.pid_start)
 
     def _process_ended(self, process: Process) -> None:
         self.world.log(
@@ -236,12 +268,14 @@ class Machine:
             f"{process} ends: {process.cause} code {process.code} signal {process.signal}",
         )
         self.watcher.ended(process)
-        if self.warden is not None:
-            self.warden.memory.died(process)
-        if self.warden is not None and process.cause in ("exited", "signaled"):
+        node = self.wardens.get(process.warden)
+        if node is None:
+            return
+        node.memory.died(process)
+        if process.cause in ("exited", "signaled"):
             pause_s = self.world.random.uniform(0.0001, 0.002)
-            self.world.after(pause_s, self._tell_warden, self.warden, process)
+            self.world.after(pause_s, self._tell_warden, node, process)
 
     def _tell_warden(self, node: WardenNode, process: Process) -> None:
         facts = process.facts(self.clock.now().unix_s)
-        node.submit(warden.ProcessEnded(token=process.token, facts=facts))
+        node.submit(ProcessEnded(token=process.token, facts=facts))

@@ -10,16 +10,15 @@ from posthouse_agent import orders
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.world import World
 
-__all__ = ["KIND", "LocalSocket", "name_of"]
-
-KIND = "fenced"
+__all__ = ["LocalSocket", "name_of"]
 
 
 class LocalSocket:
     """One SOCK_SEQPACKET connection. What was sent can be read after the sender is gone."""
 
-    def __init__(self, world: World, agent: Node, warden: Node) -> None:
+    def __init__(self, world: World, agent: Node, warden: Node, kind: str) -> None:
         self.world = world
+        self.kind = kind
         self.agent = agent
         self.warden = warden
         self.void = False  # the warden has closed it: what is unread is never read
@@ -61,9 +60,11 @@ class LocalSocket:
             return
         if data is None:
             self.left = True
-            self.agent.submit(agent_effects.WardenGone(KIND, "the warden closed the connection"))
+            self.agent.submit(
+                agent_effects.WardenGone(self.kind, "the warden closed the connection")
+            )
         else:
-            self.agent.submit(agent_effects.Reported(KIND, orders.unpack(data)))
+            self.agent.submit(agent_effects.Reported(self.kind, orders.unpack(data)))
 
 
 def name_of(record: orders.Order | orders.Report) -> str:

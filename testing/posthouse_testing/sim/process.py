@@ -23,6 +23,7 @@ class Process:
 
     world: World
     host: str
+    warden: str  # the kind of its warden
     token: int
     slot: int
     generation: int

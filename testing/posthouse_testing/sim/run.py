@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 
 from posthouse import limits
 from posthouse.states import StopReason
+from posthouse_agent.domains import crash_domain
+from posthouse_agent.wards import KEPT
 from posthouse_master.core import MasterPolicy
 from posthouse_master.leases import LeasePolicy
 from posthouse_master.store.base import Life
@@ -231,7 +233,8 @@ class Simulation:
         for client in self.clients:
             waits += client.unsettled()
         for machine in self.machines:
-            waits += machine.warden.memory.old() if machine.warden is not None else []
+            for warden in machine.wardens.values():
+                waits += warden.memory.old()
         waits += self._drained(all_asked=not waits)
         waits += self._deployed()
         checker = self.checker
@@ -283,7 +286,8 @@ class Simulation:
 
     def _has_no_room(self, key: tuple[int, int]) -> bool:
         """Every host that it may run on is full: of processes, and of registrations that name the
-        host and so have a slot there whether they run or not."""
+        host and so have a slot there whether they run or not. Or its crash domain lives there
+        under the warden that does not end its workers with the lease."""
         pinned = self.ledger.wires[key].get("host")
         taken: Counter[str] = Counter()
         for other, state in self.ledger.states.items():
@@ -291,10 +295,16 @@ class Simulation:
             if other != key and state.life is not Life.RETIRED:
                 taken[self.ledger.wires[other].get("host") or placed] += 1
         return all(
-            taken[machine.name] >= machine.slots
+            taken[machine.name] >= machine.slots or self._other_domain(key, machine)
             for machine in self.machines
             if pinned in (None, machine.name)
         )
+
+    def _other_domain(self, key: tuple[int, int], machine: Machine) -> bool:
+        domain = crash_domain(self.ledger.wires[key])
+        if not domain or self.ledger.wires[key].get("host") or not self.world.knobs.lease_s:
+            return False
+        return any(p.warden == KEPT and crash_domain(p.spec) == domain for p in machine.live)
 
     def _unfinished(self) -> list[str]:
         """After everything was terminated: nothing lives, all is retired, everybody was told."""

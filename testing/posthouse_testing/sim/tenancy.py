@@ -14,6 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from posthouse.messages import Grant, Renew
+from posthouse_agent.wards import KEPT
 from posthouse_testing.sim.process import Process
 from posthouse_testing.sim.warden import KERNEL_LATE_S
 from posthouse_testing.sim.world import Violation, World
@@ -93,12 +94,13 @@ class Tenancy:
             self._watch(host)
             return
         for process in host.machine.live:
-            self._fail(process, host)
+            if process.warden != KEPT:
+                self._fail(process, host)
 
     def forked(self, machine: "Machine", process: Process) -> None:
         """A process more, under the lease of its host."""
         host = self._hosts.get(machine.machine_id)
-        if host is None or host.boot_id != machine.boot_id:
+        if host is None or host.boot_id != machine.boot_id or process.warden == KEPT:
             return
         if self._world.now_s > host.last_s + KERNEL_LATE_S:
             self._fail(process, host)

@@ -14,7 +14,8 @@ from posthouse_agent import orders
 from posthouse_agent import warden_effects as warden
 from posthouse_agent.domains import AnswerMemory, DropSegment, MakeSegment
 from posthouse_agent.warden_core import WardenCore, recover
-from posthouse_testing.sim.local import KIND, LocalSocket, name_of
+from posthouse_agent.wards import FENCED
+from posthouse_testing.sim.local import LocalSocket, name_of
 from posthouse_testing.sim.memory import Memory
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.world import Timer
@@ -38,16 +39,20 @@ class _Loaded:
 class WardenNode(Node):
     """A warden process: reads the journal, takes the lock, serves one agent at a time."""
 
-    def __init__(self, machine: "Machine") -> None:
-        super().__init__(machine.world, f"warden {machine.name}", machine.clock)
+    def __init__(self, machine: "Machine", kind: str) -> None:
+        name = f"warden {machine.name}" if kind == FENCED else f"{kind} warden {machine.name}"
+        super().__init__(machine.world, name, machine.clock)
         self.machine = machine
+        self.kind = kind
+        self.journal = machine.journals[kind]
         self.instance = machine.world.entropy(16).hex()
         self.core = WardenCore(
             instance=self.instance,
-            kind=KIND,
+            kind=kind,
             boot_id=machine.boot_id,
             pid=machine.next_pid(),
             entropy=machine.world.aside.randbytes,
+            fence=kind == FENCED,
         )
         self.memory = Memory(machine.world, machine.name, self._asked)
         self.socket: LocalSocket | None = None  # of the attached agent
@@ -60,8 +65,8 @@ class WardenNode(Node):
 
     def begin(self) -> None:
         machine = self.machine
-        rebooted = machine.journal_boot_id != machine.boot_id
-        recovered = recover(machine.journal, rebooted=rebooted)
+        rebooted = self.journal.boot_id != machine.boot_id
+        recovered = recover(self.journal.entries, rebooted=rebooted)
         self.world.log(
             self.name,
             f"begins, lost {len(recovered.lost)} exits {len(recovered.exits)}"
@@ -79,8 +84,8 @@ class WardenNode(Node):
         if machine.disk_full:
             self.world.after(RETRY_S, self._retry)
             return
-        machine.journal = list(self.core.entries())
-        machine.journal_boot_id = machine.boot_id
+        self.journal.entries = list(self.core.entries())
+        self.journal.boot_id = machine.boot_id
         self.behind = False
 
     def _retry(self) -> None:
@@ -103,7 +108,7 @@ class WardenNode(Node):
             # The process and the answer are one: nothing comes in between in the shell either.
             if event.token not in self.waiting:
                 return
-            event = self.machine.fork(self.waiting.pop(event.token))
+            event = self.machine.fork(self, self.waiting.pop(event.token))
         if isinstance(event, warden.ProcessEnded) and self._no_room():
             # It stays a zombie: its end must not be forgotten, and cannot be written down yet.
             self.unrecorded.append(event)
@@ -168,10 +173,9 @@ class WardenNode(Node):
         return warden.Ordered(order) if socket is self.socket else None
 
     def effect(self, effect: Any) -> None:
-        machine = self.machine
         match effect:
             case warden.WriteJournal(entry):
-                machine.journal.append(entry)
+                self.journal.entries.append(entry)
             case warden.Fork(order):
                 self._fork(order)
             case warden.Recall(token):
@@ -228,7 +232,7 @@ class WardenNode(Node):
         if isinstance(report, orders.Ended) and report.token in machine.processes:
             self.memory.told(machine.processes[report.token], report)
         self.world.log(self.name, f"tells {name_of(report)}")
-        machine.watcher.warden_said(machine, report)
+        machine.watcher.warden_said(machine, self.kind, report)
         if self.socket is not None:
             self.socket.report(report)
 
@@ -241,7 +245,7 @@ class WardenNode(Node):
             self.world.figures["starts that waited for their runtime"] += 1
             self.world.after(self.world.random.uniform(0.05, 3.0), self._loaded, order.token)
         else:
-            self._answers.append(self.machine.fork(order))
+            self._answers.append(self.machine.fork(self, order))
 
     def crash(self) -> None:
         super().crash()
