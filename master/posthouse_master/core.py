@@ -412,6 +412,7 @@ class MasterCore:
         for registration in self.registry.changed.values():
             turn.persist(PutState(registration.state_row()))
         self.registry.changed.clear()
+        self.registry.forgotten.clear()
         counters = Counters(
             token=self.registry.token,
             sequence=self.log.sequence,

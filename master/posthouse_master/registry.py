@@ -235,6 +235,7 @@ class Registry:
         self.live_count = 0
         self.token = 0  # drawn last
         self.changed: dict[Key, Registration] = {}  # to be persisted; emptied by the core
+        self.forgotten: list[Registration] = []  # in this turn; emptied by the core
         self._slots: list[_Slot] = []
         self._free: list[int] = []
         self._live_names: dict[str, dict[Key, Registration]] = {}
@@ -413,6 +414,7 @@ class Registry:
         slot.retired = slot.retired or None
         _discard(self._retired_names, registration.name, key)
         self.changed.pop(key, None)
+        self.forgotten.append(registration)
 
     # --- asking ---
 

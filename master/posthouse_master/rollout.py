@@ -48,6 +48,11 @@ class Rollout:
         """After an input: take note of what has changed, and go on where there is room."""
         for registration in self._registry.changed.values():
             self.note(registration, turn.now.boot_s)
+        for registration in self._registry.forgotten:
+            # It may have ended in this very turn: nobody waits for it.
+            _discard(self._outdated, registration.source, registration.key)
+            _discard(self._busy, registration.source, registration.key)
+            self._ripe[registration.source] = None
         while self._ripe and self._may_replace():
             source, _ = self._ripe.popitem()
             self._advance(turn, source)

@@ -5,7 +5,7 @@ from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.host import Machine
-from posthouse_testing.sim.run import Simulation
+from posthouse_testing.sim.run import Simulation, simulate
 from posthouse_testing.sim.world import Knobs
 
 
@@ -43,11 +43,11 @@ def test_a_slot_that_a_pinned_registration_held_is_given_to_who_waits() -> None:
     simulation.ledger.workers_per_host_max["a"] = 1
     world = simulation.world
     world.at(2.0, lambda: client.register(name="pinned", host="a", restart_time=4.0))
-    world.at(3.0, lambda: machine.live[0].kill(9))
-    world.at(4.0, lambda: client.register(name="waits", host=None, restart_time=1.0))
-    world.at(5.0, lambda: client.terminate(client.handles[0]))
+    world.at(6.0, lambda: machine.live[0].kill(9))
+    world.at(7.0, lambda: client.register(name="waits", host=None, restart_time=1.0))
+    world.at(8.0, lambda: client.terminate(client.handles[0]))
     seen = []
-    world.at(8.0, lambda: seen.append([process.spec["name"] for process in machine.live]))
+    world.at(12.0, lambda: seen.append([process.spec["name"] for process in machine.live]))
     simulation.run()
     assert seen == [["waits"]]
 
@@ -145,3 +145,9 @@ def test_the_slot_of_a_host_that_is_no_longer_named_is_given_to_who_waits() -> N
     world.at(19.0, lambda: seen.extend(names(simulation)))
     simulation.run()
     assert seen == ["waits"]
+
+
+def test_one_that_is_forgotten_as_it_ends_is_waited_for_by_no_rollout() -> None:
+    """Seed 113: a revised registration ended for good and was trimmed in one turn, and the rollout
+    of its source still knew it."""
+    simulate(113)
