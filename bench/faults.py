@@ -24,33 +24,21 @@ from noise import machine, probe
 import posthouse
 from posthouse import BackgroundWorker, Cluster, Cursor, keys, transport
 from posthouse.errors import PosthouseError
-from posthouse.settings import AgentSettings, ClientSettings
-from posthouse_agent import facts, orders
-from posthouse_agent.core import AgentCore
-from posthouse_agent.effects import (
-    ConnectionBroken,
-    Frame,
-    Give,
-    HostFacts,
-    Input,
-    NeedWarden,
-    Redial,
-    Reported,
-    Tick,
-    Transmit,
-    WardenUp,
-)
+from posthouse.settings import ClientSettings
+from posthouse_agent import facts
+from posthouse_agent.effects import Tick
 from posthouse_testing.cluster import LocalCluster
 
 HERE = Path(__file__).resolve().parent
 SHARDS = 4
+
+sys.path.insert(0, str(HERE.parent / "tests" / "faults"))
 
 
 # --- a host that is lost ---
 
 
 def loss(times: int) -> None:
-    sys.path.insert(0, str(HERE.parent / "tests" / "faults"))
     from faulting.field import Field, eventually
 
     with Field({"a": "wire", "b": "proxy"}) as field, field.connect() as client:
@@ -75,72 +63,15 @@ def loss(times: int) -> None:
 # --- many agents ---
 
 
-class Host:
-    """An agent core on a real socket; its warden and workers are made up."""
-
-    def __init__(
-        self, number: int, endpoint: str, pair: keys.ClientKeys, context: Any, poller: zmq.Poller
-    ) -> None:
-        self.line = transport.Line(endpoint, keys=pair, context=context)
-        self.line.watch(poller)
-        settings = AgentSettings(
-            host=f"h{number}", master=endpoint, runtime_dir="/nowhere", log_dir="/nowhere",
-            modules=("*",),
-        )  # fmt: skip
-        mine = facts.host_facts()
-        made_up = HostFacts(
-            boot_id=mine.boot_id, machine_id=mine.machine_id, instance=os.urandom(16).hex()
-        )
-        self.boot_id = mine.boot_id
-        self.core = AgentCore(settings, made_up, os.urandom)
-        self.pid = 100_000 + number
-
-    def feed(self, event: Input) -> None:
-        waiting = [event]
-        while waiting:
-            for effect in self.core.handle(waiting.pop(0), facts.instant()):
-                match effect:
-                    case Transmit(frame):
-                        self.line.transmit(frame)
-                    case Redial():
-                        self.line.redial()
-                    case NeedWarden(kind):
-                        waiting.append(WardenUp(kind))
-                    case Give(kind, order):
-                        waiting += [Reported(kind, report) for report in self.answer(kind, order)]
-
-    def answer(self, kind: str, order: Any) -> list[Any]:
-        match order:
-            case orders.Attach():
-                attached = orders.Attached(
-                    instance=os.urandom(16).hex(), kind=kind, boot_id=self.boot_id, pid=self.pid,
-                    highest_token=0,
-                )  # fmt: skip
-                return [attached, orders.SnapshotEnd(running=0, exits=0)]
-            case orders.StartWorker():
-                forked = orders.Forked(
-                    token=order.token, registry=order.registry, slot=order.slot,
-                    generation=order.generation, incarnation=order.incarnation,
-                    revision=order.revision, pid=self.pid, pid_start=1, started_unix_s=time.time(),
-                )  # fmt: skip
-                return [forked]
-            case orders.RenewLease():
-                return [orders.Leased(stamp=order.stamp)]
-        return []
-
-    def turn(self) -> None:
-        for frame in self.line.receive():
-            self.feed(Frame(frame))
-        if (trouble := self.line.trouble()) is not None:
-            self.feed(ConnectionBroken(*trouble))
-        if self.core.wake_s <= facts.instant().boot_s:
-            self.feed(Tick())
-
-
 def shard(numbers: range, endpoint: str, pairs: list[keys.ClientKeys], end: Flag) -> None:
+    from faulting.made_up import Host
+
     context = transport.new_context()
     poller = zmq.Poller()
-    hosts = [Host(number, endpoint, pairs[number], context, poller) for number in numbers]
+    hosts = [
+        Host(f"h{number}", endpoint, poller, pair=pairs[number], context=context)
+        for number in numbers
+    ]
     for host in hosts:
         host.feed(Tick())
     while not end.is_set():
