@@ -319,6 +319,7 @@ class _Shell:
         self._meter = meter
         self._window = window
         self._gone: dict[Peer, None] = {}  # peers that a frame did not reach
+        self._leads_s = 0.0  # when the registry was last seen to be that of this term
 
     def configure(self, configured: Configured | None) -> None:
         """Make the static registrations durable, before anybody is heard (S5)."""
@@ -363,6 +364,10 @@ class _Shell:
     def _batch(self, interrupt: str) -> Halt | None:
         """Drain, handle, commit once, send."""
         now = _now()
+        if now.boot_s >= self._leads_s + limits.lead_look_s:
+            # Grants wait for no commit, and a master to which nothing happens makes none.
+            self._store.check(self._core.term.epoch)
+            self._leads_s = now.boot_s
         effects: list[Effect] = []
         for event in self._inputs(now, interrupt):
             effects += self._core.handle(event, now)

@@ -108,6 +108,7 @@ recovery_s: Final = 660.0  # after a restore: the longest lease that an unknown 
 unclaimed_records_max: Final = 10_000  # of processes, that are asked for without being claimed
 disk_low_bytes: Final = 8 * 1024 * 1024  # free beside the reserve; less, and nothing new is begun
 disk_none_bytes: Final = 4 * 1024 * 1024  # free without the reserve; less, and nothing is written
+lead_look_s: Final = 1.0  # a master whose registry is another's grants no longer than this
 disk_look_s: Final = 0.2  # between two looks at the free space: one can be filled in seconds
 disk_probe_s_max: Final = 10.0  # between two attempts to make the reserve again
 token_ahead_max: Final = 2**32  # of what the registry drew; 1,000 starts a second for 50 days

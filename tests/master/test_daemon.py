@@ -334,6 +334,39 @@ def test_a_start_that_left_was_durable_before(master, call):
     assert not [m for m in host.inbox if isinstance(m, Start | Stop)]
 
 
+def test_a_master_whose_registry_is_gone_ends_though_it_has_nothing_to_write(master, call, folder):
+    """It grants without writing anything, so no commit would ever tell it."""
+    master.start()
+    host = call(master.ready["agents"], **host_hello()).open()
+    host.say(Inventory(page=0, last=True))
+    call(master.ready["clients"]).open()  # what a host's arrival led to is written by now
+    (folder / "state" / "registry.sqlite").rename(folder / "elsewhere")
+    host.until(lambda: host.lost)
+    _, said = master.process.communicate(timeout=30)
+    assert "was removed or replaced while it was open" in said
+    assert master.process.returncode == 1
+    (folder / "elsewhere").rename(folder / "state" / "registry.sqlite")
+    master.start()
+    host.until(lambda: host.dialler.open)
+
+
+def test_nobody_takes_the_place_of_a_master_that_is_stopped(master, call):
+    """Its locks are the kernel's, and end with the process alone: so there is no master that comes
+    to itself again and has been deposed."""
+    master.start()
+    client = call(master.ready["clients"]).open()
+    master.process.send_signal(signal.SIGSTOP)
+    assert "another master has this registry open" in master.refused()
+    state_dir = Path(master.settings["state_dir"])
+    for lock in (*state_dir.glob("*.lock"), *state_dir.parent.glob("*.lock")):
+        lock.unlink()
+    assert "another master has this registry open" in master.refused()
+    master.process.send_signal(signal.SIGCONT)
+    # It is the one that ends: the next master would look for the mark in the file that is gone.
+    client.until(lambda: client.lost)
+    assert master.process.wait(30) == 1
+
+
 def test_sigterm_ends_the_master_with_a_goodbye_and_it_comes_back(master, call):
     master.start()
     host = call(master.ready["agents"], **host_hello()).open()

@@ -191,8 +191,11 @@ def test_an_older_epoch_can_commit_nothing(opened):
         store.commit(first, [PutHost(HOST)])
     with pytest.raises(EpochLost):
         store.commit(first, [])
+    with pytest.raises(EpochLost):
+        store.check(first)
     assert not store.load().hosts
     store.commit(second, [PutHost(HOST)])
+    store.check(second)
 
 
 def test_a_second_opening_is_refused_while_the_first_is_open(opened):

@@ -333,6 +333,10 @@ class Store(Protocol):
         """One durable transaction. Raises EpochLost if `epoch` is not the newest."""
         ...
 
+    def check(self, epoch: int) -> None:
+        """Raises what a commit of this epoch would raise now, and writes nothing."""
+        ...
+
     def close(self) -> None:
         """Give the registry back."""
         ...

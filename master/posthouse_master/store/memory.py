@@ -87,11 +87,14 @@ class MemoryStore:
         )
 
     def commit(self, epoch: int, ops: Sequence[Op]) -> None:
+        self.check(epoch)
+        for op in ops:
+            _apply(self._open(), op)
+
+    def check(self, epoch: int) -> None:
         disk = self._open()
         if epoch != disk.epoch:
             raise EpochLost(f"this master is of epoch {epoch}, the registry of {disk.epoch}")
-        for op in ops:
-            _apply(disk, op)
 
     def close(self) -> None:
         if self._disk is not None and self._disk.held_by is self:

@@ -136,10 +136,7 @@ class SqliteStore:
 
     def _commit(self, epoch: int, ops: Sequence[Op]) -> None:
         with self._transaction() as (folder, database):
-            folder.still_there()
-            head = schema.read_head(database)
-            if head.epoch != epoch:
-                raise EpochLost(f"this master is of epoch {epoch}, the registry of {head.epoch}")
+            head = _led(folder, database, epoch)
             for op in ops:
                 head = schema.apply(database, head, op)
             head = replace(head, commits=head.commits + 1)
@@ -148,6 +145,10 @@ class SqliteStore:
         self._rows_since += len(ops) + 1
         if self._rows_since >= limits.checkpoint_rows:
             self._checkpoint(database)
+
+    def check(self, epoch: int) -> None:
+        with self._transaction() as (folder, database):
+            _led(folder, database, epoch)
 
     def close(self) -> None:
         if self._database is not None:
@@ -231,6 +232,15 @@ class SqliteStore:
             if not self._has_no_room(error):
                 raise StoreError(f"{self._path}: {error}", hint=_WAY_OUT) from error
             self._rows_since = limits.checkpoint_rows // 2  # tried again, not at every commit
+
+
+def _led(folder: Folder, database: sqlite3.Connection, epoch: int) -> Head:
+    """The head of a registry that is still that of this term. Raises EpochLost, StoreError."""
+    folder.still_there()
+    head = schema.read_head(database)
+    if head.epoch != epoch:
+        raise EpochLost(f"this master is of epoch {epoch}, the registry of {head.epoch}")
+    return head
 
 
 def _is_full(error: Exception) -> bool:
