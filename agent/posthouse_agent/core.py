@@ -359,6 +359,7 @@ class AgentCore:
             self._end_session("an older master", now)
             return
         self._registry, self._term, self._master = welcome.registry, term, welcome.master
+        self._effects += [seat.remember(welcome) for seat in self._seats.values() if seat.remembers]
         self._sessions += 1
         self._unanswered.clear()
         self._note(
@@ -610,6 +611,8 @@ class AgentCore:
                 self._in_force = max(self._in_force, stamp)
             case SnapshotEnd(running=running, exits=exits):
                 seat.complete = True
+                if running or exits:
+                    self._recall(seat.attached)
                 self._note("warden.ready", kind=seat.kind, running=running, exits=exits)
                 self._effects += [Give(seat.kind, start) for start in seat.waiting]
                 seat.waiting.clear()
@@ -621,6 +624,15 @@ class AgentCore:
             case Forget():
                 seat.ends()
                 self._note("warden.ends", kind=seat.kind)
+
+    def _recall(self, told: Attached | None) -> None:
+        """What an earlier agent had learnt of masters binds this one, too, where there is something
+        that an older registry would misjudge. An idle host may be given to another cluster."""
+        if told is None or not told.registry or self._registry not in ("", told.registry):
+            return
+        term = (told.timeline, told.epoch)
+        if term > self._term:
+            self._registry, self._term, self._master = told.registry, term, told.master
 
     def _forked(self, kind: str, forked: Forked) -> None:
         worker = inventory.running_of(kind, forked)

@@ -26,6 +26,7 @@ __all__ = [
     "NoteReady",
     "Order",
     "RecordOf",
+    "Remember",
     "RenewLease",
     "RenewRuntime",
     "Report",
@@ -102,6 +103,17 @@ class RenewLease:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remember:
+    """Which master this host has obeyed last: Attached tells it to the next agent, whose own memory
+    ends with it. Only to a warden that `remembers`."""
+
+    registry: str = ""
+    timeline: int = 0
+    epoch: int = 0
+    master: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TellRecord:
     """Answered by RecordOf, or by nothing if no process has the token."""
 
@@ -129,6 +141,11 @@ class Attached:
     run_as: bool = False  # it can run workers as other users, and end them
     fence: bool = True  # it has a timer of the kernel that would end it with its lease
     leased: bool = False  # and that timer is set
+    remembers: bool = False  # it takes Remember; the rest is what it was told
+    registry: str = ""
+    timeline: int = 0
+    epoch: int = 0
+    master: str = ""
     no_tree: str = ""  # why this host can have no tree warden; told by the fenced one
 
 
@@ -233,6 +250,7 @@ Order = (
     | NoteReady
     | RenewRuntime
     | RenewLease
+    | Remember
     | Confirm
 )
 Report = (
@@ -253,7 +271,7 @@ _CLASSES: dict[str, type[Any]] = {
     for cls in (
         *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, RenewRuntime, RenewLease),
         *(Confirm, Attached, Forked, ForkFailed, Ended, Stuck, Leased, StopUnknown, SnapshotEnd),
-        *(TellRecord, RecordOf, Forget),
+        *(TellRecord, RecordOf, Forget, Remember),
     )
 }
 

@@ -19,6 +19,7 @@ from posthouse_agent.orders import (
     Confirm,
     NoteReady,
     RecordOf,
+    Remember,
     RenewLease,
     RenewRuntime,
     SignalWorker,
@@ -121,6 +122,7 @@ class WardenCore:
         self._no_tree = no_tree
         self._asked = 0  # stamp of the newest renewal; not in force before its Armed
         self._tenure = Tenure()
+        self._master = Remember()
         self._domains = Domains(entropy)  # of handles; without it no worker asks for memory
         self._run_as = run_as
         self._instance = instance
@@ -217,13 +219,8 @@ class WardenCore:
                 return self._start(order, now)
             case StopWorker():
                 return self._stop(order, now)
-            case SignalWorker(token=token, signal=signal):
-                worker = self._live.get(token)
-                if worker is None or not worker.pid or not 0 < signal <= 64:
-                    return []
-                if order.handled:
-                    return [Kill(token, signal, handled=True)]
-                return self._kill(worker, signal, now)
+            case SignalWorker():
+                return self._signal(order, now)
             case RenewRuntime(name=name):
                 return [Renew(name)]
             case TellRecord(token=token):
@@ -232,6 +229,8 @@ class WardenCore:
                 return self._tell(record) if isinstance(record, RecordOf) else []
             case RenewLease():
                 return self._renew_lease(order, now)
+            case Remember():
+                self._master = order
             case NoteReady(token=token):
                 worker = self._live.get(token)
                 if worker is None or worker.ready:
@@ -242,6 +241,14 @@ class WardenCore:
                 done = [t for t in tokens if self._exits.pop(t, None) is not None]
                 return [WriteJournal(Confirmed(tokens=done))] if done else []
         return []  # Attach comes as AgentAttached
+
+    def _signal(self, order: SignalWorker, now: Instant) -> list[Effect]:
+        worker = self._live.get(order.token)
+        if worker is None or not worker.pid or not 0 < order.signal <= 64:
+            return []
+        if order.handled:
+            return [Kill(order.token, order.signal, handled=True)]
+        return self._kill(worker, order.signal, now)
 
     # --- starting ---
 
@@ -598,6 +605,11 @@ class WardenCore:
                 fence=self._fence,
                 leased=bool(self._tenure.deadline_s),
                 no_tree=self._no_tree,
+                remembers=True,
+                registry=self._master.registry,
+                timeline=self._master.timeline,
+                epoch=self._master.epoch,
+                master=self._master.master,
             )
         )
         running = list(self._live.values())

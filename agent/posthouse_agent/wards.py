@@ -12,9 +12,17 @@ A host has up to one warden of each kind. The fenced one is always there; one of
 from collections.abc import Callable
 
 from posthouse import limits
-from posthouse.messages import WardenRef
+from posthouse.messages import WardenRef, Welcome
 from posthouse_agent.effects import DropWarden, Effect, Give, NeedWarden
-from posthouse_agent.orders import PROTOCOL, Attach, Attached, Report, SnapshotEnd, StartWorker
+from posthouse_agent.orders import (
+    PROTOCOL,
+    Attach,
+    Attached,
+    Remember,
+    Report,
+    SnapshotEnd,
+    StartWorker,
+)
 from posthouse_agent.view import WardenView
 
 __all__ = ["FENCED", "KEPT", "KINDS", "WardenSeat"]
@@ -86,6 +94,17 @@ class WardenSeat:
 
     def attach(self, agent: str) -> Effect:
         return Give(self.kind, Attach(agent=agent))
+
+    @property
+    def remembers(self) -> bool:
+        """It can be told which master is obeyed."""
+        return self.attached is not None and self.attached.remembers
+
+    def remember(self, of: Welcome) -> Effect:
+        order = Remember(
+            registry=of.registry, timeline=of.timeline, epoch=of.epoch, master=of.master
+        )
+        return Give(self.kind, order)
 
     def check(self, report: Report) -> str:
         """Why this report cannot be taken from this warden now, or nothing."""

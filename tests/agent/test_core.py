@@ -732,6 +732,30 @@ def test_a_warden_that_ends_on_purpose_is_replaced_at_once(bench: Bench) -> None
         assert bench.needed == ["fenced"]
 
 
+def test_the_next_agent_has_it_from_the_warden_which_master_was_obeyed(
+    new_bench: type[Any], make_forked: Make
+) -> None:
+    bench = new_bench()
+    bench.attach(make_forked(bench_start(3)), remembers=True)
+    bench.open(epoch=7)
+    (order,) = [order for order in bench.orders if isinstance(order, orders.Remember)]
+    assert (order.registry, order.epoch) == (bench.master.hello.registry or order.registry, 7)
+    told = {"registry": order.registry, "timeline": order.timeline, "epoch": 7, "master": "m"}
+    following = new_bench()
+    following.attach(make_forked(bench_start(3)), remembers=True, **told)
+    following.open(epoch=6)
+    hello = following.master.hello
+    assert (hello.registry, hello.epoch, hello.master) == (order.registry, 7, "m")
+    assert [note.fields for note in following.notes if note.name == "session.old_master"] == [
+        {"epoch": 6, "known": 7}
+    ]
+    idle = new_bench()  # where nothing runs it may be given to anybody
+    idle.attach(remembers=True, **told)
+    idle.open(epoch=6)
+    assert (idle.master.hello.registry, idle.master.hello.epoch) == ("", 0)
+    assert idle.core.session is not None
+
+
 @pytest.mark.parametrize(
     "attached",
     [

@@ -224,6 +224,12 @@ def test_a_second_master_on_a_copy_of_the_registry_is_obeyed_by_no_host(house, t
             assert second.alive and time.monotonic() < deadline_s, second.last_words()
             time.sleep(0.05)
         assert "copied_registry" in second.log.read_text()
+        house.agent("a").kill()  # the next one has it from the warden
+        before = len(told.read_text())
+        house.start_host("a")
+        while "one of them runs on a copy" not in told.read_text()[before:]:
+            assert second.alive and time.monotonic() < deadline_s, second.last_words()
+            time.sleep(0.05)
         with house.connect() as client:
             status = client.handle("w").status()
             assert (status.pid, status.reachable) == (pid, False)

@@ -21,6 +21,7 @@ from posthouse_agent.orders import (
     ForkFailed,
     Leased,
     NoteReady,
+    Remember,
     RenewLease,
     SignalWorker,
     SnapshotEnd,
@@ -93,6 +94,7 @@ class World(RuleBasedStateMachine):
         self.waiting = {}  # token -> order: forks that are not answered yet
         self.attached = False
         self.ended = False
+        self.master = ("", 0)  # that it was told of
         self.snapshot = []
         self.give(recovered)
 
@@ -248,6 +250,12 @@ class World(RuleBasedStateMachine):
         if not self.ended:
             assert not set(tokens) & set(self.core.exits)
 
+    @rule(epoch=st.integers(1, 9))
+    def remember(self, epoch):
+        if self.attached and not self.ended:
+            self.give(Ordered(Remember(registry="r", timeline=1, epoch=epoch, master="m")))
+            self.master = ("r", epoch)
+
     @rule()
     def agent_attaches(self):
         if self.ended:
@@ -255,6 +263,7 @@ class World(RuleBasedStateMachine):
         told = self.give(AgentAttached(Attach(agent="x")))
         self.attached = True
         assert isinstance(told[0], Attached)
+        assert (told[0].registry, told[0].epoch) == self.master
         assert told[-1] == SnapshotEnd(running=len(self.processes), exits=len(self.core.exits))
         assert {t.token for t in told if isinstance(t, Forked)} == set(self.processes)
         assert [t.token for t in told if isinstance(t, Ended)] == list(self.core.exits)
