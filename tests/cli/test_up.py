@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import posthouse
 from posthouse_cli.screen import Screen
 from posthouse_testing import sweep
 from posthouse_testing.cluster import command
@@ -47,11 +48,12 @@ class Place:
         self.run("run", "jobs:idle", "--on", "b", "--detach", "--restart-time", "0.1")
         return self.idle_pid()
 
+    def connect(self):
+        return posthouse.connect(f"ipc://{self.folder}/clients.sock")
+
     def idle_pid(self):
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not (pid := self.run("pid", "jobs.idle", status=None).strip()):
-            assert time.monotonic() < deadline_s, self.run("status", "jobs.idle", status=None)
-        return int(pid)
+        with self.connect() as client:
+            return client.handle("jobs.idle").wait_for_startup(timeout=PATIENCE_S).pid
 
     def nobody(self):
         deadline_s = time.monotonic() + 5
@@ -88,7 +90,7 @@ def test_ctrl_c_ends_all_and_registrations_stay(place):
     assert sweep.identify(pid) is None
     assert place.nobody()
 
-    again = place.up("--hosts", "a,b")
+    again = place.up("--hosts", "b")
     again.wait_for("ready:", PATIENCE_S)
     assert place.idle_pid() != pid
 
@@ -133,15 +135,15 @@ def test_a_killed_part_is_started_again_and_a_shutdown_ends_all(place):
         while not sweep.holders(place.folder / lock):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
-        place.run("wait", "jobs.idle", "--for", "started", "--timeout", "20")
         assert place.idle_pid() == pid
 
     # A new master knows the worker from its registry before the host's agent is back; a shutdown
     # then would say, rightly, that it did not reach the host.
     deadline_s = time.monotonic() + PATIENCE_S
-    while place.run("hosts").count("\treachable\t") < 2:
-        assert time.monotonic() < deadline_s, place.run("hosts")
-        time.sleep(0.05)
+    with place.connect() as client:
+        while [host.reachable for host in client.hosts()] != [True, True]:
+            assert time.monotonic() < deadline_s, client.hosts()
+            time.sleep(0.05)
     place.run("shutdown")
     assert "the cluster was shut down" in screen.rest(PATIENCE_S)
     assert screen.wait(PATIENCE_S) == 0
