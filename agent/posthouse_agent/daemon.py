@@ -21,8 +21,9 @@ import zmq
 
 from posthouse import keys, limits, loopback, paths, systemd, transport
 from posthouse.errors import ConfigError
+from posthouse.records import HostUse
 from posthouse.settings import AgentSettings
-from posthouse_agent import admission, facts, identity, logs, stacks, usage, vouching
+from posthouse_agent import admission, facts, identity, logs, stacks, vouching
 from posthouse_agent.channels import Channels
 from posthouse_agent.chores import Chores
 from posthouse_agent.core import AgentCore
@@ -365,7 +366,7 @@ class _Shell:
         if isinstance(effect, TakeStacks):
             taken = self._looks.submit(partial(stacks.take, effect))
         else:
-            taken = self._looks.submit(partial(usage.measure, effect))
+            taken = self._looks.submit(partial(_measure, effect))
         assert taken, "bounded by the core"
 
     def _give(self, kind: str, order: Order) -> None:
@@ -419,6 +420,16 @@ class _Shell:
 
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
+
+
+def _measure(asked: MeasureUse) -> UseMeasured:
+    """In a thread. psutil is loaded when somebody asks: a tenth of a second and 5 MB, which no
+    agent needs before. Without a descriptor for that, nothing can be measured."""
+    try:
+        from posthouse_agent import usage
+    except (ImportError, OSError):
+        return UseMeasured(asked.read, HostUse(), (), asked.more)
+    return usage.measure(asked)
 
 
 def _keys(settings: AgentSettings) -> keys.ClientKeys | None:
