@@ -42,6 +42,7 @@ _OPERATORS: Final = frozenset(
     (StopReason.TERMINATE, StopReason.HOLD, StopReason.RESTART, StopReason.APPLY, StopReason.DRAIN)
 )
 _OF_PROCESS: Final = ("pid", "pid_start", "started_unix_s", "code", "warden")
+_OF_STOP: Final = ("stopping", "stop_by", "stop_grace_s")
 _STRONGER_THAN_HOLD: Final = (StopReason.TERMINATE, StopReason.HOLD)
 _STRONGER_THAN_SHUTDOWN: Final = _STRONGER_THAN_HOLD  # what they ask for outlives the shutdown
 
@@ -196,7 +197,10 @@ class Lifecycle:
         self, turn: Turn, registration: Registration, host: str, word: Running | Exit
     ) -> None:
         """The host has, or had, a newer process of it than a restored registry knows: it is taken
-        over as it is. What is older has ended in the history that was lost."""
+        over as it is. What is older has ended in the history that was lost. That it be terminated
+        was asked since: nothing is started after that, so the lost history had no such wish."""
+        terminated = registration.stopping is StopReason.TERMINATE
+        wish = {name: getattr(registration, name) for name in _OF_STOP} if terminated else {}
         if registration.placed:
             lost = {"reason": "its end is part of the history that the restore lost"}
             ran = registration.life is Life.RUNNING
@@ -233,6 +237,16 @@ class Lifecycle:
         turn.note("worker.adopted", **self._fields(registration), pid=registration.pid)
         if word.ready:
             self.ready(turn, registration)
+        if terminated:  # STOP follows, once the host is settled
+            self._registry.move(registration, Step.STOP, **wish)
+            self._chronicle.record(
+                turn,
+                EventKind.STOP_REQUESTED,
+                registration,
+                stop=registration.stopping,
+                by=registration.stop_by,
+                rule="M8",
+            )
 
     def resume(self, turn: Turn, registration: Registration) -> None:
         """After the master's own restart: a delay runs again in full, because nobody knows how

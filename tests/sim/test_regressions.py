@@ -5,7 +5,8 @@ from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.host import Machine
-from posthouse_testing.sim.run import Simulation, simulate
+from posthouse_testing.sim.restore import backup, restore
+from posthouse_testing.sim.run import Simulation
 from posthouse_testing.sim.world import Knobs
 
 
@@ -147,7 +148,51 @@ def test_the_slot_of_a_host_that_is_no_longer_named_is_given_to_who_waits() -> N
     assert seen == ["waits"]
 
 
-def test_one_that_is_forgotten_as_it_ends_is_waited_for_by_no_rollout() -> None:
-    """Seed 113: a revised registration ended for good and was trimmed in one turn, and the rollout
-    of its source still knew it."""
-    simulate(113)
+def test_a_rollout_forgets_who_is_no_longer_listed() -> None:
+    """Seed 113, and 23 of `--only "registry restored,worker killed,connection reset"`: one that was
+    unregistered and, as there were too many such, dropped from the list in the same turn, was
+    still to be replaced, and ended the master."""
+    simulation = stage(length_s=20.0)
+    simulation._squeeze = {"retired_max": 0}
+    (client,), world = simulation.clients, simulation.world
+    wire = {"main": "acme.jobs:main", "restart_time": 0.0, "stop_grace_s": 6.0}
+
+    def deploy(nice: int) -> None:
+        specs = [BackgroundWorker(name=f"d{n}", nice=nice, **wire).to_wire() for n in range(5)]
+        client.deployer._begin("shop", [Declared(spec=spec) for spec in specs], last=True)
+
+    def resist() -> None:
+        for process in simulation.checker.living.values():
+            process.stubborn = True
+
+    def finish() -> None:
+        """Four are being replaced, as many as may be; the fifth ends by itself."""
+        (last,) = (p for p in simulation.checker.living.values() if p.spec["name"] == "d4")
+        last.end("exited", 0, None)
+
+    world.at(2.0, lambda: deploy(0))
+    world.at(6.0, resist)
+    world.at(7.0, lambda: deploy(1))
+    world.at(8.0, finish)
+    simulation.run()
+    assert simulation.ledger.epoch == 1
+
+
+def test_what_was_terminated_before_its_newer_process_was_found_is_terminated() -> None:
+    """Seed 11 of restores: a worker of a restored registry was terminated, and only then its host
+    said that it runs a newer process of it. That one was taken over, and the wish forgotten."""
+    simulation = stage(length_s=30.0)
+    (client,), (machine,), world = simulation.clients, simulation.machines, simulation.world
+    copies = []
+    world.at(2.0, lambda: client.register(name="w", restart_time=0.0))
+    world.at(6.0, lambda: copies.append(backup(simulation.stage)))
+    world.at(7.0, lambda: machine.live[0].kill(9))
+    world.at(11.0, lambda: simulation.network.cut("a", up=True, down=True))
+    world.at(12.0, lambda: restore(simulation.stage, copies[0]))
+    world.at(20.0, lambda: client.terminate("w"))
+    world.at(22.0, lambda: simulation.network.heal("a"))
+    seen = []
+    world.at(10.9, lambda: seen.append([process.incarnation for process in machine.live]))
+    world.at(29.0, lambda: seen.append(machine.live or lives(simulation)))
+    simulation.run()
+    assert seen == [[2], [Life.RETIRED]]

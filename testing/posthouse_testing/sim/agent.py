@@ -38,6 +38,11 @@ class AgentNode(Node):
         self.dealer: Dealer | None = None
         self.session: bytes | None = None  # before the input that is being handled
 
+    @property
+    def term(self) -> tuple[int, int]:
+        """Timeline and epoch of the newest master that it has seen."""
+        return self.core._term  # noqa: SLF001 - what its HELLO says
+
     def begin(self) -> None:
         self.world.log(self.name, "begins")
         self.handle(agent_effects.Tick())

@@ -39,6 +39,7 @@ from posthouse.messages import (
     Stop,
     StopDone,
     Subscribed,
+    Welcome,
 )
 from posthouse.records import Event, Status
 from posthouse.states import EventKind, StopReason
@@ -91,8 +92,11 @@ class Checker:
 
     # --- what the master says ---
 
-    def master_said(self, frame: bytes) -> None:
-        """A frame leaves the master."""
+    def master_said(self, frame: bytes, endpoint: str, *, doubtful: bool) -> None:
+        """A frame leaves the master. One whose registry lost the beginning of a term has nothing
+        to say to agents that have seen it."""
+        if doubtful and endpoint == "agents" and frame[1] == KIND_OF[Welcome]:
+            self.fail(6, "a registry that lost commits is not refused by who has seen them")
         if frame[1] not in _HEEDED:
             return
         envelope = codec.decode(frame)
@@ -138,6 +142,8 @@ class Checker:
         if order.token in self.ledger.barred:
             why = self.ledger.barred[order.token]
             self.fail(7, f"{machine.name} forks {key} token {order.token}: {why}")
+        if order.token in self.ledger.lost:
+            return  # said in a history that was lost since, and still good in its session
         state = self.ledger.states.get(key) or self.ledger.dropped.get(key)
         if state is None or state.life is Life.RETIRED:
             self.fail(11, f"{machine.name} forks {key}, which is unregistered")
@@ -150,14 +156,13 @@ class Checker:
         last = self.last.get(key)
         if last is None:
             return
-        if last.incarnation >= order.incarnation:
+        if last.incarnation >= order.incarnation and last.token not in self.ledger.lost:
             self.fail(3, f"{key} incarnation {order.incarnation} after {last.incarnation}")
         self._not_too_soon(key, last)
 
     def _not_too_soon(self, key: Key, last: Process) -> None:
         """A crash restart is never sooner than restart_time unless an operator asks for it; other
         rules restart at once."""
-        restart_s = self.ledger.runs[key][last.incarnation].restart_s
         ended = self.ledger.exit_of(last)
         if ended is None or last.died_s is None or ended.exit is None:
             return
@@ -168,6 +173,7 @@ class Checker:
             return
         if self.ledger.folds[key].hastened:
             return
+        restart_s = self.ledger.runs[key][last.incarnation].restart_s
         if self.world.now_s - last.died_s < restart_s * (1 - _CLOCKS):
             self.fail(12, f"{key} is back after {self.world.now_s - last.died_s:.3f} s")
 
@@ -239,11 +245,11 @@ class Checker:
     def told(self, who: str, status: Status) -> None:
         """A client is told a status: it must be what the log says at the place that it names."""
         handle = status.handle
+        stream = "" if handle is None else f"{handle.slot}.{handle.generation}"
+        if handle is not None and self.forgotten(stream) and status.final:
+            return  # a stale handle answers STOPPED and remembers nothing
         if handle is None or (handle.slot, handle.generation) not in self.ledger.wires:
             self.fail(9, f"{who} is told of {handle}, which was never registered")
-        stream = f"{handle.slot}.{handle.generation}"
-        if self.forgotten(stream) and status.final:
-            return  # a stale handle answers STOPPED and remembers nothing
         truth = fold(self.ledger.rows(stream, 0, status.sequence))
         if lie := truth.lies(status):
             self.fail(21, f"{who} is told at {status.sequence} of {stream}: {lie}")
@@ -300,9 +306,13 @@ class Checker:
             self.fail(8, f"{who} is told that rows after {cursor} are missing; none is")
 
     def forgotten(self, stream: str) -> bool:
-        """The registration was retired and is no longer listed."""
+        """It was retired and is no longer listed, or is of a history that was lost."""
+        if not stream:
+            return False
         slot, _, generation = stream.partition(".")
-        return bool(stream) and (int(slot), int(generation)) in self.ledger.dropped
+        key = (int(slot), int(generation))
+        lost = key in self.ledger.lost_keys and key not in self.ledger.specs
+        return lost or key in self.ledger.dropped
 
     def watch_refused(self, who: str, stream: str, error: PosthouseError) -> None:
         """A watch ended for another reason: only a registration that is gone is a good one."""

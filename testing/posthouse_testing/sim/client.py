@@ -199,6 +199,13 @@ class Client:
             self.node = None
             self.world.after(self.world.random.uniform(0.05, 3.0), self.start)
 
+    def forget(self) -> None:
+        """What it was told is no longer so: it begins anew, but for its handles."""
+        self.questions.clear()
+        self.followers.clear()
+        if self.node is not None:
+            self.node.crash()
+
     def dial(self, node: ClientNode) -> Dealer:
         def deliver(frame: bytes) -> None:
             node.submit((dealer, frame))
@@ -305,8 +312,8 @@ class Client:
         self._ask(question)
 
     def _ask(self, question: Question) -> None:
-        if self.node is None:
-            return  # its next process will
+        if self.node is None or self.questions.get(question.request.request) is not question:
+            return  # its next process will, or it is forgotten
         question.asked += 1
         node = self.node
         node.submit(Call(question.request))
@@ -371,13 +378,14 @@ class Client:
     def abuse(self, question: Question) -> None:
         """The id of an answered request is used for another one: a conflict, and no effect."""
         other = Terminate(request=question.request.request, ref="a worker that is not there")
-        if self.node is not None and question.request != other:
+        known = self.questions.get(question.request.request) is question
+        if self.node is not None and known and question.request != other:
             self.node.submit(Call(other))
 
     def doubt(self, question: Question) -> None:
         """An answered request is asked again: one effect, the same answer."""
         question.again += 1
-        if self.node is not None:
+        if self.node is not None and self.questions.get(question.request.request) is question:
             self.world.log(f"client {self.name}", f"doubts {question}")
             self.node.submit(Call(question.request))
 

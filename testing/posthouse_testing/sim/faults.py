@@ -18,6 +18,7 @@ from posthouse_testing.sim.ledger import Ledger
 from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.network import Network
 from posthouse_testing.sim.node import Node
+from posthouse_testing.sim.restore import disk_lies, registry_restored
 from posthouse_testing.sim.rogue import Babbler, Liar, stranger_calls
 from posthouse_testing.sim.warden import WardenNode
 from posthouse_testing.sim.world import World
@@ -37,6 +38,7 @@ class Stage:
     machines: list[Machine]
     clients: list[Client]
     ledger: Ledger
+    over: bool = False  # the faults have stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +240,8 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "master paused": (1, lambda f, s: _pause(s.seat.node, f)),
     "master deposed": (1, lambda _, s: s.seat.usurp()),
     "master interrupted": (1, _interrupt),
+    "registry restored": (1, registry_restored),
+    "disk of the master lied": (1, disk_lies),
     "commit failed": (1, _store),
     "disk of the master full": (1, _master_disk),
     "agent killed": (2, lambda f, s: _crash(_machine(f, s).agent)),

@@ -11,7 +11,7 @@ process it speaks of (`processes`, which the fake hosts fill) at the moment it b
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import msgspec
@@ -41,7 +41,9 @@ from posthouse_master.store.base import (
     SpecRow,
     StateRow,
     TrimEvents,
+    first_number,
 )
+from posthouse_master.store.memory import MemoryDisk
 from posthouse_testing.sim.declared import Declarations
 from posthouse_testing.sim.fold import Fold
 from posthouse_testing.sim.process import Process
@@ -96,6 +98,10 @@ class Ledger:
     finished: dict[Key, Event] = field(default_factory=dict)  # UNREGISTERED rows
     barred: dict[int, str] = field(default_factory=dict)  # tokens never to be forked: why
     newest_token: int = 0
+    # Of histories that a restore has lost: what was drawn, which ends were told, who was there.
+    lost: dict[int, Key] = field(default_factory=dict)
+    lost_ends: dict[int, Key] = field(default_factory=dict)
+    lost_keys: dict[Key, None] = field(default_factory=dict)
     declared: Declarations = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +109,41 @@ class Ledger:
 
     def fail(self, number: int, text: str) -> NoReturn:
         raise Violation(number, text)
+
+    # --- histories ---
+
+    def history(self) -> dict[str, Any]:
+        """What a copy of the registry has to be, as of now."""
+        return {name: _copied(getattr(self, name)) for name in _HISTORY}
+
+    def put_back(self, history: dict[str, Any], disk: MemoryDisk) -> None:
+        """The registry is now that copy, with what `disk` says of numbers and hosts. The present
+        history is lost; what processes did in it is true all the same."""
+        known = {run.token for runs in history["runs"].values() for run in runs.values()}
+        ended = {r.token for runs in history["runs"].values() for r in runs.values() if r.terminal}
+        for key, runs in self.runs.items():
+            self.lost |= {run.token: key for run in runs.values() if run.token not in known}
+            over = [run.token for run in runs.values() if run.terminal and run.token not in ended]
+            self.lost_ends |= dict.fromkeys(over, key)
+        gone = [*self.specs, *self.dropped]
+        self.lost_keys |= dict.fromkeys(
+            key for key in gone if key not in history["specs"] and key not in history["dropped"]
+        )
+        for name, value in history.items():
+            setattr(self, name, _copied(value))
+        self.epoch, self.counters, self.hosts = disk.epoch, disk.counters, dict(disk.hosts)
+        if disk.timeline != self.timeline:
+            self._renumber(disk.timeline)
+
+    def _renumber(self, timeline: int) -> None:
+        """The history in the copy is that of the new timeline, too."""
+        self.timeline = timeline
+        self.events = [msgspec.structs.replace(row, timeline=timeline) for row in self.events]
+        streams: dict[str, list[Event]] = defaultdict(list)
+        place = {row.sequence: row for row in self.events}
+        for stream, rows in self.streams.items():
+            streams[stream] = [place[row.sequence] for row in rows]
+        self.streams = streams
 
     # --- commits ---
 
@@ -167,9 +208,10 @@ class Ledger:
             self.tags[tag].append(key)
             if tag and len(self.tags[tag]) > 1:
                 self.fail(10, f"request {tag} registered twice: {self.tags[tag]}")
-            if row.generation != self.slots.get(row.slot, 0) + 1 and (
-                row.generation != self.slots.get(row.slot, 0)  # PutSlot may come first
-            ):
+            newest = self.slots.get(row.slot, 0)  # PutSlot may come first
+            first = first_number(self.timeline)
+            again = key in self.lost_keys or newest < first < row.generation
+            if row.generation not in (newest, newest + 1) and not again:
                 self.fail(3, f"slot {row.slot} jumps to generation {row.generation}")
         self.specs[key] = row
 
@@ -182,7 +224,9 @@ class Ledger:
                 self.fail(3, f"{key} falls from incarnation {old.incarnation} token {old.token}")
             if old.life is Life.RETIRED and row.life is not Life.RETIRED:
                 self.fail(11, f"{key} was unregistered and is {row.life} again")
-            if old.stopping is StopReason.TERMINATE and row.token != old.token:
+            asked = row.stopping is old.stopping or row.life is Life.RETIRED
+            kept = row.token in self.lost and asked  # a newer process was found, and has to end
+            if old.stopping is StopReason.TERMINATE and row.token != old.token and not kept:
                 self.fail(11, f"{key} gets a new token after terminate")
         self.declared.state(key, old, row)
         self.states[key] = row
@@ -305,10 +349,13 @@ class Ledger:
         assert event.incarnation is not None and event.token is not None
         runs = self.runs[key]
         newest = max(runs, default=0)
-        if event.incarnation != newest + 1:
+        if event.incarnation != newest + 1 and event.token not in self.lost:
             self.fail(3, f"{key} goes from incarnation {newest} to {event.incarnation}")
         if newest and not runs[newest].terminal:
             self.fail(7, f"{key} incarnation {event.incarnation} starts, {newest} never ended")
+        if event.token in self.lost:
+            self._adopted(key, event)
+            return
         if self.terminated(key):
             self.fail(11, f"{key} is started after terminate")
         host = self.hosts.get(event.host)
@@ -319,6 +366,17 @@ class Ledger:
         self.newest_token = event.token
         revision = self.specs[key].revision
         runs[event.incarnation] = Run(event.token, starting=event.sequence, revision=revision)
+
+    def _adopted(self, key: Key, event: Event) -> None:
+        """The process of a history that was lost is taken over as it is, or its end."""
+        assert event.incarnation is not None and event.token is not None
+        if self.lost[event.token] != key:
+            self.fail(3, f"{line_of(event)}: the token was drawn for {self.lost[event.token]}")
+        self.world.figures["processes taken over after a restore"] += 1
+        revision = self.specs[key].revision
+        self.runs[key][event.incarnation] = Run(
+            event.token, starting=event.sequence, revision=revision
+        )
 
     def _started(self, key: Key, event: Event) -> None:
         run = self.runs[key].get(event.incarnation or 0)
@@ -342,6 +400,10 @@ class Ledger:
         run.terminal, run.ended_s = event.sequence, self.world.now_s
         run.restart_s = self.wires[key].get("restart_time", 5.0)
         process = self.processes.get(run.token)
+        if run.token in self.lost_ends:
+            if process is not None and process.live:
+                self.fail(17, f"{line_of(event)}: it lives")
+            return
         if event.kind is EventKind.START_FAILED:
             if process is not None:
                 self.fail(7, f"{line_of(event)}: but it ran with pid {process.pid}")
@@ -427,6 +489,38 @@ class Ledger:
         first = bisect_right(rows, after, key=lambda row: row.sequence)
         last = bisect_right(rows, up_to, key=lambda row: row.sequence)
         return rows[first:last]
+
+
+# All that is told by a copy of the registry; the rest is true whatever happens to it.
+_HISTORY = (
+    "specs",
+    "wires",
+    "states",
+    "dropped",
+    "gone",
+    "slots",
+    "events",
+    "streams",
+    "bodies",
+    "requests",
+    "groups",
+    "runs",
+    "tags",
+    "folds",
+    "finished",
+    "newest_token",
+)
+
+
+def _copied(value: Any) -> Any:
+    """Two levels deep, and a step more for what changes there: Run, Fold."""
+    if isinstance(value, dict):
+        found = value.copy()
+        found.update((key, _copied(each)) for key, each in value.items())
+        return found
+    if isinstance(value, list):
+        return list(value)
+    return replace(value) if isinstance(value, Run | Fold) else value
 
 
 _APPLY: dict[type, Callable[[Ledger, Any], None]] = {

@@ -47,7 +47,7 @@ class Auditor(Protocol):
 class Watcher(Protocol):
     """Who looks at what a master says (check.Checker)."""
 
-    def master_said(self, frame: bytes) -> None: ...
+    def master_said(self, frame: bytes, endpoint: str, *, doubtful: bool) -> None: ...
 
 
 class MasterNode(Node):
@@ -165,7 +165,7 @@ class MasterNode(Node):
         if self.deposed:
             return
         router: Router = self.seat.network.routers[send.peer.endpoint]
-        self.seat.watcher.master_said(send.frame)
+        self.seat.watcher.master_said(send.frame, send.peer.endpoint, doubtful=self.seat.doubtful)
         if not router.send(send.peer.routing_id, send.frame):
             self.submit(PeerGone(send.peer))
 
@@ -201,8 +201,9 @@ class MasterSeat:
         self.watcher = watcher
         self.policy = policy
         self.clock: Clock = world.clock()
-        disk = MemoryDisk(registry=world.entropy(16).hex())
-        self.open_store: Callable[[], Store] = lambda: MemoryStore(disk, steal=True)
+        self.disk = MemoryDisk(registry=world.entropy(16).hex())
+        self.open_store: Callable[[], Store] = lambda: MemoryStore(self.disk, steal=True)
+        self.doubtful = False  # its disk lied, and nobody has restored the registry yet
         self.node: MasterNode | None = None
         self.restart_s: Callable[[], float] = lambda: world.random.uniform(0.05, 4.0)
         self.store_fails: str = ""  # "before" or "after": the next commit ends the process

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from posthouse import limits
+from posthouse.messages import Claim
 from posthouse.states import StopReason
 from posthouse_agent.domains import crash_domain
 from posthouse_agent.wards import KEPT
@@ -37,6 +38,7 @@ ACTION_RATE = 0.5  # what each client does a second
 DEPLOY_RATE = 0.3  # where clients deploy: by each, a second
 FOCUS_RATE = 1.5  # faults a second where their kinds are chosen
 BRAKE_S = 10.0  # how long nothing is moved when many hosts are lost at once
+RECOVERY_S = 25.0  # longer than the longest lease of such a world (twice 8 s, and the margin)
 PLENTY = 50  # slots of a host, or of the cluster, that no run uses up
 ENDING = 0.5  # share of seeds that end by terminating everything
 
@@ -143,6 +145,7 @@ class Simulation:
                 "healthy_s": random.choice((1.0, 3.0, 10.0)),
                 "retired_max": random.choice((1, 10_000, 10_000)),
                 "outbox_messages_max": random.choice((160, 1024, 1024)),  # 128 are kept free
+                "recovery_s": RECOVERY_S,
             }
         )
 
@@ -192,6 +195,8 @@ class Simulation:
             world.log("world", "everything is terminated")
             for client in self.clients:
                 client.terminate_all()
+            for slot, generation in self.ledger.states:  # a lost history took some handles along
+                self.clients[0].terminate(f"{self.ledger.registry}:{slot}.{generation}")
             for source in SOURCES if knobs.deploys else ():
                 self.clients[0].deployer.withdraw(source)
             settled_s = max(settled_s, self._settle(self._unfinished))
@@ -209,6 +214,7 @@ class Simulation:
         world = self.world
         world.log("world", "the faults stop")
         world.knobs = world.knobs.calm()
+        self.stage.over = True
         self.network.heal_all()
         self.seat.calm()
         for machine in self.machines:
@@ -235,6 +241,7 @@ class Simulation:
         for machine in self.machines:
             for warden in machine.wardens.values():
                 waits += warden.memory.old()
+        waits += self._claimed()
         waits += self._drained(all_asked=not waits)
         waits += self._deployed()
         checker = self.checker
@@ -253,6 +260,19 @@ class Simulation:
                 waits.append(f"{key} is {state.life} and {'not ' * (not process)}running")
         waits += [f"{p} runs for nobody" for key, p in checker.living.items() if key not in wanted]
         return waits
+
+    def _claimed(self) -> list[str]:
+        """The operator takes over what a restored registry does not know, or has it ended."""
+        found = [
+            process
+            for key, process in self.checker.living.items()
+            if key not in self.ledger.states and process.token in self.ledger.lost
+        ]
+        for process in found:
+            stop = process.token % 3 == 0 or self.world.chance(0.3)
+            claim = Claim(request=self.world.entropy(16), token=process.token, stop=stop)
+            self.clients[0].ask(claim)
+        return [f"{process} is unclaimed" for process in found]
 
     def _drained(self, *, all_asked: bool) -> list[str]:
         """Hosts that are out of service; they are taken back once no older wish is under way."""
