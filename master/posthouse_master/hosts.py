@@ -346,15 +346,20 @@ class Hosts:
                 continue
             if not self._recovery.doubt(registration, rebooted=rebooted):
                 self._missing(turn, host, registration, rebooted=rebooted)
-        if host.said_boot_id != host.boot_id:
-            host.boot_id = host.said_boot_id
-            self.persist(turn, host)
+        self._boot_known(turn, host)
         turn.note("host.settled", host=host.name, running=len(seen))
         # 3. Who waits for this host.
         host.choked = False
         self.told(turn, host.name)
         self._starter.serve(turn, host)
         self._groups.host_settled(turn, host)
+
+    def _boot_known(self, turn: Turn, host: Host) -> None:
+        """What ran in an earlier boot is settled. After a restore only once all is known: the next
+        master has to see, too, that the host has rebooted."""
+        if not self._recovery.mode and host.settled and host.said_boot_id != host.boot_id:
+            host.boot_id = host.said_boot_id
+            self.persist(turn, host)
 
     def told(self, turn: Turn, name: str) -> None:
         """The host has said what it runs, or is forgotten."""
@@ -367,6 +372,7 @@ class Hosts:
             host = self._fleet.hosts[registration.host]
             self._missing(turn, host, registration, rebooted=rebooted)
         for host in self._fleet.hosts.values():
+            self._boot_known(turn, host)
             self._starter.serve(turn, host)
 
     def _newer(self, turn: Turn, host: Host, word: Running | Exit) -> Registration | None:

@@ -196,3 +196,33 @@ def test_what_was_terminated_before_its_newer_process_was_found_is_terminated() 
     world.at(29.0, lambda: seen.append(machine.live or lives(simulation)))
     simulation.run()
     assert seen == [[2], [Life.RETIRED]]
+
+
+def test_a_reboot_that_was_told_during_a_recovery_is_known_to_the_next_master() -> None:
+    """Seed 0 of restores and reboots: a START of the backup had run, its host rebooted, and told
+    so while the restored master waited for others. The next master knew the new boot, and took the
+    START for one that had never arrived: what must not be started again was started again."""
+    simulation = stage(hosts=2, length_s=40.0)
+    (client,), world = simulation.clients, simulation.world
+    one = simulation.machines[0]
+    copies = []
+
+    def copy_at_start() -> None:
+        if simulation.ledger.states and not simulation.checker.living:
+            copies.append(backup(simulation.stage))
+
+    def crash() -> None:
+        assert simulation.seat.node is not None
+        simulation.seat.node.crash()
+
+    world.at(2.0, lambda: client.register(name="w", host="a", restart_time=NEVER_RESTART))
+    for moment in range(100):
+        world.at(2.0 + moment / 1e4, copy_at_start)
+    world.at(7.0, lambda: simulation.network.cut("b", up=True, down=True))
+    world.at(8.0, lambda: one.reboot("none", 1.0))
+    world.at(8.5, lambda: restore(simulation.stage, copies[0]))
+    world.at(20.0, crash)
+    world.at(30.0, lambda: simulation.network.heal("b"))
+    simulation.run()
+    assert len(one.processes) == 1
+    assert copies[0].disk.states[0, 1].life is Life.STARTING

@@ -56,6 +56,8 @@ class AgentNode(Node):
             self._last_messages(event.report.token)
         self.session = self.core.session
         self.carry_out(self.core.handle(event, self.clock.now()))
+        if (link := self.core._dialler.link) is not None:  # noqa: SLF001
+            self.machine.watcher.queued(self.name, link)
         if self.alive:
             self._listen()
             self.wake_at(self.core.wake_s)

@@ -15,6 +15,7 @@ are those of the table of invariants in docs/reliability.md:
 - a warden's or an agent's word that a process has ended: 17;
 - memory that is given to a worker, and the end of one that had some (memory.py): 24;
 - an answer or an event that reaches a client: 8, 9, 10, 21;
+- what is kept for each peer, after each batch and input: 19, in messages and bytes;
 - a new master's snapshot: 9 (nothing that was durable is missing);
 - the end, when faults have stopped: 20 (run.py).
 """
@@ -23,8 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from posthouse import codec
+from posthouse import codec, limits
 from posthouse.errors import PosthouseError
+from posthouse.link import Link
 from posthouse.messages import (
     KIND_OF,
     Exit,
@@ -133,6 +135,16 @@ class Checker:
         if not any(session in said for session in sessions):
             what = type(order).__name__
             self.fail(6, f"agent of {machine.name}: {what} {token} was not said in this session")
+
+    def queued(self, who: str, link: Link, backlog: int = 0) -> None:
+        """What a process keeps for one peer, after each input: never more than its limits."""
+        count, size = link.unacknowledged, link._outbox_bytes  # noqa: SLF001
+        figures = self.world.figures
+        if count > limits.outbox_messages_max or backlog > limits.answers_waiting_max:
+            self.fail(19, f"{who} keeps {count} messages, and {backlog} that wait for room")
+        if size > limits.outbox_bytes_max + limits.frame_body_bytes_max:
+            self.fail(19, f"{who} keeps {size} bytes")
+        figures["looks at what is kept for a peer"] += 1
 
     # --- what hosts do ---
 

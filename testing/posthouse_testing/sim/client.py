@@ -123,6 +123,8 @@ class ClientNode(Node):
                 return
             event = Frame(frame)
         self.carry_out(self.core.handle(event, self.clock.boot_s))
+        if (link := self.core._dialler.link) is not None:  # noqa: SLF001
+            self.client.checker.queued(self.name, link)
         if self.alive:
             self.wake_at(self.core.wake_s)
 

@@ -19,7 +19,14 @@ from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.network import Network
 from posthouse_testing.sim.node import Node
 from posthouse_testing.sim.restore import disk_lies, registry_restored
-from posthouse_testing.sim.rogue import Babbler, Liar, stranger_calls
+from posthouse_testing.sim.rogue import (
+    Babbler,
+    Liar,
+    NewerAgent,
+    NewerPeer,
+    OlderPeer,
+    stranger_calls,
+)
 from posthouse_testing.sim.warden import WardenNode
 from posthouse_testing.sim.world import World
 
@@ -103,7 +110,7 @@ def _client(fault: Fault, stage: Stage) -> Client:
 
 
 def _peer_name(fault: Fault, stage: Stage) -> str:
-    names = [machine.name for machine in stage.machines] + [c.name for c in stage.clients]
+    names = _peers(stage)
     return names[fault.target % len(names)]
 
 
@@ -128,6 +135,43 @@ def _cut_all(fault: Fault, stage: Stage) -> None:
     for machine in stage.machines:
         stage.network.cut(machine.name, up=True, down=True)
         stage.world.after(_length_s(fault, stage.world), stage.network.heal, machine.name)
+
+
+def _peers(stage: Stage) -> list[str]:
+    return [machine.name for machine in stage.machines] + [c.name for c in stage.clients]
+
+
+def _swizzle(fault: Fault, stage: Stage) -> None:
+    """Links stop one after the other, and come back in another order."""
+    world, network = stage.world, stage.network
+    names, step_s = _peers(stage), world.random.uniform(0.02, 0.6)
+    world.random.shuffle(names)
+    for number, name in enumerate(names):
+        world.after(number * step_s, _stop_link, network, name)
+    world.random.shuffle(names)
+    for number, name in enumerate(names):
+        world.after(_length_s(fault, world) + (len(names) + number) * step_s, network.heal, name)
+
+
+def _stop_link(network: Network, name: str) -> None:
+    network.cut(name, up=True, down=True)
+
+
+def _all_reset(_: Fault, stage: Stage) -> None:
+    """Everybody is back at once."""
+    for name in _peers(stage):
+        stage.network.reset(name)
+
+
+def _black_hole(fault: Fault, stage: Stage) -> None:
+    name, network = _peer_name(fault, stage), stage.network
+    up, down = ((True, True), (True, False), (False, True))[fault.amount % 3]
+    network.swallow(name, up=up, down=down)
+
+    def again() -> None:
+        network.swallow(name, up=False, down=False)
+
+    stage.world.after(_length_s(fault, stage.world), again)
 
 
 def _crash(node: Node | None) -> None:
@@ -220,6 +264,11 @@ def _liar(fault: Fault, stage: Stage) -> None:
     Liar(stage.world, stage.network, stage.ledger, fault.length_s)
 
 
+def _foreigner(fault: Fault, stage: Stage) -> None:
+    kinds = (OlderPeer, NewerPeer, NewerAgent)
+    kinds[fault.amount % 3](stage.world, stage.network, stage.ledger, fault.length_s)
+
+
 def _babbler(fault: Fault, stage: Stage) -> None:
     Babbler(stage.world, stage.network, stage.ledger, fault.length_s)
 
@@ -235,13 +284,16 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "connection reset": (3, _reset),
     "cable cut": (3, _cut),
     "all hosts cut": (1, _cut_all),
+    "links stop in turn": (1, _swizzle),
+    "all connections reset": (1, _all_reset),
+    "black hole": (2, _black_hole),
     "master killed": (2, lambda _, s: _crash(s.seat.node)),
     "master killed between effects": (3, lambda f, s: _light(s.seat.node, f)),
     "master paused": (1, lambda f, s: _pause(s.seat.node, f)),
     "master deposed": (1, lambda _, s: s.seat.usurp()),
     "master interrupted": (1, _interrupt),
-    "registry restored": (1, registry_restored),
-    "disk of the master lied": (1, disk_lies),
+    "registry restored": (2, registry_restored),
+    "disk of the master lied": (2, disk_lies),
     "commit failed": (1, _store),
     "disk of the master full": (1, _master_disk),
     "agent killed": (2, lambda f, s: _crash(_machine(f, s).agent)),
@@ -260,6 +312,7 @@ KINDS: dict[str, tuple[float, Strike]] = {
     "wall clock set": (1, _wall_clock),
     "stranger calls": (1, _stranger),
     "agent lies about others": (1, _liar),
+    "peer of another version": (1, _foreigner),
     "client babbles": (1, _babbler),
     "client killed": (1, lambda f, s: _crash(_client(f, s).node)),
     "client paused": (1, lambda f, s: _pause(_client(f, s).node, f)),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from signal import SIGKILL
 from typing import Protocol
 
+from posthouse.link import Link
 from posthouse.settings import AgentSettings
 from posthouse_agent import effects as agent_effects
 from posthouse_agent import orders
@@ -34,6 +35,7 @@ Sessions = tuple[bytes | None, bytes | None]  # an agent's, before an input and 
 class Watcher(Protocol):
     """Who looks at what happens on hosts (check.Checker)."""
 
+    def queued(self, who: str, link: Link, backlog: int = 0) -> None: ...
     def forking(self, machine: "Machine", order: orders.StartWorker) -> None: ...
     def forked(self, machine: "Machine", process: Process) -> None: ...
     def ended(self, process: Process) -> None: ...

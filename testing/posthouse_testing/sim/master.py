@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from posthouse import limits
 from posthouse.errors import StoreError
+from posthouse.link import Link
 from posthouse_master.core import MasterCore, MasterPolicy
 from posthouse_master.effects import (
     Halt,
@@ -48,6 +49,7 @@ class Watcher(Protocol):
     """Who looks at what a master says (check.Checker)."""
 
     def master_said(self, frame: bytes, endpoint: str, *, doubtful: bool) -> None: ...
+    def queued(self, who: str, link: Link, backlog: int = 0) -> None: ...
 
 
 class MasterNode(Node):
@@ -156,6 +158,8 @@ class MasterNode(Node):
             self.crash()
             return
         self.busy = False
+        for session in self.core.door:
+            self.seat.watcher.queued("master", session.link, len(session.backlog))
         if self._inbox:
             self._due = True
             self.world.after(0.0001, self._batch)

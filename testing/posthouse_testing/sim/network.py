@@ -14,7 +14,10 @@ What the real thing does, and so does this one:
    all arrive; otherwise each end gives the connection up at a time of its own.
 4. Nothing is queued for nobody (IMMEDIATE=1): what is sent before a connection exists stays with
    the sender, bounded, and goes with the next connection of the same socket.
-5. A ROUTER refuses a frame to a routing id that has gone, or whose peer does not read
+   So frames for one master may reach the next: sessions and epochs are what tells them apart.
+5. A connection may be a black hole: one end holds what the other has given up, takes every frame,
+   and answers the heartbeats.
+6. A ROUTER refuses a frame to a routing id that has gone, or whose peer does not read
    (MANDATORY=1); a DEALER's send to such a peer fails (NOBLOCK).
 """
 
@@ -45,6 +48,7 @@ class Pipe:
         self.name = name
         self.open = True
         self.cut = False
+        self.swallows = False
         self._last_s = 0.0
         self._flying: deque[tuple[Timer, bytes]] = deque()
         self._held: deque[bytes] = deque()
@@ -55,6 +59,8 @@ class Pipe:
         self.network.count()
         if not self.open:
             world.figures["frames into a dead connection"] += 1
+        elif self.swallows:
+            world.figures["frames into a black hole"] += 1
         elif world.chance(knobs.loss):
             world.figures["frames lost"] += 1
         else:
@@ -262,6 +268,7 @@ class Dealer:
                 self._tell("nobody listens there", retried=True)
             return
         connection = self.connection = self.network.connect(self)
+        self.world.figures["frames that waited for a connection"] += len(self.pending)
         while self.pending:
             connection.up.send(self.pending.popleft())
 
@@ -354,6 +361,14 @@ class Network:
     def heal_all(self) -> None:
         for machine in list(self._cuts):
             self.heal(machine)
+        for dealer in self.dealers:
+            self.swallow(dealer.machine, up=False, down=False)
+
+    def swallow(self, machine: str, *, up: bool, down: bool) -> None:
+        """The connections that the machine has now are black holes in these directions: nobody
+        is told, no heartbeat is missed, and nothing arrives. Both False: no longer."""
+        for connection in self._connections(machine):
+            connection.up.swallows, connection.down.swallows = up, down
 
     def _connections(self, machine: str) -> list[Connection]:
         found = [d.connection for d in self.dealers if d.machine == machine and d.connection]

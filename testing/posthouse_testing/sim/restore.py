@@ -44,8 +44,11 @@ def registry_restored(fault: "Fault", stage: "Stage") -> None:
 
 
 def disk_lies(fault: "Fault", stage: "Stage") -> None:
-    """What is synced from now on is lost with the power, some time later."""
+    """What is synced from now on is lost with the power, some time later; with the beginning of the
+    term that follows."""
     if _allowed(stage):
+        if stage.seat.node is not None:
+            stage.world.after(0.3 * fault.length_s, stage.seat.node.crash)
         stage.world.after(fault.length_s, _lose_power, stage, backup(stage))
 
 

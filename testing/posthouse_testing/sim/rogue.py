@@ -7,10 +7,21 @@ ordinary checks see if it has (invariant 14: a host's word counts for its own wo
 from abc import abstractmethod
 from typing import Any
 
+from msgspec import structs
+
 from posthouse import codec
 from posthouse.codec import NO_SESSION, Envelope
-from posthouse.dial import Delivered, DialEffect, Dialler, Opened, Redial, Transmit
+from posthouse.dial import (
+    Delivered,
+    DialEffect,
+    Dialler,
+    Opened,
+    Redial,
+    Rejected,
+    Transmit,
+)
 from posthouse.messages import (
+    PROTOCOL_MAX,
     Credit,
     Exit,
     Exited,
@@ -36,9 +47,9 @@ from posthouse.records import ExitFacts
 from posthouse_testing.sim.ledger import Ledger
 from posthouse_testing.sim.network import Dealer, Network
 from posthouse_testing.sim.node import Node
-from posthouse_testing.sim.world import World
+from posthouse_testing.sim.world import Violation, World
 
-__all__ = ["Babbler", "Liar", "stranger_calls"]
+__all__ = ["Babbler", "Liar", "NewerAgent", "NewerPeer", "OlderPeer", "stranger_calls"]
 
 
 def stranger_calls(world: World, network: Network, count: int) -> None:
@@ -173,11 +184,72 @@ class Babbler(Rogue):
         return random.choice(words)
 
 
+class _Foreigner(Rogue):
+    """A peer of another version of the protocol."""
+
+    role = "client"
+    user = "client:foreigner"
+    versions = (0, 0)
+
+    def _hello(self, nonce: bytes) -> Hello:
+        first, last = self.versions
+        return structs.replace(super()._hello(nonce), protocol_min=first, protocol_max=last)
+
+    def word(self) -> Message:
+        return ListHosts(request=self.world.entropy(16))
+
+
+class OlderPeer(_Foreigner):
+    """One with which this master has no version in common: it never gets a session."""
+
+    versions = (PROTOCOL_MAX + 1, PROTOCOL_MAX + 3)
+
+    def effect(self, effect: DialEffect) -> None:
+        if isinstance(effect, Opened):
+            raise Violation(6, f"{self.name} of protocol {self.versions} has a session")
+        if isinstance(effect, Rejected):
+            self.world.figures["peers of another version refused"] += 1
+        super().effect(effect)
+
+
+class NewerAgent(OlderPeer):
+    """The same, of an agent."""
+
+    role = "agent"
+    user = "agent:foreigner"
+
+
+class NewerPeer(_Foreigner):
+    """One that speaks our version, too, and says now and then what we have never heard of."""
+
+    versions = (0, PROTOCOL_MAX + 3)
+
+    def tick(self) -> None:
+        link = self.dialler.link
+        if self.alive and link is not None and self.dealer is not None:
+            kind = self.world.random.randrange(200, 256)
+            body = codec.encode_body(Renew(stamp=1))
+            self.dealer.send(codec.frame(kind, link.session, link.epoch, 0, 0, body))
+            self.world.figures["frames of an unknown kind"] += 1
+        super().tick()
+
+
 class Liar(Rogue):
-    """An agent without slots that tells of the ends of others' workers."""
+    """An agent without slots that tells of the ends of others' workers, and, where keys name the
+    peers, now and then under another host's name."""
 
     role = "agent"
     user = "agent:liar"
+
+    def _hello(self, nonce: bytes) -> Hello:
+        hello, hosts = super()._hello(nonce), list(self.ledger.hosts.values())
+        if not self.world.knobs.keyed or not hosts or self.world.random.random() < 0.5:
+            return hello
+        other = self.world.random.choice(hosts)
+        self.world.figures["hosts under another one's name"] += 1
+        return structs.replace(
+            hello, host=other.name, machine_id=other.machine_id, boot_id=other.boot_id
+        )
 
     def opened(self) -> list[Message]:
         return [Inventory(page=0, last=True)]
