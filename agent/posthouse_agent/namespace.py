@@ -16,7 +16,9 @@ from typing import Final
 
 from posthouse_agent import native, procfs
 
-__all__ = ["Outside", "divide", "lacking", "settle"]
+__all__ = ["Outside", "divide", "keep_to_ourselves", "lacking", "settle"]
+
+_CAP_SYS_ADMIN: Final = 21
 
 _CLONE_NEWNS: Final = 0x00020000
 _CLONE_NEWUSER: Final = 0x10000000
@@ -52,6 +54,13 @@ class Outside:
         finally:
             os.close(fd)
         return next(int(line[4:]) for line in lines if line.startswith("Pid:"))
+
+
+def keep_to_ourselves() -> None:
+    """The right to make namespaces is a warden's, where its unit gives it (AmbientCapabilities),
+    and not its workers'."""
+    with suppress(OSError):  # a kernel without ambient capabilities gives none
+        native.keep_from_programs(_CAP_SYS_ADMIN)
 
 
 def divide() -> None:

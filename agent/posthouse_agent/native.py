@@ -21,6 +21,7 @@ __all__ = [
     "become_subreaper",
     "die_with_parent",
     "drop_capabilities",
+    "keep_from_programs",
     "mount",
     "no_new_privileges",
     "open_signalfd",
@@ -37,6 +38,8 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_LOWER: Final = 3
 _CAPABILITY_VERSION: Final = 0x20080522
 _P_PIDFD: Final = 3
 _FALLOC_FL_KEEP_SIZE: Final = 1
@@ -125,6 +128,11 @@ def drop_capabilities() -> None:
     """All of them, for good: the ambient and inheritable ones too."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     _check(_libc.capset(ctypes.byref(header), ctypes.byref((ctypes.c_uint32 * 6)())))
+
+
+def keep_from_programs(capability: int) -> None:
+    """What this process was given of it is not handed on to the programs that it executes."""
+    _check(_call_prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_LOWER, capability, 0, 0))
 
 
 def set_short_name(name: str) -> None:

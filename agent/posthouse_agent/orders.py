@@ -146,7 +146,8 @@ class Attached:
     timeline: int = 0
     epoch: int = 0
     master: str = ""
-    no_tree: str = ""  # why this host can have no tree warden; told by the fenced one
+    # why this host can have no tree warden; the fenced one knows
+    no_tree: str = "its warden is of a version without"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,7 @@ def _settle(options: Options) -> None:
         del sys.path[0]  # the folder that somebody happened to start us in
     os.chdir("/")
     native.become_subreaper()
+    namespace.keep_to_ourselves()
     set_title(f"posthouse warden {options.kind} {options.name}".rstrip())
 
 

@@ -1,16 +1,19 @@
 """What `posthouse doctor` looks at: this machine, measured against what its settings ask for.
 
 Owns: the checks. Must not know: how they are printed. Invariant: a check reads only; it makes no
-folder, opens no port and starts no process, and one that cannot look says so instead of "ok".
+folder, opens no port, starts no process but one that tries out whether a namespace can be had, and
+one that cannot look says so instead of "ok".
 """
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import resource
 import shutil
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -130,8 +133,7 @@ def _kernel() -> Iterator[Finding]:
         told = errno.errorcode.get(error.errno or 0, str(error))
         yield Finding("fences", "bad", f"no pidfd: {told}", "Linux 5.3 or newer is needed")
     else:
-        what = "process: workers die with their warden"
-        yield Finding("fences", "ok", f"{what}; tree: not offered by agents of this version")
+        yield _fences()
         yield _fuse()
     from posthouse_agent.cgroups import own_folder
 
@@ -145,6 +147,27 @@ def _kernel() -> Iterator[Finding]:
         )
     else:
         yield Finding("cgroups", "ok", own)
+
+
+def _fences() -> Finding:
+    """Which ones are available. A user other than this one may have other rights."""
+    process = "process (a worker's own process ends with its warden)"
+    if lacking := _no_tree():
+        what = f"available: {process}; not tree: {lacking}"
+        hint = "programs and run_as are placed here only with fence = 'process'"
+        return Finding("fences", "warn", what, hint)
+    tree = "tree (all that it starts does, too)"
+    return Finding("fences", "ok", f"available: {process}, {tree}")
+
+
+@functools.cache
+def _no_tree() -> str:
+    """Tried out in a program of its own: this one may have threads."""
+    program = "from posthouse_agent.namespace import lacking; print(lacking())"
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
+    )
+    return ran.stdout.strip() if ran.returncode == 0 else "it could not be tried out"
 
 
 def _fuse() -> Finding:
