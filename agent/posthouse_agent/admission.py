@@ -26,6 +26,8 @@ __all__ = [
     "offer",
 ]
 
+_REASON_CHARS = 200  # of what this host cannot give
+
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
@@ -86,10 +88,11 @@ def module_allowed(patterns: Sequence[str], module: str) -> bool:
 
 
 def offer(
-    settings: AgentSettings, user: str, *, run_as: bool, fence: bool = True
+    settings: AgentSettings, user: str, *, run_as: bool, fence: bool = True, no_tree: str = ""
 ) -> dict[str, Any]:
     """The same as fields of HELLO, so that the master need not ask in vain. `run_as`: whether the
-    wardens can run workers as other users; `fence`: whether the fenced one ends with its lease."""
+    wardens can run workers as other users; `fence`: whether the fenced one ends with its lease;
+    `no_tree`: why there can be none that ends all its workers have started, "" if there can."""
     others = settings.users if run_as else ()
     return {
         "labels": list(settings.labels),
@@ -97,7 +100,8 @@ def offer(
         "modules": list(settings.modules),
         "allow_exec": settings.allow_exec,
         "users": sorted({user, *others} - {""}),
-        "fences": ["process"] if fence else [],
+        "fences": ["process"] * fence + ["tree"] * (not no_tree),
+        "no_tree": no_tree[:_REASON_CHARS],
         "slots": settings.max_worker_processes,
     }
 

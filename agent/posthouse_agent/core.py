@@ -98,7 +98,6 @@ from posthouse_agent.orders import (
     Leased,
     NoteReady,
     RecordOf,
-    RenewLease,
     RenewRuntime,
     Report,
     SignalWorker,
@@ -112,7 +111,7 @@ from posthouse_agent.orders import (
 from posthouse_agent.reads import Reads
 from posthouse_agent.telling import Telling
 from posthouse_agent.view import HostView
-from posthouse_agent.wards import FENCED, KINDS, WardenSeat
+from posthouse_agent.wards import FENCED, KINDS, LEASED, WardenSeat
 
 __all__ = ["AgentCore"]
 
@@ -155,7 +154,7 @@ class AgentCore:
             set()
         )  # of such reasons, what has been told since there was one
         self._granted_s: float | None = None  # stamp of the renewal that was granted last
-        self._in_force = 0  # the same, once the warden's fuse is set by it
+        self._lease = (0, 0)  # of this session: stamp and deadline, in microseconds
         self._tell_leased = False  # at once, not with the next renewal
         self._waiting: list[Start] | None = None  # for the first grant; None: it has come
         self._effects: list[Effect] = []
@@ -279,6 +278,13 @@ class AgentCore:
         return [seat for seat in self._seats.values() if seat.attached is not None]
 
     @property
+    def _in_force(self) -> int:
+        """Stamp of the renewal by which the fuses of all wardens are set that end with the lease;
+        0: not all of them are."""
+        stamps = [s.in_force for s in self._attached if s.kind in LEASED and s.complete]
+        return min(stamps, default=0)
+
+    @property
     def _settled(self) -> bool:
         return not self._starting and all(seat.complete for seat in self._wanted)
 
@@ -292,6 +298,7 @@ class AgentCore:
     def _hello(self, nonce: bytes) -> Hello:
         seats = self._attached
         self._greeted = [seat.instance for seat in seats]
+        fenced = self._seats[FENCED].attached
         settings = self._settings
         return Hello(
             nonce=nonce,
@@ -309,7 +316,8 @@ class AgentCore:
                 settings,
                 self._facts.user,
                 run_as=all(seat.attached.run_as for seat in seats if seat.attached is not None),
-                fence=any(s.kind == FENCED and s.attached and s.attached.fence for s in seats),
+                fence=fenced is not None and fenced.fence,
+                no_tree="there is no fenced warden" if fenced is None else fenced.no_tree,
             ),
             running=len(self._workers),
             exits=len(self._exits),
@@ -380,21 +388,19 @@ class AgentCore:
             max((seat.highest_token for seat in self._seats.values()), default=0),
         )
         self._telling.begin(pages)
-        self._in_force = 0
+        self._lease = (0, 0)
+        for seat in self._seats.values():
+            seat.in_force = 0
         self._waiting = [] if welcome.lease_s > 0 else None
 
     def _granted(self, granted: dial.Granted) -> None:
-        """The fenced warden hears of it; with what waited for it behind it."""
+        """The wardens that end with it hear of it; with what waited for it behind it."""
         self._granted_s = granted.stamp_s
-        seat = self._seats[FENCED]
-        if granted.lease_s > 0 or seat.leased:
-            lease_us = int(min(granted.lease_s, limits.lease_s_max) * 1e6)
-            deadline_us = granted.stamp + lease_us if lease_us > 0 else 0
-            seat.leased = deadline_us > 0
-            order = RenewLease(stamp=granted.stamp, deadline_us=deadline_us)
-            self._effects.append(Give(FENCED, order))
-        else:
-            self._in_force = granted.stamp
+        lease_us = int(min(granted.lease_s, limits.lease_s_max) * 1e6)
+        self._lease = (granted.stamp, granted.stamp + lease_us if lease_us > 0 else 0)
+        for seat in self._attached:
+            if seat.complete:
+                self._effects += seat.renew(*self._lease)
         waiting, self._waiting = self._waiting or [], None
         for start in waiting:
             self._start(start)
@@ -520,11 +526,9 @@ class AgentCore:
             return
         self._starting[token] = start.warden
         seat = self._seats[start.warden]
-        if seat.complete:
-            self._effects.append(Give(seat.kind, verdict.order))
-        else:
-            seat.want()
-            seat.waiting.append(verdict.order)
+        seat.want()
+        seat.waiting.append(verdict.order)
+        self._effects += seat.admitted()
 
     def _refuse_start(self, start: Start, refusal: admission.Refusal) -> None:
         self._start_failed(start, refusal.code, refusal.reason, refusal.retry)
@@ -581,7 +585,7 @@ class AgentCore:
             case Attached():
                 self._forget_warden(kind)
                 seat.attached = report
-                seat.leased = report.leased
+                seat.leased, seat.in_force = report.leased, 0
                 self._note("warden.attached", kind=kind, pid=report.pid, instance=report.instance)
                 if not report.run_as and set(self._settings.users) - {self._facts.user}:
                     reason = "this warden has not the capabilities to run workers as other users"
@@ -607,15 +611,18 @@ class AgentCore:
         """What concerns no single worker."""
         match report:
             case Leased(stamp=stamp):
-                self._tell_leased = not self._in_force  # a first one is waited for
-                self._in_force = max(self._in_force, stamp)
+                before = self._in_force
+                seat.in_force = max(seat.in_force, stamp)
+                self._tell_leased = not before and self._in_force > 0  # a first one is waited for
+                self._effects += seat.admitted()
             case SnapshotEnd(running=running, exits=exits):
                 seat.complete = True
                 if running or exits:
                     self._recall(seat.attached)
                 self._note("warden.ready", kind=seat.kind, running=running, exits=exits)
-                self._effects += [Give(seat.kind, start) for start in seat.waiting]
-                seat.waiting.clear()
+                if self._dialler.open and self._lease[0]:
+                    self._effects += seat.renew(*self._lease)
+                self._effects += seat.admitted()
                 # Somebody else started it, with an agent before us: the inventory lacks these. Or
                 # it is a new one, where starts of the master were refused by the last one.
                 if (running or seat.returns) and self._dialler.open:

@@ -3,7 +3,7 @@
 Owns: the steps of a connection to a warden, the pace of new attempts, the orders that wait for it.
 Must not know: what the reports mean for workers, sockets, processes.
 Invariant: `complete` is true only between a warden's SnapshotEnd and the loss of that connection,
-and no order is given before.
+and no order is given before; no start before its fuse is known to be set.
 
 A host has up to one warden of each kind. The fenced one is always there; one of another kind is
 `wanted` once it is needed: by a START, or because an earlier one has left something to be told.
@@ -19,17 +19,20 @@ from posthouse_agent.orders import (
     Attach,
     Attached,
     Remember,
+    RenewLease,
     Report,
     SnapshotEnd,
     StartWorker,
 )
 from posthouse_agent.view import WardenView
 
-__all__ = ["FENCED", "KEPT", "KINDS", "WardenSeat"]
+__all__ = ["FENCED", "KEPT", "KINDS", "LEASED", "TREE", "WardenSeat"]
 
 FENCED = "fenced"  # the kind whose workers end with the host's lease
 KEPT = "kept"  # the kind whose workers go on while the host is cut off
-KINDS = (FENCED, KEPT)
+TREE = "tree"  # the kind that ends, with the lease, all that its workers have started
+KINDS = (FENCED, KEPT, TREE)
+LEASED = (FENCED, TREE)
 
 
 class WardenSeat:
@@ -38,11 +41,12 @@ class WardenSeat:
     def __init__(self, kind: str, entropy: Callable[[int], bytes], *, wanted: bool = True) -> None:
         self.kind = kind
         self.wanted = wanted
-        self.waiting: list[StartWorker] = []  # for it to be complete
+        self.waiting: list[StartWorker] = []  # for it to be open
         self.attached: Attached | None = None
         self.complete = False
         self.highest_token = 0
         self.leased = False  # it was given a deadline
+        self.in_force = 0  # stamp of this session's renewal by which its fuse is set
         self._entropy = entropy
         self._connected = False
         self._failures = 0
@@ -69,6 +73,29 @@ class WardenSeat:
         """What health checks see of it."""
         pid = self.attached.pid if self.attached is not None else 0
         return WardenView(kind=self.kind, pid=pid, complete=self.complete)
+
+    @property
+    def open(self) -> bool:
+        """Whether it may be given a start. The fuse of a tree is another process: that it was
+        asked to set a deadline does not mean that it has."""
+        return self.complete and (self.kind != TREE or not self.leased or self.in_force > 0)
+
+    def renew(self, stamp: int, deadline_us: int) -> list[Effect]:
+        """Its part of the host's lease, as it was granted for the renewal of this stamp."""
+        if self.kind not in LEASED:
+            return []
+        if not deadline_us and not self.leased:
+            self.in_force = stamp
+            return []
+        self.leased = deadline_us > 0
+        return [Give(self.kind, RenewLease(stamp=stamp, deadline_us=deadline_us))]
+
+    def admitted(self) -> list[Effect]:
+        """Those who have waited for it, if it is open."""
+        if not self.open:
+            return []
+        waiting, self.waiting = self.waiting, []
+        return [Give(self.kind, start) for start in waiting]
 
     def want(self) -> None:
         """It is needed from now on."""
@@ -145,5 +172,5 @@ class WardenSeat:
             pause_s *= 0.5 + self._entropy(1)[0] / 256
         self.wake_s = now_s + pause_s
         self.attached, self.complete, self._connected = None, False, False
-        self.leased = False
+        self.leased, self.in_force = False, 0
         self.waiting.clear()

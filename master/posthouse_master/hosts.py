@@ -166,6 +166,7 @@ class Hosts:
             allow_exec=hello.allow_exec,
             users=tuple(hello.users),
             fences=tuple(hello.fences),
+            no_tree=hello.no_tree,
             slots=hello.slots,
             version=hello.version,
         )

@@ -20,7 +20,7 @@ from posthouse.states import EventKind
 from posthouse_master.chronicle import Chronicle, host_stream
 from posthouse_master.effects import Room
 from posthouse_master.lifecycle import Lifecycle
-from posthouse_master.placement import KEPT, Fleet, Host
+from posthouse_master.placement import FENCED, KEPT, TREE, Fleet, Host, guard_of
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.starter import Starter
@@ -231,7 +231,7 @@ class Leases:
         self, turn: Turn, host: Host, reason: str, *, fenced_only: bool, by: str = ""
     ) -> None:
         placed = list(self._registry.placed_on(host.name).values())
-        lost = [each for each in placed if not fenced_only or not _kept(each)]
+        lost = [each for each in placed if not fenced_only or ends_with_lease(each)]
         host.braked_s = None
         if host.session:
             # A START of this session may be on its way, and waits for a grant that must never come.
@@ -286,6 +286,9 @@ def _longer(one_s: float, other_s: float) -> bool:
     return one_s != other_s and (not one_s or (bool(other_s) and one_s > other_s))
 
 
-def _kept(registration: Registration) -> bool:
-    """It goes on when its host is cut off, so only the host's own word can end it."""
-    return registration.warden == KEPT
+def ends_with_lease(registration: Registration) -> bool:
+    """Else only its host's own word tells that it has ended: it is kept; or it was started where
+    leases had no deadline, under a warden that does not end all that it may have started."""
+    if registration.warden == FENCED:
+        return guard_of(registration.spec) != TREE
+    return registration.warden != KEPT

@@ -23,6 +23,7 @@ from posthouse.states import SHMEM_ACCESS, StartTime
 __all__ = [
     "FENCED",
     "KEPT",
+    "TREE",
     "Fleet",
     "Host",
     "Offer",
@@ -34,7 +35,8 @@ __all__ = [
 ]
 
 FENCED = "fenced"  # the warden whose workers end with their host's lease
-KEPT = "kept"  # and the one whose workers go on
+KEPT = "kept"  # the one whose workers go on
+TREE = "tree"  # and the one that ends, with the lease, all that its workers have started
 _HOSTS_SHOWN = 32
 
 Key = tuple[int, int]
@@ -52,6 +54,7 @@ class Offer:
     allow_exec: bool = False
     users: tuple[str, ...] = ()
     fences: tuple[str, ...] = ()
+    no_tree: str = ""  # why "tree" is not among them
     slots: int = 0
     version: str = ""
 
@@ -147,16 +150,22 @@ def guard_of(spec: BackgroundWorker) -> str:
     if keeps(spec):
         return ""
     loose = spec.entry_point == EXEC or spec.run_as is not None
-    return spec.fence or ("tree" if loose else "process")
+    return spec.fence or (TREE if loose else "process")
 
 
 def _unguarded(wants: Wants, host: Host) -> str:
     """Why its lease would not end it."""
     if not wants.guard or wants.guard in host.offer.fences:
         return ""
-    if wants.guard == "tree" and not wants.fence:
-        return "it offers no fence 'tree', which programs and run_as need (or fence = 'process')"
-    return f"it offers no fence {wants.guard!r}"
+    return f"{_no_fence(wants.guard, host)}{_NEEDED if not wants.fence else ''}"
+
+
+_NEEDED = ", which programs and run_as need (or fence = 'process')"
+
+
+def _no_fence(fence: str, host: Host) -> str:
+    why = f" ({host.offer.no_tree})" if fence == TREE and host.offer.no_tree else ""
+    return f"it offers no fence {fence!r}{why}"
 
 
 def _misfit(wants: Wants, host: Host) -> str:
@@ -169,7 +178,7 @@ def _misfit(wants: Wants, host: Host) -> str:
         (bool(missing), f"it has not the label {', '.join(missing)}"),
         (wants.runtime not in offer.runtimes, f"it has no runtime {wants.runtime!r}"),
         # Without lease deadlines nothing can run elsewhere, so a process fence asks for nothing.
-        (wants.fence == "tree" and "tree" not in offer.fences, "it offers no fence 'tree'"),
+        (wants.fence == wants.guard == TREE not in offer.fences, _no_fence(TREE, host)),
         (
             bool(wants.run_as) and wants.run_as not in offer.users,
             f"it does not let workers run as {wants.run_as!r}",
@@ -271,10 +280,10 @@ class Fleet:
         if host.name in wants.barred:
             return "it failed to start it, and trying again there is of no use"
         if not self.warden(wants, host):
-            home, own = self._home(host.name, wants.domain), KEPT if wants.keeps else FENCED
+            home, own = self._home(host.name, wants.domain), self._own(wants)
             return (
                 f"crash domain {wants.domain!r} lives under its {home} warden, and this worker "
-                f"needs the {own} one (on_partition)"
+                f"needs the {own} one ({'fence' if own == TREE else 'on_partition'})"
             )
         if not self._has_room(wants, host):
             return f"all {self.slots(host)} slots of its max_worker_processes are taken"
@@ -283,13 +292,23 @@ class Fleet:
     def warden(self, wants: Wants, host: Host) -> str:
         """Under which warden of the host it would run; "" if its crash domain lives under another
         one. What no record says yields to that: a worker that would be kept may be fenced, and
-        where nothing can run elsewhere one that would be fenced may be kept."""
-        own = KEPT if wants.keeps else FENCED
+        where nothing can run elsewhere one that would be fenced may be kept. A tree guards what a
+        fenced warden guards."""
+        own = self._own(wants)
         home = self._home(host.name, wants.domain) if wants.domain else ""
         if home in ("", own):
             return own
+        if (home, own) == (TREE, FENCED):
+            return home
         yields = not wants.firm and (wants.keeps or not self.lease_s)
         return home if yields else ""
+
+    def _own(self, wants: Wants) -> str:
+        """Where no lease has a deadline nobody needs a tree; who asks for one gets it."""
+        if wants.keeps:
+            return KEPT
+        tree = wants.guard == TREE and bool(self.lease_s or wants.fence)
+        return TREE if tree else FENCED
 
     def why_waiting(self, wants: Wants) -> str:
         """One sentence on why no host takes it now; "" if one does."""

@@ -19,8 +19,9 @@ from posthouse.states import Phase, StopReason, WorkerState
 from posthouse_master.chronicle import unpack_facts
 from posthouse_master.effects import Room
 from posthouse_master.eventlog import EventLog
+from posthouse_master.leases import ends_with_lease
 from posthouse_master.phases import may_start
-from posthouse_master.placement import KEPT, Fleet, Host, wants_of
+from posthouse_master.placement import Fleet, Host, wants_of
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, TimerKey
@@ -70,7 +71,7 @@ class View:
         host = self._fleet.hosts.get(registration.host)
         in_s = self._restart_in(registration, now)
         placed = registration.placed
-        fenced = registration.warden != KEPT  # no time ends the others
+        fenced = ends_with_lease(registration)  # no time ends the others
         return Status(
             state=state,
             handle=HandleRef(

@@ -87,6 +87,7 @@ class Hello(Message, frozen=True, kw_only=True):
     allow_exec: bool = False
     users: Annotated[list[Word], Meta(max_length=64)] = []
     fences: Annotated[list[Word], Meta(max_length=4)] = []
+    no_tree: Text = ""
     slots: Int = 0
     running: Int = 0
     exits: Int = 0

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from posthouse.messages import Hello, Start, StartFailed, Stop, StopDone
+from posthouse.messages import Grant, Hello, Renew, Start, StartFailed, Stop, StopDone
 from posthouse.states import StopReason
 from posthouse_agent import effects, orders
 
@@ -23,6 +23,21 @@ def kept(bench: Bench, token: int) -> Start:
     )
     bench.send(start)
     return start
+
+
+def stop(bench: Bench, token: int) -> None:
+    """A STOP of it reaches the agent."""
+    bench.send(
+        Stop(
+            registry="ab" * 16,
+            slot=token,
+            generation=1,
+            token=token,
+            reason=StopReason.TERMINATE,
+            signal=15,
+            grace_s=5.0,
+        )
+    )
 
 
 def given(bench: Bench) -> list[int]:
@@ -93,20 +108,110 @@ def test_a_start_that_waits_for_the_kept_warden_is_void_with_its_session(bench: 
 def test_a_stop_of_a_start_that_waits_for_the_kept_warden_takes_it_back(bench: Bench) -> None:
     bench.attach()
     bench.open()
-    start = kept(bench, 1)
-    bench.send(
-        Stop(
-            registry=start.registry,
-            slot=start.slot,
-            generation=1,
-            token=1,
-            reason=StopReason.TERMINATE,
-            signal=15,
-            grace_s=5.0,
-        )
-    )
-    bench.report(orders.StopUnknown(token=1, slot=start.slot))
+    kept(bench, 1)
+    stop(bench, 1)
+    bench.report(orders.StopUnknown(token=1, slot=1))
     bench.deliver()
     assert [told.token for told in bench.said(StopDone)] == [1]
     kept_warden(bench)
     assert not given(bench)
+
+
+# --- a tree, which ends with the lease as the fenced one does, by a fuse of its own ---
+
+
+def tree(bench: Bench, token: int) -> None:
+    """A START for the tree warden reaches the agent."""
+    bench.send(
+        Start(
+            registry="ab" * 16,
+            slot=token,
+            generation=1,
+            incarnation=1,
+            token=token,
+            revision=1,
+            spec={"name": f"w{token}", "main": "acme.jobs:main"},
+            warden="tree",
+        )
+    )
+
+
+def tree_warden(bench: Bench, **says: Any) -> None:
+    bench.feed(effects.WardenUp("tree"))
+    attached = orders.Attached(
+        instance="33" * 16, kind="tree", boot_id="b", pid=9, highest_token=0, **says
+    )
+    bench.report(attached, "tree")
+    bench.report(orders.SnapshotEnd(running=0, exits=0), "tree")
+
+
+def leases(bench: Bench, kind: str) -> list[int]:
+    """Stamps of the renewals that this warden was given."""
+    return [
+        effect.order.stamp
+        for effect in bench.effects
+        if isinstance(effect, effects.Give)
+        if effect.kind == kind and isinstance(effect.order, orders.RenewLease)
+    ]
+
+
+def granted(bench: Bench, lease_s: float = 30.0) -> int:
+    """A session whose leases have a deadline, and its first grant: the stamp of it."""
+    bench.open(lease_s=lease_s)
+    for _ in range(50):
+        bench.tick(0.1)
+        for message in bench.deliver():
+            if isinstance(message, Renew):
+                link = bench.master.link
+                bench.feed(effects.Frame(link.loose(Grant(stamp=message.stamp, lease_s=lease_s))))
+                return message.stamp
+    raise AssertionError("no RENEW")
+
+
+def test_a_tree_starts_nothing_before_its_fuse_has_the_lease(bench: Bench) -> None:
+    """It comes in the middle of a session: it is given the lease that is in force, and the start
+    when it has said so. The master hears of what is in force for both."""
+    bench.attach()
+    stamp = granted(bench)
+    assert leases(bench, "fenced") == [stamp]
+    bench.report(orders.Leased(stamp=stamp))
+    assert bench.core._in_force == stamp
+    tree(bench, 1)
+    assert "tree" in bench.needed
+    tree_warden(bench)
+    assert leases(bench, "tree") == [stamp]
+    assert not given(bench)
+    assert bench.core._in_force == 0
+    bench.report(orders.Leased(stamp=stamp), "tree")
+    assert given(bench) == [1]
+    assert bench.core._in_force == stamp
+
+
+def test_without_deadlines_a_tree_starts_at_once(bench: Bench) -> None:
+    bench.attach()
+    bench.open()
+    tree(bench, 1)
+    tree_warden(bench)
+    assert given(bench) == [1]
+    assert not leases(bench, "tree")
+
+
+def test_a_start_that_waits_for_the_fuse_is_taken_back_by_its_stop(bench: Bench) -> None:
+    bench.attach()
+    stamp = granted(bench)
+    tree(bench, 1)
+    tree_warden(bench)
+    stop(bench, 1)
+    bench.report(orders.Leased(stamp=stamp), "tree")
+    assert not given(bench)
+
+
+def test_hello_says_whether_there_can_be_a_tree_and_why_not(bench: Bench) -> None:
+    bench.attach(no_tree="no CAP_SYS_ADMIN")
+    bench.open()
+    assert bench.master.hello.fences == ["process"]
+    assert bench.master.hello.no_tree == "no CAP_SYS_ADMIN"
+    bench.warden_gone()
+    bench.attach(no_tree="", fence=False, instance="44" * 16)
+    bench.open()
+    assert bench.master.hello.fences == ["tree"]

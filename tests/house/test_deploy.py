@@ -177,11 +177,15 @@ def test_the_kept_warden_is_started_when_the_agent_asks_for_it(
     path.read(deploy / "systemd/posthouse-warden@.path")
     assert path["Path"]["PathExists"] == f"{settings.runtime_dir}/%i/wanted"
     assert path["Path"]["Unit"] == "posthouse-warden@%i.service"
-    assert "posthouse-warden@kept.path" in units["posthouse-agent"]["Unit"]["Wants"].split()
+    for kind in ("kept", "tree"):
+        wanted = f"posthouse-warden@{kind}.path"
+        assert wanted in units["posthouse-agent"]["Unit"]["Wants"].split()
     fenced = (deploy / "systemd/posthouse-warden.service").read_text().partition("[Service]")[2]
     other = (deploy / "systemd/posthouse-warden@.service").read_text().partition("[Service]")[2]
+    notify = other[other.index("# A tree's main") : other.index("ExecStart=")]
+    assert "NotifyAccess=all" in notify  # its main process is not the warden
     assert (
-        other.strip()
+        other.replace(notify, "").strip()
         == fenced.replace("--kind fenced", "--kind %i").partition("[Install]")[0].strip()
     )
 

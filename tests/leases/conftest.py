@@ -96,7 +96,7 @@ class Site:
                 f'host = "{host}"\nmaster = "tcp://{SWITCH}:7420"\n'
                 f'key_file = "{self.folder}/agent-{host}.key"\n'
                 f'runtime_dir = "{self.folder}/{host}"\nlog_dir = "{self.folder}/{host}-log"\n'
-                f'modules = ["*"]\n{master_key}\n'
+                f'modules = ["*"]\nallow_exec = true\n{master_key}\n'
                 f'[runtime.default]\npath = ["{WORKERS}"]\n'
             )
 

@@ -2,9 +2,15 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
+import pytest
+from tests.leases.conftest import WORKERS
+
 from posthouse import BackgroundWorker, EventKind
+from posthouse_agent import namespace
 
 
 def worker_of(site: Any, **fields: Any) -> BackgroundWorker:
@@ -20,6 +26,10 @@ def worker_of(site: Any, **fields: Any) -> BackgroundWorker:
 
 def held_by(site: Any, host: str) -> bool:
     return any(where == host for _, _, where, _ in site.beats()[-3:])
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def no_overlap(site: Any) -> None:
@@ -72,6 +82,47 @@ def test_a_host_whose_programs_are_all_stopped_is_fenced_all_the_same(site, even
         eventually(lambda: held_by(site, other), site)
         no_overlap(site)
         os.kill(agent, signal.SIGCONT)
+        eventually(lambda: site.heard() == set(site.hosts), site)
+        assert handle.status().host == other
+    no_overlap(site)
+
+
+@pytest.mark.parametrize("stopped", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_program_and_its_daemon_run_on_the_other_host_and_never_on_both(
+    site, eventually, stopped
+):
+    """posthouse.exec as it is by default: a tree. What is watched is a daemon that the program has
+    started and that has nothing of it any more. The host is cut off, or everything of ours on it
+    is stopped: agent, fuse and warden."""
+    if lacking := namespace.lacking():
+        pytest.skip(lacking)
+    site = site()
+    with site.connect() as cluster:
+        program = [sys.executable, str(WORKERS / "oracle_jobs.py"), str(site.oracle)]
+        worker = BackgroundWorker(
+            name="program",
+            main="posthouse.exec",
+            main_arg=program,
+            restart_time=0,
+            stop_grace_s=1.0,
+        )
+        handle = cluster.register(worker)
+        first = handle.wait_for_startup(timeout=30)
+        other = next(name for name in site.hosts if name != first.host)
+        eventually(lambda: held_by(site, first.host), site)
+        agent, warden = site.processes[first.host].pid, site.warden_pid(first.host, "tree")
+        fuse = parent_of(warden)
+        if stopped:
+            for pid in (agent, warden, fuse):
+                os.kill(pid, signal.SIGSTOP)
+        else:
+            site.cut(first.host)
+        eventually(lambda: held_by(site, other), site)
+        no_overlap(site)
+        if stopped:
+            os.kill(agent, signal.SIGCONT)
+        else:
+            site.heal(first.host)
         eventually(lambda: site.heard() == set(site.hosts), site)
         assert handle.status().host == other
     no_overlap(site)

@@ -295,8 +295,8 @@ MESSAGES: dict[str, Message] = {
         boot_id=BOOT, agent_instance=WARDEN,
         wardens=[WardenRef(kind="fenced", instance=WARDEN, protocol=1)], labels=["gpu"],
         runtimes=["default", "py312"], modules=["acme.*"], allow_exec=True, users=["www-data"],
-        fences=["process"], slots=1000, running=1, exits=2, digest=DIGEST,
-        notify_key=b"k" * 32,
+        fences=["process"], no_tree="no CAP_SYS_ADMIN", slots=1000, running=1, exits=2,
+        digest=DIGEST, notify_key=b"k" * 32,
     ),
     "welcome": Welcome(
         nonce=NONCE, session=SESSION, epoch=7, timeline=1, registry=REGISTRY, protocol=0,

@@ -14,7 +14,7 @@ from posthouse_agent import orders
 from posthouse_agent import warden_effects as warden
 from posthouse_agent.domains import AnswerMemory, DropSegment, MakeSegment
 from posthouse_agent.warden_core import WardenCore, recover
-from posthouse_agent.wards import FENCED
+from posthouse_agent.wards import FENCED, KEPT
 from posthouse_testing.sim.local import LocalSocket, name_of
 from posthouse_testing.sim.memory import Memory
 from posthouse_testing.sim.node import Node
@@ -52,7 +52,7 @@ class WardenNode(Node):
             boot_id=machine.boot_id,
             pid=machine.next_pid(),
             entropy=machine.world.aside.randbytes,
-            fence=kind == FENCED,
+            fence=kind != KEPT,
         )
         self.memory = Memory(machine.world, machine.name, self._asked)
         self.socket: LocalSocket | None = None  # of the attached agent
