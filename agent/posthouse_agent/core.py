@@ -239,6 +239,7 @@ class AgentCore:
                 self._left = True
                 self._pump(now)
                 self._dialled(self._dialler.hang_up(reason, now.boot_s), now)
+                self._forget_waiting()
             case Tick():
                 pass
         self._advance(now)
@@ -414,12 +415,16 @@ class AgentCore:
     def _forget_session(self) -> None:
         self._telling.end()
         self._waiting = None
+        self._forget_waiting()
+        self._stopping.clear()
+        self._reads.end()
+
+    def _forget_waiting(self) -> None:
+        """Starts of this session that no warden has been given: they are void with it."""
         for seat in self._seats.values():
             for start in seat.waiting:
                 del self._starting[start.token]
             seat.waiting.clear()
-        self._stopping.clear()
-        self._reads.end()
 
     def _tell(self, message: Message, carries: list[int] | None = None) -> None:
         # Without a session there is nobody to tell: the next inventory says it all.

@@ -140,13 +140,21 @@ def test_an_agent_that_is_pid_1_is_a_small_init(
         (kept,) = container.find("posthouse warden kept")
         assert kept.parent == init.outer
 
+        # A tree in the container's own namespace: its fuse, and inside of that its warden.
+        guarded = client.register(dataclasses.replace(worker, name="guarded", fence="tree"))
+        pid = guarded.wait_for_ready(timeout=20).pid
+        (fuse,) = container.find("posthouse fuse")
+        (tree,) = container.find("posthouse warden tree")
+        assert (fuse.parent, tree.parent) == (init.outer, fuse.outer)
+        assert container.processes()[pid].parent == tree.outer
+
         cursor = client.cursor()
         init.kill(signal.SIGTERM)
         assert container.daemon.wait(30) == 0
         assert not container.processes()
         told = list(client.events(after=cursor, follow=False))
         exits = [e for e in told if e.kind is EventKind.EXITED]
-        assert sorted(e.name for e in exits) == ["pinned", "w"]
+        assert sorted(e.name for e in exits) == ["guarded", "pinned", "w"]
         for exited in exits:
             assert exited.stop is not None
             assert exited.exit is not None

@@ -206,6 +206,17 @@ def test_a_start_that_waits_for_the_fuse_is_taken_back_by_its_stop(bench: Bench)
     assert not given(bench)
 
 
+def test_an_agent_that_leaves_gives_no_start_afterwards(bench: Bench) -> None:
+    """Found by seed 49 with leases: the fuse answers behind the goodbye."""
+    bench.attach()
+    stamp = granted(bench)
+    tree(bench, 1)
+    tree_warden(bench)
+    bench.feed(effects.Leave("upgrade"))
+    bench.report(orders.Leased(stamp=stamp), "tree")
+    assert not given(bench)
+
+
 def test_hello_says_whether_there_can_be_a_tree_and_why_not(bench: Bench) -> None:
     bench.attach(no_tree="no CAP_SYS_ADMIN")
     bench.open()

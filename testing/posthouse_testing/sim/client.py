@@ -74,6 +74,7 @@ from posthouse_testing.sim.world import World
 __all__ = ["Client", "ClientNode"]
 
 _ASK_AGAIN_S = (0.3, 4.0)
+_TREES = 0.2  # share of registrations that ask for a tree
 
 
 @dataclass(slots=True, eq=False)
@@ -280,6 +281,8 @@ class Client:
         aside = self.world.aside
         if self.world.knobs.memory and aside.random() < 0.7:
             drawn |= {"flags": SHMEM_ACCESS, "crash_domain": aside.choice(("x", "x", "y"))}
+        if self.world.fences.random() < _TREES:
+            drawn["fence"] = "tree"
         worker = BackgroundWorker(
             main="acme.jobs:main",
             main_arg={"tag": f"{self.name}-{self._tags}"},

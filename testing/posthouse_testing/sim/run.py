@@ -15,7 +15,7 @@ from posthouse import limits
 from posthouse.messages import Claim
 from posthouse.states import StopReason
 from posthouse_agent.domains import crash_domain
-from posthouse_agent.wards import KEPT
+from posthouse_agent.wards import FENCED, KEPT, TREE
 from posthouse_master.core import MasterPolicy
 from posthouse_master.leases import LeasePolicy
 from posthouse_master.store.base import Life
@@ -307,7 +307,7 @@ class Simulation:
     def _has_no_room(self, key: tuple[int, int]) -> bool:
         """Every host that it may run on is full: of processes, and of registrations that name the
         host and so have a slot there whether they run or not. Or its crash domain lives there
-        under the warden that does not end its workers with the lease."""
+        under a warden that does not guard as it needs it."""
         pinned = self.ledger.wires[key].get("host")
         taken: Counter[str] = Counter()
         for other, state in self.ledger.states.items():
@@ -321,10 +321,12 @@ class Simulation:
         )
 
     def _other_domain(self, key: tuple[int, int], machine: Machine) -> bool:
-        domain = crash_domain(self.ledger.wires[key])
-        if not domain or self.ledger.wires[key].get("host") or not self.world.knobs.lease_s:
+        wire = self.ledger.wires[key]
+        domain = crash_domain(wire)
+        if not domain or wire.get("host") or not self.world.knobs.lease_s:
             return False
-        return any(p.warden == KEPT and crash_domain(p.spec) == domain for p in machine.live)
+        others = (KEPT, FENCED) if wire.get("fence") == TREE else (KEPT,)
+        return any(p.warden in others and crash_domain(p.spec) == domain for p in machine.live)
 
     def _unfinished(self) -> list[str]:
         """After everything was terminated: nothing lives, all is retired, everybody was told."""

@@ -14,7 +14,7 @@ from posthouse_agent import orders
 from posthouse_agent import warden_effects as warden
 from posthouse_agent.domains import AnswerMemory, DropSegment, MakeSegment
 from posthouse_agent.warden_core import WardenCore, recover
-from posthouse_agent.wards import FENCED, KEPT
+from posthouse_agent.wards import FENCED, KEPT, TREE
 from posthouse_testing.sim.local import LocalSocket, name_of
 from posthouse_testing.sim.memory import Memory
 from posthouse_testing.sim.node import Node
@@ -27,6 +27,7 @@ __all__ = ["KERNEL_LATE_S", "WardenNode", "refused"]
 
 RETRY_S = 1.0  # after the disk refused something
 KERNEL_LATE_S = 0.05  # several times what was measured on a busy machine
+STOPPED = 0.02  # share of the deadlines before which a tree's fuse is stopped for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class WardenNode(Node):
         self.waiting: dict[int, orders.StartWorker] = {}  # for a process of their runtime
         self._answers: deque[Any] = deque()
         self._lease: Timer | None = None  # of the kernel
+        self._fuse_s = 0.0  # when the fuse of a tree has done all that it was asked to do
 
     def begin(self) -> None:
         machine = self.machine
@@ -181,6 +183,8 @@ class WardenNode(Node):
             case warden.Recall(token):
                 self.world.figures["starts that were taken back"] += 1
                 del self.waiting[token]
+            case warden.Arm() if self.kind == TREE:
+                self._ask_fuse(effect)
             case warden.Arm(deadline_s=deadline_s, stamp=stamp):
                 self._arm(deadline_s)
                 self._answers.append(warden.Armed(stamp, deadline_s))
@@ -210,6 +214,18 @@ class WardenNode(Node):
                 self.memory.reaped(processes[token])
             case MakeSegment() | DropSegment() | AnswerMemory():
                 self.memory.effect(effect, processes)
+
+    def _ask_fuse(self, asked: warden.Arm) -> None:
+        """It is a process of its own, which now and then is stopped, and goes on where it was."""
+        slow = self.world.fences
+        pause_s = slow.uniform(0.5, 6.0) if slow.random() < STOPPED else slow.uniform(0.0, 0.02)
+        self._fuse_s = max(self._fuse_s, self.world.now_s + pause_s)
+        self.world.at(self._fuse_s, lambda: self._fuse_sets(asked))
+
+    def _fuse_sets(self, asked: warden.Arm) -> None:
+        if self.alive:
+            self._arm(asked.deadline_s)
+            self.submit(warden.Armed(asked.stamp, asked.deadline_s))
 
     def _arm(self, deadline_s: float) -> None:
         """The kernel's timer: it is a little late, and does not mind whether this is stopped."""

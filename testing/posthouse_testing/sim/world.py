@@ -208,6 +208,7 @@ class World:
     now_s: float = 0.0
     random: Random = field(init=False)
     aside: Random = field(init=False)  # what is drawn from it does not change the other draws
+    fences: Random = field(init=False)  # nor these, of who has a tree and how slow its fuse is
     knobs: Knobs = field(init=False)
     figures: Counter[str] = field(default_factory=Counter)
     trace: deque[str] = field(default_factory=lambda: deque(maxlen=TRACE_LINES_MAX))
@@ -219,6 +220,7 @@ class World:
     def __post_init__(self) -> None:
         self.random = Random(self.seed)  # noqa: S311 - a simulation, not a secret
         self.aside = Random(f"aside {self.seed}")  # noqa: S311
+        self.fences = Random(f"fences {self.seed}")  # noqa: S311
         self.knobs = replace(Knobs.draw(self.random), memory=self.aside.random() < 0.3)
         drawn, leased = self.aside.random() < LEASED, self.knobs.with_leases(self.aside)
         if drawn if self.leases is None else self.leases:
