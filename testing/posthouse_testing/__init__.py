@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from posthouse_testing.virtual.cluster import VirtualCluster
     from posthouse_testing.virtual.faults import CHAOS
     from posthouse_testing.virtual.process import VirtualProcess
-    from posthouse_testing.virtual.worker import SimulatedLatch, SimulatedWorker
+    from posthouse_testing.virtual.worker import SimulatedHandle, SimulatedLatch, SimulatedWorker
 
 __all__ = [
     "CHAOS",
@@ -39,6 +39,7 @@ __all__ = [
     "MakeRealCluster",
     "Once",
     "RealCluster",
+    "SimulatedHandle",
     "SimulatedLatch",
     "SimulatedWorker",
     "VirtualCluster",
@@ -54,6 +55,7 @@ _MODULE_OF: Final = {
     "MakeRealCluster": "plugin",
     "Once": "oracle",
     "RealCluster": "real",
+    "SimulatedHandle": "virtual.worker",
     "SimulatedLatch": "virtual.worker",
     "SimulatedWorker": "virtual.worker",
     "VirtualCluster": "virtual.cluster",

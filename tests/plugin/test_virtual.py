@@ -189,6 +189,45 @@ def test_exit_callbacks_run_in_order_at_a_good_end_only(cluster, played):
     assert len(done) == 4
 
 
+def test_it_registers_others_and_asks_about_them(cluster, played):
+    told = []
+
+    def launch(me):
+        if me.name == "child":
+            yield from steady(me)
+        cluster.kill("master", down_s=3)
+        handle = yield me.register(record(name="child"))
+        told.append(handle.name)
+        yield me.sleep(3)
+        status = yield me.handle(str(handle.id)).status()
+        told.append((status.state, status.ready))
+        yield handle.set_latch()
+        told.append((yield handle.terminate()))
+        yield me.sleep(3)
+        told.append((yield handle.status()).final)
+        try:
+            yield handle.set_latch()
+        except NotRunning:
+            told.append("gone")
+        cluster.kill("master", down_s=60)
+        try:
+            yield handle.status(timeout=2)
+        except TimedOut as error:
+            told.append(str(error))
+        yield me.sleep(1000)
+
+    played(launch)
+    cluster.run(30)
+    assert told == [
+        "child",
+        (WorkerState.STARTED, True),
+        True,
+        True,
+        "gone",
+        "no answer to 'status' within 2 s",
+    ]
+
+
 # --- how it dies ---
 
 

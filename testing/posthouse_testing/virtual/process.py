@@ -26,7 +26,8 @@ from signal import (
 )
 from typing import TYPE_CHECKING, Any, Protocol
 
-from posthouse.errors import UsageError
+from posthouse import limits
+from posthouse.errors import TimedOut, UsageError, from_wire
 from posthouse.latch import (
     EXIT_ON_PM_DEATH,
     LATCH_SET,
@@ -45,7 +46,7 @@ from posthouse_testing.virtual.watchdog import StuckStep
 if TYPE_CHECKING:
     from posthouse_testing.virtual.worker import SimulatedWorker
 
-__all__ = ["Program", "Site", "Sleep", "VirtualProcess", "Wait", "Wanted", "wanted_events"]
+__all__ = ["Ask", "Program", "Site", "Sleep", "VirtualProcess", "Wait", "Wanted", "wanted_events"]
 
 IMPORT_S = (0.001, 0.02)  # from the fork to the first step
 STEP_S = (0.0001, 0.002)  # a bare `yield`: anything may happen meanwhile
@@ -71,7 +72,21 @@ class Wait:
     timeout: float | None
 
 
-Wanted = Sleep | Wait | None
+@dataclass(slots=True, eq=False)
+class Ask:
+    """For the master's answer to a question that the host's agent carries on (registrant)."""
+
+    call: str
+    what: str
+    fields: dict[str, Any]
+    timeout: float
+    told: Callable[[dict[str, Any]], Any]  # what the worker makes of the answer
+    request: bytes = b""
+    number: int = 0
+    reply: dict[str, Any] | None = None
+
+
+Wanted = Sleep | Wait | Ask | None
 Steps = Generator[Any, Any, Any]
 Program = Callable[["SimulatedWorker"], Any]
 Handler = Callable[[int, None], object]
@@ -106,6 +121,7 @@ class VirtualProcess(Process):
     _wanted: Wanted = None
     _until: Timer | None = None  # the end of a wait that has one
     _woken: Timer | None = None  # a step that is due
+    _asked: int = 0  # questions, for their numbers on the channel
     _second: int = -1
     _count: int = 0
 
@@ -182,8 +198,9 @@ class VirtualProcess(Process):
             self.postmaster_dead = message.get("alive") is False
             if isinstance(self._wanted, Wait) and self.postmaster_dead:
                 self._wake()
-        else:
-            Process.answer(self, message)
+        elif isinstance(self._wanted, Ask) and message.get("id") == self._wanted.number:
+            self._wanted.reply = message
+            self._wake()
 
     def _wake(self) -> None:
         if self.live and self._woken is None:
@@ -206,7 +223,29 @@ class VirtualProcess(Process):
                 self._step(error=SystemExit(1))
                 return
             result = frozenset(found or (TIMEOUT,))
-        self._step(result)
+        if isinstance(wanted, Ask):
+            self._answered(wanted)
+        else:
+            self._step(result)
+
+    def _say(self, ask: Ask) -> None:
+        """Again each second under the same id: agent and master come and go."""
+        if self.live and self._wanted is ask and ask.reply is None:
+            message = {"op": "ask", "id": ask.number, "what": ask.what}
+            self.channel.append(message | {"request": ask.request, "fields": ask.fields})
+            self.world.after(limits.worker_repeat_s, self._say, ask)
+
+    def _answered(self, ask: Ask) -> None:
+        reply = ask.reply
+        if reply is None:
+            late = TimedOut(f"no answer to {ask.what!r} within {ask.timeout:g} s")
+            self._step(error=late)
+        elif "error" in reply:
+            error = reply["error"]
+            code, message, hint = (str(error.get(key, "")) for key in ("code", "message", "hint"))
+            self._step(error=from_wire(code, message, hint, error.get("detail")))
+        else:
+            self._step(ask.told(reply["answer"]))
 
     def _found(self, wanted: Wait) -> WaitEvent:
         """What is true of it now; a latch that is set wins (L6)."""
@@ -352,10 +391,16 @@ class VirtualProcess(Process):
                     self._wake()
                 elif timeout is not None:
                     self._until = self.world.after(timeout, self._time_is_up)
+            case Ask(timeout=timeout):
+                self._asked += 1
+                yielded.number, yielded.request = self._asked, self.world.entropy(16)
+                self._wanted = yielded
+                self._say(yielded)
+                self._until = self.world.after(timeout, self._time_is_up)
             case _:
                 raise UsageError(
-                    f"{self!r} yields {yielded!r}: must be me.sleep(...), me.latch.wait(...) "
-                    "or nothing"
+                    f"{self!r} yields {yielded!r}: must be me.sleep(...), me.latch.wait(...), "
+                    "what me.register(...) or a handle's calls give, or nothing"
                 )
 
     # --- the way out ---
@@ -398,6 +443,8 @@ def wanted_events(events: tuple[WaitEvent, ...]) -> WaitEvent:
 
 
 def _call(made: Wanted) -> str:
+    if isinstance(made, Ask):
+        return made.call
     return "me.sleep()" if isinstance(made, Sleep) else "me.latch.wait()"
 
 

@@ -12,14 +12,22 @@ from posthouse.errors import UsageError
 from posthouse.ids import HandleId
 from posthouse.latch import WaitEvent
 from posthouse.spec import BackgroundWorker
-from posthouse.worker import Entry
+from posthouse.states import WorkerState
+from posthouse.worker import Entry, WorkerStatus
 from posthouse_testing.oracle import Hold
-from posthouse_testing.virtual.process import Sleep, VirtualProcess, Wait, Wanted, wanted_events
+from posthouse_testing.virtual.process import (
+    Ask,
+    Sleep,
+    VirtualProcess,
+    Wait,
+    Wanted,
+    wanted_events,
+)
 
 if TYPE_CHECKING:
     from posthouse_testing.virtual.cluster import VirtualCluster
 
-__all__ = ["SimulatedLatch", "SimulatedWorker"]
+__all__ = ["SimulatedHandle", "SimulatedLatch", "SimulatedWorker"]
 
 
 class SimulatedLatch:
@@ -48,6 +56,36 @@ class SimulatedLatch:
         wait = Wait(wanted_events(events), timeout)
         _made(self._process, wait)
         return wait
+
+
+class SimulatedHandle:
+    """A registration as a simulated worker holds it, as posthouse.worker.WorkerHandle; each call is
+    to be yielded, and may raise TimedOut: then the outcome is unknown."""
+
+    def __init__(self, process: VirtualProcess, id: HandleId, name: str) -> None:  # noqa: A002
+        self._process = process
+        self.id = id
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<SimulatedHandle {self.name} {self.id.short}>"
+
+    def status(self, *, timeout: float = 10.0) -> Ask:
+        """`status = yield handle.status()`: a posthouse.worker.WorkerStatus."""
+        return self._ask("status", timeout, _status)
+
+    def terminate(self, *, timeout: float = 10.0) -> Ask:
+        """`yield handle.terminate()`: end and unregister it; False if that has been done."""
+        return self._ask("terminate", timeout, lambda answer: bool(answer.get("changed", True)))
+
+    def set_latch(self, *, timeout: float = 10.0) -> Ask:
+        """`yield handle.set_latch()`. Raises NotRunning."""
+        return self._ask("set_latch", timeout, lambda _: None)
+
+    def _ask(self, what: str, timeout: float, told: Callable[[dict[str, Any]], Any]) -> Ask:
+        ask = Ask(f"handle.{what}()", what, {"ref": str(self.id)}, timeout, told)
+        _made(self._process, ask)
+        return ask
 
 
 class SimulatedWorker:
@@ -126,6 +164,26 @@ class SimulatedWorker:
         _made(self._process, sleep)
         return sleep
 
+    def register(self, worker: BackgroundWorker, *, timeout: float = 10.0) -> Ask:
+        """`handle = yield me.register(BackgroundWorker(...))`: a SimulatedHandle, as
+        posthouse.worker.register gives one. What it registers stays when it ends."""
+        self._cluster.program(worker.entry_point)
+
+        def told(answer: dict[str, Any]) -> SimulatedHandle:
+            handle = answer["handle"]
+            found = HandleId(handle["registry"], handle["slot"], handle["generation"])
+            return SimulatedHandle(self._process, found, answer.get("name", worker.name))
+
+        spec = {"spec": worker.check().to_wire()}
+        ask = Ask("me.register()", "register", spec, timeout, told)
+        _made(self._process, ask)
+        return ask
+
+    def handle(self, text: str) -> SimulatedHandle:
+        """The handle that a text names, as posthouse.worker.handle."""
+        found = HandleId.parse(text)
+        return SimulatedHandle(self._process, found, found.short)
+
     # --- what does not ---
 
     def ready(self) -> None:
@@ -165,6 +223,12 @@ class SimulatedWorker:
         hold = self._cluster.exclusive(name).take(str(self))
         process.holds.append(hold)
         return hold
+
+
+def _status(answer: dict[str, Any]) -> WorkerStatus:
+    told = answer["status"]
+    fields = {name: told[name] for name in WorkerStatus.__dataclass_fields__ if name in told}
+    return WorkerStatus(**fields | {"state": WorkerState(told["state"])})
 
 
 def _made(process: VirtualProcess, wanted: Wanted) -> None:
