@@ -343,6 +343,18 @@ def test_a_cut_host_ends_its_worker_before_another_runs(cluster, way):
     assert all(host.reachable for host in cluster.client.hosts())
 
 
+def test_a_worker_that_is_pinned_goes_on_while_its_host_is_cut(cluster):
+    handle = cluster.register(record(host="a"))
+    cluster.run(1)
+    cluster.cut("a")
+    cluster.run(60)
+    assert not handle.status().reachable
+    cluster.heal()
+    cluster.run(10)
+    assert [process.live for process in cluster.processes(handle)] == [True]
+    assert handle.status().reachable
+
+
 def test_chaos_of_each_kind_leaves_a_cluster_that_works(posthouse_cluster):
     cluster = posthouse_cluster(hosts=3, seed=11)
     cluster.worker("app:main")(steady)

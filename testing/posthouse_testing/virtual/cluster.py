@@ -232,9 +232,9 @@ class VirtualCluster:
             network.heal(faults.machine(self._stage, host).name)
 
     def kill(self, target: Target, *, down_s: float | None = None) -> None:
-        """kill -9 of "master", "agent:HOST", "warden:HOST" or of a worker's process; "host:HOST"
-        loses power. Master and agent are back after `down_s` (else after up to some seconds), a
-        host too; a worker as its registration says."""
+        """kill -9 of "master", "agent:HOST", "warden:HOST" (all of the host) or of a worker's
+        process; "host:HOST" loses power. Master, agent and host are back after `down_s`, else
+        after some seconds; a worker as its registration says."""
         faults.kill(self._stage, target, down_s)
 
     def pause(self, target: Target, seconds: float) -> None:

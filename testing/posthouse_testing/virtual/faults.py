@@ -57,7 +57,7 @@ def kill(stage: Stage, target: Target, down_s: float | None) -> None:
     if role == "host":
         machine(stage, host).reboot("all", 5.0 if down_s is None else down_s)
         return
-    node = _node(stage, target)
+    nodes = _nodes(stage, target)
     if down_s is not None and role == "master":
         stage.seat.restart_s = _once(down_s, stage.seat, "restart_s")
     elif down_s is not None and role == "agent":
@@ -65,7 +65,8 @@ def kill(stage: Stage, target: Target, down_s: float | None) -> None:
         owner.agent_restart_s = _once(down_s, owner, "agent_restart_s")
     elif down_s is not None:
         raise UsageError(f"down_s is {down_s} for {target}: its agent starts another at once")
-    node.crash()
+    for node in nodes:
+        node.crash()
 
 
 def _once(down_s: float, owner: object, name: str) -> Callable[[], float]:
@@ -84,7 +85,8 @@ def pause(stage: Stage, target: Target, seconds: float) -> None:
     if not 0 < seconds < 1e6:
         raise UsageError(f"seconds is {seconds}: must be more than 0")
     if isinstance(target, str):
-        _node(stage, target).pause(seconds)
+        for node in _nodes(stage, target):
+            node.pause(seconds)
     else:
         _process(stage, target).pause(seconds)
 
@@ -98,24 +100,25 @@ def machine(stage: Stage, host: str) -> Machine:
     raise UsageError(f"host is {host!r}: must be one of {names}")
 
 
-def _node(stage: Stage, target: str) -> Node:
+def _nodes(stage: Stage, target: str) -> list[Node]:
     role, _, host = target.partition(":")
-    node: Node | None
+    found: list[Node | None]
     match role:
         case "master" if not host:
-            node = stage.seat.node
+            found = [stage.seat.node]
         case "agent":
-            node = machine(stage, host).agent
+            found = [machine(stage, host).agent]
         case "warden":
-            node = machine(stage, host).warden
+            found = [*machine(stage, host).wardens.values()]
         case _:
             raise UsageError(
                 f'target is {target!r}: must be "master", "agent:HOST", "warden:HOST", '
                 'a Handle or a process; kill also takes "host:HOST"'
             )
-    if node is None:
+    nodes = [node for node in found if node is not None]
+    if not nodes:
         raise NotRunning(f"{target} does not run now")
-    return node
+    return nodes
 
 
 def _process(stage: Stage, target: Handle | Process) -> VirtualProcess:
