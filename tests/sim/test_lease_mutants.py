@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from posthouse import dial
+from posthouse.states import EventKind
 from posthouse_agent.core import AgentCore
 from posthouse_agent.tenure import Tenure
 from posthouse_agent.warden_core import WardenCore
 from posthouse_agent.warden_effects import Arm, Armed
 from posthouse_master import leases
+from posthouse_master.chronicle import Chronicle
 from posthouse_master.leases import Leases
 from posthouse_testing.sim.run import Failure, Simulation, simulate
 from posthouse_testing.sim.warden import WardenNode
-from posthouse_testing.sim.world import Knobs
+from posthouse_testing.sim.world import UNIX_EPOCH_S, Clock, Knobs
 
 CUTS = ("cable cut", "all hosts cut", "agent paused", "warden paused", "agent killed")
 MASTERS = ("cable cut", "master killed", "master interrupted", "agent paused", "warden paused")
@@ -112,6 +114,45 @@ def warden_whose_lease_is_over_starts(monkeypatch: pytest.MonkeyPatch) -> None:
             self._tenure = tenure
 
     monkeypatch.setattr(WardenCore, "_refusal", refusal)
+
+
+@mutant(1, 2, 7, within=200, only=("wall clock set", "cable cut", "worker killed"))
+def wall_clocks_count_instead_of_boottime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all processes of all hosts; kernels' timers keep the time that was reckoned."""
+
+    def wall_s(self: Any) -> float:
+        return float(UNIX_EPOCH_S + self.world.now_s + self.wall_skew_s)
+
+    def world_s(self: Any, shown_s: float) -> float:
+        return shown_s - UNIX_EPOCH_S - float(self.wall_skew_s)
+
+    monkeypatch.setattr(Clock, "boot_s", property(wall_s))
+    monkeypatch.setattr(Clock, "world_s", world_s)
+
+
+@mutant(1, 2, 3, 7, within=600)
+def session_of_a_lost_host_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by seed 443 of the first day: a START of that session was obeyed after all, with the
+    grant that came after the loss."""
+    true = Leases._lose
+
+    def lose(self: Any, turn: Any, host: Any, *arguments: Any, **named: Any) -> None:
+        session, host.session = host.session, b""
+        true(self, turn, host, *arguments, **named)
+        host.session = session
+
+    monkeypatch.setattr(Leases, "_lose", lose)
+
+
+@mutant(7, within=200)
+def late_word_of_an_end_is_told_as_another_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Chronicle.record
+
+    def record(self: Any, turn: Any, kind: Any, *arguments: Any, **named: Any) -> Any:
+        again = EventKind.EXITED if kind is EventKind.EXIT_AMENDED else kind
+        return true(self, turn, again, *arguments, **named)
+
+    monkeypatch.setattr(Chronicle, "record", record)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -15,7 +15,7 @@ import pytest
 from posthouse import codec
 from posthouse.errors import StoreError
 from posthouse.link import Link
-from posthouse.messages import KIND_OF, Grant, Start
+from posthouse.messages import KIND_OF, Grant, ListHosts, Start
 from posthouse.restart import Decision
 from posthouse.states import WorkerState
 from posthouse_agent import orders, warden_effects
@@ -23,7 +23,7 @@ from posthouse_agent.core import AgentCore
 from posthouse_agent.domains import Domains
 from posthouse_agent.effects import Give
 from posthouse_agent.warden_core import WardenCore
-from posthouse_master import declare, hosts, lifecycle
+from posthouse_master import declare, hosts, lifecycle, sessions
 from posthouse_master.core import MasterCore
 from posthouse_master.declare import Declarations
 from posthouse_master.effects import Room, Send
@@ -31,13 +31,16 @@ from posthouse_master.eventlog import EventLog, Page
 from posthouse_master.hosts import Hosts
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.placement import Fleet
+from posthouse_master.recovery import Recovery
 from posthouse_master.registry import Registry
 from posthouse_master.requests import RequestBook
 from posthouse_master.rollout import Rollout
+from posthouse_master.sessions import FrontDoor
 from posthouse_master.starter import Starter
 from posthouse_master.store.base import Life, PutEvent
 from posthouse_master.store.memory import MemoryStore
 from posthouse_master.turn import Turn
+from posthouse_master.unclaimed import Unclaimed
 from posthouse_master.view import View
 from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.run import Failure, Simulation, simulate
@@ -96,7 +99,7 @@ def intent_is_written_after_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WardenCore, "_start", start)
 
 
-@mutant(24, within=100)
+@mutant(0, 24, within=100)
 def next_epoch_begins_while_members_live(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Domains.ended
 
@@ -145,7 +148,7 @@ def exit_is_confirmed_before_the_master_has_it(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(AgentCore, "_ended", ended)
 
 
-@mutant(3, 7, 11, within=100, only=("warden paused", "connection reset", "worker killed"))
+@mutant(3, 7, 11, 20, within=100, only=("warden paused", "connection reset", "worker killed"))
 def inventory_is_taken_while_a_start_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     def settled(self: Any) -> bool:
         return all(seat.complete for seat in self._seats.values())
@@ -476,6 +479,79 @@ def error_of_the_disk_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MasterSeat, "commit", commit)
 
 
+# --- a registry that is older than what was seen of it ---
+
+
+@mutant(6, within=100, only=("disk of the master lied", "worker killed"))
+def older_term_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    true, opened = FrontDoor.judge, AgentCore._opened
+
+    def judge(self: Any, peer: Any, hello: Any) -> Any:
+        return true(self, peer, msgspec.structs.replace(hello, epoch=0, master=""))
+
+    def _opened(self: Any, *arguments: Any) -> None:
+        self._term, self._master = (0, 0), ""
+        opened(self, *arguments)
+
+    monkeypatch.setattr(FrontDoor, "judge", judge)
+    monkeypatch.setattr(AgentCore, "_opened", _opened)
+
+
+@mutant(1, 3, 7, 17, within=100, only=("registry restored", "worker killed", "connection reset"))
+def restored_master_does_not_wait_for_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Recovery.begin
+
+    def begin(self: Any, *arguments: Any) -> None:
+        true(self, *arguments)
+        self.mode, self._starter.recovering = "", False
+
+    monkeypatch.setattr(Recovery, "begin", begin)
+
+
+@mutant(25, within=100, only=("registry restored", "worker killed", "connection reset"))
+def what_a_restored_registry_does_not_know_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Unclaimed, "hold", lambda *_: False)
+
+
+@mutant(11, within=100, only=("registry restored", "worker killed", "connection reset"))
+def newer_process_makes_a_termination_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = Lifecycle.adopt
+
+    def adopt(self: Any, turn: Any, registration: Any, *arguments: Any) -> None:
+        registration.stopping = None
+        true(self, turn, registration, *arguments)
+
+    monkeypatch.setattr(Lifecycle, "adopt", adopt)
+
+
+# --- peers ---
+
+
+@mutant(1, 6, 7, 17, within=100, only=("agent lies about others", "worker killed"))
+def name_in_the_hello_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the key says."""
+    true = sessions._who
+
+    def who(peer: Any, hello: Any) -> Any:
+        found = true(peer, hello)
+        if isinstance(found, str) or found.role != "agent" or not hello.host:
+            return found
+        return replace(found, name=hello.host, principal=f"agent:{hello.host}")
+
+    monkeypatch.setattr(sessions, "_who", who)
+
+
+@mutant(6, within=20, only=("peer of another version",))
+def every_version_is_welcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = FrontDoor.judge
+
+    def judge(self: Any, peer: Any, hello: Any) -> Any:
+        ours = msgspec.structs.replace(hello, protocol_min=0, protocol_max=0)
+        return true(self, peer, ours)
+
+    monkeypatch.setattr(FrontDoor, "judge", judge)
+
+
 # --- the link ---
 
 
@@ -547,3 +623,31 @@ def test_a_grant_acknowledges_nothing(planted: bool, monkeypatch: pytest.MonkeyP
     with pytest.raises(Failure) as caught:
         simulation.run()
     assert caught.value.number == 17
+
+
+@pytest.mark.parametrize("planted", [True, False])
+def test_an_outbox_has_an_end(planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too rare for seeds: a client that asks and asks, and hears nothing for a while."""
+    if planted:
+        monkeypatch.setattr(Link, "room", property(lambda _self: 1024))
+    simulation = Simulation(1, knobs=Knobs.quiet(length_s=12.0))
+    simulation._squeeze = {"outbox_messages_max": 160}
+    (client,), world = simulation.clients, simulation.world
+
+    def hole(*, down: bool) -> None:
+        simulation.network.swallow("c1", up=False, down=down)
+
+    def ask() -> None:
+        client.ask(ListHosts(request=world.entropy(16)))
+
+    world.at(3.0, lambda: hole(down=True))
+    for number in range(400):
+        world.at(3.1 + number / 1000, ask)
+    world.at(5.0, lambda: hole(down=False))
+    if not planted:
+        simulation.run()
+        assert all(question.answer is not None for question in client.questions.values())
+        return
+    with pytest.raises(Failure) as caught:
+        simulation.run()
+    assert caught.value.number == 19

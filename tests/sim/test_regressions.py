@@ -1,12 +1,15 @@
 """Bugs that the simulator found, each as the shortest script that shows it."""
 
+import pytest
+
 from posthouse.messages import Declared, Hold
 from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART
+from posthouse_master.hosts import Hosts
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.host import Machine
 from posthouse_testing.sim.restore import backup, restore
-from posthouse_testing.sim.run import Simulation
+from posthouse_testing.sim.run import Failure, Simulation
 from posthouse_testing.sim.world import Knobs
 
 
@@ -53,7 +56,10 @@ def test_a_slot_that_a_pinned_registration_held_is_given_to_who_waits() -> None:
     assert seen == [["waits"]]
 
 
-def test_another_machine_of_the_same_name_does_not_free_its_workers() -> None:
+@pytest.mark.parametrize("planted", [False, True])
+def test_another_machine_of_the_same_name_does_not_free_its_workers(
+    planted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only a new boot of the very machine that ran them proves that they are gone. A second one
     with the same name and key would have made the master start them twice."""
     simulation = stage(hosts=2, length_s=30.0)
@@ -69,6 +75,12 @@ def test_another_machine_of_the_same_name_does_not_free_its_workers() -> None:
     world.at(16.0, lambda: twin.reboot("none", 1000.0))
     world.at(20.0, lambda: simulation.network.heal("a"))
     world.at(28.0, lambda: seen.append((len(machine.live), len(twin.live))))
+    if planted:  # a second HELLO with the same key takes over what the first one holds
+        monkeypatch.setattr(Hosts, "_another_machine", lambda *_: False)
+        with pytest.raises(Failure) as caught:
+            simulation.run()
+        assert caught.value.number in (1, 7, 17)
+        return
     simulation.run()
     assert seen == [(1, 0), (1, 0)]
     assert max(process.incarnation for process in machine.processes.values()) == 1

@@ -10,6 +10,7 @@ are those of the table of invariants in docs/reliability.md:
 - a commit: 3, 5, 7, 10, 11, 13, 17, 21; no gap in the log, no counter that falls;
 - an order that an agent gives: 6 (the master said so in the session of now);
 - a START that leaves the master: 3 (committed before), 6 (never in a second session);
+- a STOP: 25; a WELCOME of a registry that lost commits: 6;
 - a fork: 1, 3, 7, 11, 12;
 - a grant, and the moment when all that were given to a host are over: 2 (tenancy.py);
 - a warden's or an agent's word that a process has ended: 17;
@@ -84,6 +85,7 @@ class Checker:
     missing_to: dict[tuple[bytes, int], int] = field(default_factory=dict)  # by watch
     excused: dict[tuple[bytes, int], dict[str, int]] = field(default_factory=dict)  # by watch
     stops_sent: dict[int, list[bytes]] = field(default_factory=dict)  # token -> sessions
+    may_end: dict[int, None] = field(default_factory=dict)  # unclaimed, and an operator says so
     tenancy: Tenancy = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ class Checker:
                 self.missing_to[envelope.session, number] = missing_to
             case Stop(token=token):
                 self.stops_sent.setdefault(token, []).append(envelope.session)
+                self._stop(envelope.body)
             case Grant():
                 self.tenancy.granted(envelope.session, envelope.body)
             case Start():
@@ -122,6 +125,13 @@ class Checker:
             self.fail(3, f"START of {key} token {start.token} before it is durable")
         if self.starts_sent.setdefault(start.token, session) != session:
             self.fail(6, f"START of {key} token {start.token} is sent again in a new session")
+
+    def _stop(self, stop: Stop) -> None:
+        """What a registry does not know since it was restored ends on an operator's word only."""
+        key, ledger = (stop.slot, stop.generation), self.ledger
+        unknown = key in ledger.lost_keys and key not in ledger.specs and key not in ledger.dropped
+        if unknown and stop.token in ledger.lost and stop.token not in self.may_end:
+            self.fail(25, f"STOP of {key} token {stop.token}, which is unclaimed")
 
     def obeyed(self, machine: Machine, order: orders.Order, sessions: Sessions) -> None:
         """An agent gives an order to its warden: the master must have said so in this session."""

@@ -98,9 +98,8 @@ class Ledger:
     finished: dict[Key, Event] = field(default_factory=dict)  # UNREGISTERED rows
     barred: dict[int, str] = field(default_factory=dict)  # tokens never to be forked: why
     newest_token: int = 0
-    # Of histories that a restore has lost: what was drawn, which ends were told, who was there.
+    # Of histories that a restore has lost: what was drawn, and who was there.
     lost: dict[int, Key] = field(default_factory=dict)
-    lost_ends: dict[int, Key] = field(default_factory=dict)
     lost_keys: dict[Key, None] = field(default_factory=dict)
     declared: Declarations = field(init=False)
 
@@ -120,11 +119,8 @@ class Ledger:
         """The registry is now that copy, with what `disk` says of numbers and hosts. The present
         history is lost; what processes did in it is true all the same."""
         known = {run.token for runs in history["runs"].values() for run in runs.values()}
-        ended = {r.token for runs in history["runs"].values() for r in runs.values() if r.terminal}
         for key, runs in self.runs.items():
             self.lost |= {run.token: key for run in runs.values() if run.token not in known}
-            over = [run.token for run in runs.values() if run.terminal and run.token not in ended]
-            self.lost_ends |= dict.fromkeys(over, key)
         gone = [*self.specs, *self.dropped]
         self.lost_keys |= dict.fromkeys(
             key for key in gone if key not in history["specs"] and key not in history["dropped"]
@@ -220,7 +216,9 @@ class Ledger:
         key = (row.slot, row.generation)
         old = self.states.get(key)
         if old is not None:
-            if row.incarnation < old.incarnation or row.token < old.token:
+            # Two histories count the same incarnations; tokens tell them apart.
+            falls = row.incarnation < old.incarnation and row.token not in self.lost
+            if falls or row.token < old.token:
                 self.fail(3, f"{key} falls from incarnation {old.incarnation} token {old.token}")
             if old.life is Life.RETIRED and row.life is not Life.RETIRED:
                 self.fail(11, f"{key} was unregistered and is {row.life} again")
@@ -284,7 +282,9 @@ class Ledger:
             if state.slot in slots:
                 self.fail(13, f"slot {state.slot} holds {slots[state.slot]} and {key}")
             slots[state.slot] = key
-            if state.life in (Life.STARTING, Life.RUNNING):
+            # A restored registry finds what its hosts had been given before, beside its own.
+            given = state.token > first_number(self.timeline)
+            if given and state.life in (Life.STARTING, Life.RUNNING):
                 placed[state.host] += 1
             wire = self.wires[key]
             if wire.get("unique", True):
@@ -292,9 +292,7 @@ class Ledger:
                     self.fail(10, f"{key} and {names[wire['name']]} are both {wire['name']!r}")
                 names[wire["name"]] = key
         for host, count in placed.items():
-            # After a restore it is believed to run what it ran once, beside what it says it runs.
-            most = count if self.counters.recovery else self.workers_per_host_max.get(host, count)
-            if count > most:
+            if count > self.workers_per_host_max.get(host, count):
                 self.fail(13, f"host {host} was given {count} workers")
 
     def _agree(self, ops: Sequence[Op]) -> None:
@@ -375,10 +373,10 @@ class Ledger:
         if self.lost[event.token] != key:
             self.fail(3, f"{line_of(event)}: the token was drawn for {self.lost[event.token]}")
         self.world.figures["processes taken over after a restore"] += 1
-        revision = self.specs[key].revision
-        self.runs[key][event.incarnation] = Run(
-            event.token, starting=event.sequence, revision=revision
-        )
+        revision, runs = self.specs[key].revision, self.runs[key]
+        for incarnation in [each for each in runs if each > event.incarnation]:
+            del runs[incarnation]  # of a history that went another way
+        runs[event.incarnation] = Run(event.token, starting=event.sequence, revision=revision)
 
     def _started(self, key: Key, event: Event) -> None:
         run = self.runs[key].get(event.incarnation or 0)
@@ -402,7 +400,9 @@ class Ledger:
         run.terminal, run.ended_s = event.sequence, self.world.now_s
         run.restart_s = self.wires[key].get("restart_time", 5.0)
         process = self.processes.get(run.token)
-        if run.token in self.lost_ends:
+        unseen = event.exit is None or event.exit.cause in ("warden_died", "host_rebooted")
+        if unseen and run.token <= first_number(self.timeline):
+            # It may have been seen, and confirmed, in a history that a restore has lost.
             if process is not None and process.live:
                 self.fail(17, f"{line_of(event)}: it lives")
             return

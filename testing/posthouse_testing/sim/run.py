@@ -270,6 +270,8 @@ class Simulation:
         ]
         for process in found:
             stop = process.token % 3 == 0 or self.world.chance(0.3)
+            if stop:
+                self.checker.may_end[process.token] = None
             claim = Claim(request=self.world.entropy(16), token=process.token, stop=stop)
             self.clients[0].ask(claim)
         return [f"{process} is unclaimed" for process in found]
