@@ -436,7 +436,7 @@ def host_is_named_without_a_slot_there(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the disk ---
 
 
-@mutant(9, 17, 20, within=50, only=("disk of the master full", "worker killed"))
+@mutant(7, 9, 17, 20, within=50, only=("disk of the master full", "worker killed"))
 def reports_are_acknowledged_while_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     true = MasterCore._in_session
 
