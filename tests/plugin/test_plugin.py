@@ -216,6 +216,7 @@ def test_the_example_finds_its_planted_double_run(pytester: pytest.Pytester, exa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_example_over_many_seeds_and_two_processes(
     pytester: pytest.Pytester, example: Path
 ) -> None:

@@ -61,6 +61,7 @@ def holder(cluster: RealCluster, name: str = "holder", **fields: Any) -> Any:
     return cluster.client.register(BackgroundWorker(name=name, **(record | fields)))
 
 
+@pytest.mark.timeout(120)
 def test_faults_of_every_process(posthouse_real_cluster: MakeRealCluster, path: Path) -> None:
     cluster = posthouse_real_cluster(path=[path])
     handle = holder(cluster, host="a")
@@ -117,6 +118,7 @@ def test_faults_of_every_process(posthouse_real_cluster: MakeRealCluster, path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 def test_a_cut_host_is_fenced(posthouse_real_cluster: MakeRealCluster, path: Path) -> None:
     cluster = posthouse_real_cluster(path=[path], lease_s=5)
     handle = holder(cluster)
@@ -130,6 +132,7 @@ def test_a_cut_host_is_fenced(posthouse_real_cluster: MakeRealCluster, path: Pat
     cluster.check()
 
 
+@pytest.mark.timeout(120)
 def test_its_end_is_exact_and_a_failure_shows_the_logs(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, path: Path
 ) -> None:
