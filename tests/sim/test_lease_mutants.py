@@ -18,6 +18,7 @@ from posthouse_agent.warden_effects import Arm, Armed
 from posthouse_master import leases
 from posthouse_master.chronicle import Chronicle
 from posthouse_master.leases import Leases
+from posthouse_testing.sim import client, warden
 from posthouse_testing.sim.run import Failure, Simulation, simulate
 from posthouse_testing.sim.warden import WardenNode
 from posthouse_testing.sim.world import UNIX_EPOCH_S, Clock, Knobs
@@ -155,6 +156,26 @@ def late_word_of_an_end_is_told_as_another_end(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Chronicle, "record", record)
 
 
+def busy_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most workers have a tree, and its fuse is stopped most of the time."""
+    monkeypatch.setattr(warden, "STOPPED", 0.7)
+    monkeypatch.setattr(client, "_TREES", 0.8)
+
+
+@mutant(1, 2, 7, within=100)
+def tree_does_not_wait_for_its_fuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for is taken for set."""
+    busy_trees(monkeypatch)
+    monkeypatch.setattr(warden, "STOPPED_S", (10.0, 60.0))
+    true = WardenNode._ask_fuse
+
+    def ask(self: Any, asked: Any) -> None:
+        self._answers.append(Armed(asked.stamp, asked.deadline_s))
+        true(self, asked)
+
+    monkeypatch.setattr(WardenNode, "_ask_fuse", ask)
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutant_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plant, numbers, within, only = MUTANTS[name]
@@ -173,6 +194,12 @@ def test_without_a_planted_bug_nothing_is_found() -> None:
     for seed in range(10):
         for only in (CUTS, MASTERS):
             simulate(seed, only=only, leases=True)
+
+
+def test_fuses_that_are_stopped_hold_up_only_their_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy_trees(monkeypatch)
+    for seed in range(5):
+        simulate(seed, only=CUTS, leases=True)
 
 
 # Too rare for seeds: a host that is cut off just after a master that ends on purpose.

@@ -27,7 +27,9 @@ __all__ = ["KERNEL_LATE_S", "WardenNode", "refused"]
 
 RETRY_S = 1.0  # after the disk refused something
 KERNEL_LATE_S = 0.05  # several times what was measured on a busy machine
-STOPPED = 0.02  # share of the deadlines before which a tree's fuse is stopped for a while
+STOPPED = 0.02  # share of the deadlines before which a tree's fuse is stopped for a while:
+STOPPED_S = (0.5, 6.0)
+SLOW_S = (0.0, 0.02)  # else it takes so long to set one
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +219,9 @@ class WardenNode(Node):
 
     def _ask_fuse(self, asked: warden.Arm) -> None:
         """It is a process of its own, which now and then is stopped, and goes on where it was."""
-        slow = self.world.fences
-        pause_s = slow.uniform(0.5, 6.0) if slow.random() < STOPPED else slow.uniform(0.0, 0.02)
-        self._fuse_s = max(self._fuse_s, self.world.now_s + pause_s)
+        slow, now_s = self.world.fences, self.world.now_s
+        if now_s >= self._fuse_s:
+            self._fuse_s = now_s + slow.uniform(*(STOPPED_S if slow.random() < STOPPED else SLOW_S))
         self.world.at(self._fuse_s, lambda: self._fuse_sets(asked))
 
     def _fuse_sets(self, asked: warden.Arm) -> None:
