@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from posthouse import limits
 from posthouse.messages import CursorTooOld, Events, Missing
-from posthouse_master.eventlog import EventLog
+from posthouse_master.eventlog import EventLog, Page
 from posthouse_master.sessions import FrontDoor, Session
 from posthouse_master.turn import Turn
 
@@ -127,7 +127,10 @@ class Watchers:
                 return
             missing = self._missing(watch)
             count = min(watch.credit, limits.page_items_max)
-            page = self._log.read(watch.cursor, watch.stream, count, limits.page_bytes_max)
+            if watch.stream is None and watch.trims < self._log.trims:
+                page = Page([], watch.cursor)  # no row before all is told that is missing before it
+            else:
+                page = self._log.read(watch.cursor, watch.stream, count, limits.page_bytes_max)
             watch.cursor = page.sequence
             if not page.events and not missing and watch.told:
                 return

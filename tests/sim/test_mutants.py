@@ -513,17 +513,6 @@ def what_a_restored_registry_does_not_know_is_ended(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Unclaimed, "hold", lambda *_: False)
 
 
-@mutant(11, within=100, only=("registry restored", "worker killed", "connection reset"))
-def newer_process_makes_a_termination_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    true = Lifecycle.adopt
-
-    def adopt(self: Any, turn: Any, registration: Any, *arguments: Any) -> None:
-        registration.stopping = None
-        true(self, turn, registration, *arguments)
-
-    monkeypatch.setattr(Lifecycle, "adopt", adopt)
-
-
 # --- peers ---
 
 

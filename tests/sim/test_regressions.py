@@ -7,6 +7,7 @@ from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART
 from posthouse_master.hosts import Hosts
 from posthouse_master.store.base import Life
+from posthouse_testing.sim.client import Follower
 from posthouse_testing.sim.host import Machine
 from posthouse_testing.sim.restore import backup, restore
 from posthouse_testing.sim.run import Failure, Simulation
@@ -238,3 +239,29 @@ def test_a_reboot_that_was_told_during_a_recovery_is_known_to_the_next_master() 
     simulation.run()
     assert len(one.processes) == 1
     assert copies[0].disk.states[0, 1].life is Life.STARTING
+
+
+def test_no_row_is_told_before_all_that_is_missing_before_it() -> None:
+    """Seed 100152: where more was missing than one page tells, rows after it came with the first
+    page; who lost the session then was never told of the rest."""
+    simulation = stage(length_s=20.0)
+    simulation._squeeze = {"events_per_registration_max": 8, "page_items_max": 2}
+    (client,), (machine,), world = simulation.clients, simulation.machines, simulation.world
+
+    def fail() -> None:
+        for process in machine.live:
+            process.end("exited", 1, None)
+
+    for number in range(5):
+        world.at(2.0, lambda name=f"w{number}": client.register(name=name, restart_time=0.0))
+    for moment in range(40):
+        world.at(5.0 + moment / 4, fail)
+
+    def follow() -> None:
+        follower = Follower(0, "", "", 5)
+        client.followers.append(follower)
+        client._watch(follower)
+
+    world.at(15.0, follow)
+    simulation.run()
+    assert len(simulation.ledger.events) > len(simulation.ledger.bodies) + 10

@@ -5,13 +5,13 @@ Invariant: what it prints about a violation is enough to see the same violation 
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import signal
 import sys
 import time
-from contextlib import closing
 
 from posthouse_testing.sim.batch import Batch, Seeds, Violated, run, violated
 from posthouse_testing.sim.faults import KINDS
@@ -42,11 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
         leases=True if options.leases else None,
     )
     begun_s = time.monotonic()
-    if options.seed is not None:
-        total = _one(seeds, traced=options.trace, shrink=options.shrink)
-    else:
-        jobs = options.jobs or os.cpu_count() or 1
-        total = _many(seeds, jobs, keep_going=options.keep_going, shrink=options.shrink)
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        if options.seed is not None:
+            total = _one(seeds, traced=options.trace, shrink=options.shrink)
+        else:
+            jobs = options.jobs or os.cpu_count() or 1
+            total = _many(seeds, jobs, keep_going=options.keep_going, shrink=options.shrink)
     real_s = time.monotonic() - begun_s
     if options.json:
         print(json.dumps(total.told(seeds, real_s), indent=1))
@@ -110,7 +111,7 @@ def _many(seeds: Seeds, jobs: int, *, keep_going: bool, shrink: bool) -> Batch:
     told_s = time.monotonic()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with closing(run(seeds, jobs)) as batches:
+        with contextlib.closing(run(seeds, jobs)) as batches:
             for batch in batches:
                 total.add(batch)
                 for found in batch.violations:
