@@ -10,7 +10,7 @@ asked the lost history for something begins anew: its notebook tells of what nev
 A disk that lied comes back with a registry that lacks the beginning of a term. Nothing in it says
 so; but agents have seen that term. So it gets no session with any of them (check.py), until the
 operator, to whom all that is told, restores that very registry. What is not simulated, because
-nothing could hold: that an agent which alone has seen the term is replaced before that.
+nothing could hold: that whoever has seen the term, agent and wardens, is gone before that.
 """
 
 from dataclasses import dataclass, replace
