@@ -185,7 +185,7 @@ class Lifecycle:
             order=self._chronicle.next_sequence,
             proven_revision=revision,
         )
-        turn.persist(PutSlot(running.slot, running.generation))
+        turn.persist(PutSlot(running.slot, self._registry.given(running.slot)))
         turn.persist(PutRegistration(registration.spec_row()))
         self._registry.add(registration, spec)
         reason = f"claimed by {by}"

@@ -345,6 +345,10 @@ class Registry:
             )
         found.generation = max(found.generation, generation)
 
+    def given(self, slot: int) -> int:
+        """The newest generation of a slot, which never falls: a handle is given out once."""
+        return self._slots[slot].generation
+
     def reserve(self, slot: int) -> None:
         """Give this slot to nobody but by `take_back`."""
         while len(self._slots) <= slot < self.slots_max:

@@ -10,7 +10,7 @@ from posthouse_master.store.base import Life
 from posthouse_testing.sim.client import Follower
 from posthouse_testing.sim.host import Machine
 from posthouse_testing.sim.restore import backup, restore
-from posthouse_testing.sim.run import Failure, Simulation
+from posthouse_testing.sim.run import Failure, Simulation, simulate
 from posthouse_testing.sim.world import Knobs
 
 
@@ -265,3 +265,11 @@ def test_no_row_is_told_before_all_that_is_missing_before_it() -> None:
     world.at(15.0, follow)
     simulation.run()
     assert len(simulation.ledger.events) > len(simulation.ledger.bodies) + 10
+
+
+@pytest.mark.parametrize("seed", [301867, 306881])
+def test_a_claim_sets_no_slot_back(seed: int) -> None:
+    """An unclaimed process was claimed in a slot that a newer registration had been given and had
+    left: the older generation was written down, and the next master would have given out the newer
+    one, and so its handle, once more."""
+    simulate(seed)
