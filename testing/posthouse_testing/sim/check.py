@@ -119,7 +119,8 @@ class Checker:
         self.world.figures["START sent"] += 1
         self.wardens[start.token] = start.warden
         key = (start.slot, start.generation)
-        state = self.ledger.states.get(key)
+        # One that is sent again may leave in the batch in which its registration is dropped.
+        state = self.ledger.states.get(key) or self.ledger.dropped.get(key)
         run = self.ledger.runs[key].get(start.incarnation)
         if run is None or run.token != start.token or state is None:
             self.fail(3, f"START of {key} token {start.token} before it is durable")
