@@ -40,6 +40,7 @@ from posthouse_agent.zygotes import Spare
 
 __all__ = ["CannotFork", "Processes", "SpareGone", "WorkerProcess", "user_name"]
 
+_POSTMASTER_GONE: Final = channel.encode({"op": "postmaster", "alive": False})
 _WAIT: Final = os.WEXITED | os.WNOHANG
 _TOLD: Final = tuple(name for name in StartWorker.__slots__ if name != "structs")  # of an order
 _SPARE_FDS: Final = 32  # kept free for the agent's connection, the journal and reading /proc
@@ -274,6 +275,19 @@ class Processes:
             worker.killed |= number == signal.SIGKILL
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(worker.pidfd, number)
+
+    def tell_lost(self, token: int) -> None:
+        """By the agent's end of the channel: the agent may be stopped, or gone."""
+        worker = self._workers.get(token)
+        if worker is None:
+            return
+        line = socket.socket(fileno=worker.channel_fd)
+        try:
+            # One that has not read for so long is not told; it has its signal.
+            with suppress(OSError):
+                line.send(_POSTMASTER_GONE, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        finally:
+            line.detach()
 
     def is_dead(self, token: int) -> bool:
         """Whether the worker is a zombie."""

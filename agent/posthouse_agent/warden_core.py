@@ -53,6 +53,7 @@ from posthouse_agent.warden_effects import (
     NotForked,
     Ordered,
     Orphan,
+    PostmasterGone,
     ProcessEnded,
     ProcessStuck,
     ReadyNoted,
@@ -520,6 +521,8 @@ class WardenCore:
                 reason = worker.stop or StopReason.LEASE_END.value
                 signal = worker.stop_signal
                 effects += self._end_worker(worker, reason, signal, left_s, now)
+                # Who has its signals blocked, as each worker has at first, hears it by this alone.
+                effects.append(PostmasterGone(worker.intent.token))
         if tenure.ends(now.boot_s):
             tenure.over = True
             effects += self._recall_all("the host's lease was over", "no_lease")

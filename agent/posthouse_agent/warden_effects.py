@@ -38,6 +38,7 @@ __all__ = [
     "NotForked",
     "Ordered",
     "Orphan",
+    "PostmasterGone",
     "ProcessEnded",
     "ProcessStuck",
     "ReadyNoted",
@@ -322,6 +323,13 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class PostmasterGone:
+    """Say to the worker that its host's lease ends: its latch reports POSTMASTER_DEATH."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """It should be dead by now: answered by ProcessStuck if it is not."""
 
@@ -362,6 +370,7 @@ Effect = (
     | Arm
     | Renew
     | Kill
+    | PostmasterGone
     | Look
     | Listen
     | Reap

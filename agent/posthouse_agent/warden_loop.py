@@ -44,6 +44,7 @@ from posthouse_agent.warden_effects import (
     MemoryAsked,
     MemoryFailed,
     Ordered,
+    PostmasterGone,
     ProcessEnded,
     ProcessStuck,
     Reap,
@@ -320,6 +321,8 @@ class Warden:
                     answers += self._on_runtime(effect)
                 case Kill() | Arm():
                     answers += self._strike(effect)
+                case PostmasterGone(token=token):
+                    self._processes.tell_lost(token)
                 case Look() | Listen():
                     answers += self._look(effect)
                 case Reap(token=token):

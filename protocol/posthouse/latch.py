@@ -115,9 +115,11 @@ class Latch:
 
         Without `events` it waits for the latch and the postmaster's death, and for `sockets` to
         become readable. With them, POSTMASTER_DEATH or EXIT_ON_PM_DEATH must be among them (L5);
-        EXIT_ON_PM_DEATH ends the process with `sys.exit(1)`. `timeout` is in seconds, counted
-        from the call; without it the wait has no end. At least one cause that is true is returned,
-        not all; a latch that is set wins (L6). A socket's end or error counts as ready (L10).
+        EXIT_ON_PM_DEATH ends the process with `sys.exit(1)`. The postmaster counts as dead when
+        the lease of this worker's host comes to its end, a stop grace before it. `timeout` is in
+        seconds, counted from the call; without it the wait has no end. At least one cause that is
+        true is returned, not all; a latch that is set wins (L6). A socket's end or error counts
+        as ready (L10).
 
         Raises UsageError: not in a worker, not the owner, or events that make no sense.
         """

@@ -110,6 +110,15 @@ def test_workers_are_told_in_time_and_their_ends_are_seen(host, agent):
     agent.expect(Forked)
 
 
+def test_l5_who_has_its_signals_blocked_is_told_by_its_latch(host, agent):
+    """POSTMASTER_DEATH, as its host's lease enters its grace: the signal beside it is not seen."""
+    forked = host.begin(agent, "postmaster_death", stop_grace_s=2.0)
+    agent.give(lease(4.0)[0])
+    ended = agent.expect(Ended, forked.token)
+    assert host.said(ended.slot)[1:] == [{"why": ["POSTMASTER_DEATH"]}]
+    assert (ended.stop, ended.facts["code"]) == ("lease_end", 1)  # EXIT_ON_PM_DEATH
+
+
 def test_a_lease_that_is_over_starts_nothing(host, agent):
     agent.give(lease(5.0, stamp_s=now_s() - 10.0)[0])
     order = host.order("idle")

@@ -205,6 +205,8 @@ class WardenNode(Node):
             case warden.Kill(token=token, signal=signal):
                 self.world.log(self.name, f"signal {signal} to token {token}")
                 processes[token].kill(signal)
+            case warden.PostmasterGone(token):
+                processes[token].answer({"op": "postmaster", "alive": False})
             case warden.Look(token):
                 if processes[token].live:
                     self.world.figures["processes that KILL did not end in time"] += 1
