@@ -129,6 +129,8 @@ class Leases:
         if longer:
             host.lease_s = lease_s
             self._persist(turn, host)
+            if not lease_s:
+                self._starter.serve(turn, host)
         if lease_s != host.granting_s or not host.granting_from:
             host.granting_s, host.granting_from = lease_s, max(1, message.stamp)
         if message.granted >= host.unseen:

@@ -326,8 +326,10 @@ class Fleet:
         return f"no host can take it ({'; '.join(shown)}{more})"
 
     def _leased(self, wants: Wants, host: Host) -> bool:
-        """Else a cut just now would leave it there for good: no time would make the host lost."""
-        return not self.lease_s or not wants.guard or bool(host.lease_s)
+        """Whether what counts for the host is of the kind that it is granted now. Else a cut just
+        now would leave the worker there for good, because no time would make the host lost; or a
+        host would be lost that had not been told of any end yet."""
+        return not wants.guard or bool(host.lease_s) == bool(self.lease_s)
 
     def _misfit(self, wants: Wants, host: Host) -> str:
         return _misfit(wants, host) or (_unguarded(wants, host) if self.lease_s else "")

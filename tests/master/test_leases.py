@@ -101,6 +101,23 @@ def test_who_may_move_waits_until_the_lease_is_in_force(fleet: Any) -> None:
     one.run()
 
 
+def test_who_may_move_waits_until_an_end_that_counts_no_more_is_forgotten(fleet: Any) -> None:
+    """Seed 80014 with leases: leases had no deadline any more, but the one that counted for the
+    host had; a cut before the next grant, and the worker would have been started elsewhere."""
+    town = fleet()
+    hold(town, host_of(town, "a"))
+    town.policy = type(town.policy)(lease=LeasePolicy())
+    town.crash()
+    one = host_of(town, "a")
+    town.client().register("w")
+    assert not one.take(Start)
+    assert "its lease is not in force yet" in town.client().status("w").reason
+    one.renew()
+    assert one.grants[-1].lease_s == 0.0
+    one.one(Start)
+    assert town.disk.hosts["a"].lease_s == 0.0
+
+
 def test_a_new_master_counts_from_its_own_beginning(fleet: Any) -> None:
     town = fleet()
     placed(town)
