@@ -223,7 +223,8 @@ class WardenNode(Node):
         """It is a process of its own, which now and then is stopped, and goes on where it was."""
         slow, now_s = self.world.fences, self.world.now_s
         if now_s >= self._fuse_s:
-            self._fuse_s = now_s + slow.uniform(*(STOPPED_S if slow.random() < STOPPED else SLOW_S))
+            stopped = now_s < self.world.knobs.faulty_s and slow.random() < STOPPED
+            self._fuse_s = now_s + slow.uniform(*(STOPPED_S if stopped else SLOW_S))
         self.world.at(self._fuse_s, lambda: self._fuse_sets(asked))
 
     def _fuse_sets(self, asked: warden.Arm) -> None:
