@@ -63,9 +63,9 @@ def test_q21_one_copier_fails_before_all_are_ready(run: Run, cluster: Cluster) -
     status, said = run(queue=1024, sizes=[1, 1], loops=1, workers=3, copier="shm_mq:failing_copier")
     assert (status.last_exit.code, said) == (1, [])
     assert "failed to start" in status.last_exit.traceback
-    for copier in cluster.workers():
-        if "copier" in copier.name:
-            cluster.handle(copier.name).wait_until_unregistered(timeout=20)
+    for listed in cluster.workers():
+        if "copier" in (name := str(listed.spec["name"])):
+            cluster.handle(name).wait_until_unregistered(timeout=20)
 
 
 @pytest.mark.parametrize(
