@@ -37,6 +37,7 @@ _PYTHON: Final = (3, 11)
 _ZMQ: Final = (4, 3)
 _OLDEST_S: Final = 1_735_689_600  # 2025: before it nothing of posthouse existed
 _TIME_ERROR: Final = 5  # adjtimex: the clock is not synchronised
+_TRY_S: Final = 10.0  # making a namespace takes milliseconds
 
 Verdict = Literal["ok", "warn", "bad"]
 
@@ -164,10 +165,12 @@ def _fences() -> Finding:
 def _no_tree() -> str:
     """Tried out in a program of its own: this one may have threads."""
     program = "from posthouse_agent.namespace import lacking; print(lacking())"
-    ran = subprocess.run(
-        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
-    )
-    return ran.stdout.strip() if ran.returncode == 0 else "it could not be tried out"
+    argv = [sys.executable, "-P", "-c", program]
+    try:
+        ran = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=_TRY_S)
+    except (OSError, subprocess.SubprocessError):
+        return "it could not be tried out"
+    return ran.stdout.strip()
 
 
 def _fuse() -> Finding:

@@ -604,6 +604,8 @@ class Registry:
                 members[registration.warden] -= 1
                 if not members[registration.warden]:
                     del members[registration.warden]
+                if not members:
+                    del self._domains[_home_of(registration)]
             if registration.pinned != registration.host:
                 self._load[registration.host] -= 1
 

@@ -73,3 +73,12 @@ def test_no_table_of_a_master_grows_by_starts_ends_and_sessions(town):
     assert sizes(town.disk) - disk == Counter()
     assert len(before) > 30
     assert before["core.log._rows"] > 700, "the walk has seen it"
+
+
+def test_a_crash_domain_of_a_host_is_forgotten_with_its_last_member(town):
+    client, host = town.client(), town.host("b")
+    client.register("w", flags=1, crash_domain="of its own")
+    start = host.run()
+    assert sizes(town.core)["core.registry._domains"] == 1
+    host.end(start, code=0)
+    assert sizes(town.core)["core.registry._domains"] == 0

@@ -192,6 +192,21 @@ def test_the_real_end_amends_the_loss_once(fleet: Any) -> None:
     assert town.client().status("w").state.value == "started"
 
 
+@pytest.mark.parametrize("in_inventory", [True, False])
+def test_no_other_host_amends_an_end(fleet: Any, in_inventory: bool) -> None:
+    """Seed 361 of the first day: it was the word of any host that had a lost worker's token."""
+    town = fleet()
+    _, two, start = placed(town)
+    silence(town, LOST_S + 1.0, two)
+    two.run()
+    liar = town.agent("c").open(settle=False, fences=["process"])
+    word = liar.exit(start, code=3)
+    liar.settle(exits=[word] if in_inventory else [])
+    liar.say(Exited(worker=word))
+    assert "exit_amended" not in kinds(town)
+    assert town.client().status("w").state.value == "started"
+
+
 def test_a_host_that_is_lost_loses_its_session(fleet: Any) -> None:
     """What was sent in it would be obeyed with the next grant, and its place is taken elsewhere."""
     town = fleet()

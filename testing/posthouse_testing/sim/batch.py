@@ -4,12 +4,14 @@ Owns: how seeds are dealt out to processes, what is kept of each. Must not know:
 what is simulated. Invariant: the sums do not depend on how many processes there are.
 """
 
+import signal
 from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
+from posthouse_agent import native
 from posthouse_testing.sim.run import Failure, simulate
 
 __all__ = ["Batch", "Seeds", "Violated", "run", "violated"]
@@ -79,7 +81,7 @@ def run(seeds: Seeds, jobs: int) -> Generator[Batch, None, None]:
     if jobs <= 1:
         yield from (_some(*each) for each in dealt)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, initializer=_alone) as pool:
         under_way: set[Future[Batch]] = set()
         try:
             while dealt or under_way:
@@ -90,6 +92,14 @@ def run(seeds: Seeds, jobs: int) -> Generator[Batch, None, None]:
                     yield each.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _alone() -> None:
+    """In a process of the pool: end with the one that made it, however that ends, and leave Ctrl-C
+    to it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    native.die_with_parent()
 
 
 def _some(seeds: Seeds, first: int, count: int) -> Batch:

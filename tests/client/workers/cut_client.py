@@ -5,7 +5,6 @@ Does what its standard input says, all at once, and says what comes of it: "regi
 """
 
 import asyncio
-import inspect
 import json
 import sys
 import threading
@@ -13,6 +12,7 @@ from typing import Any
 
 import posthouse.aio
 from posthouse import BackgroundWorker, ClientSettings, Cursor
+from posthouse.errors import PosthouseError
 
 START = Cursor(0, 0)
 
@@ -33,7 +33,10 @@ handles: dict[str, Any] = {}
 
 async def answer(cluster: Any, what: str, name: str) -> None:
     found = asked(cluster, what, name)
-    tell(what, name, await found if inspect.isawaitable(found) else found)
+    try:
+        tell(what, name, await found)
+    except PosthouseError as error:
+        say(what, name, "failed:", type(error).__name__, error)
 
 
 def tell(what: str, name: str, found: Any) -> None:
@@ -62,7 +65,10 @@ def in_threads(settings: ClientSettings) -> None:
             say("event", event.sequence)
 
     def call(what: str, name: str) -> None:
-        tell(what, name, asked(cluster, what, name))
+        try:
+            tell(what, name, asked(cluster, what, name))
+        except PosthouseError as error:
+            say(what, name, "failed:", type(error).__name__, error)
 
     cluster = posthouse.connect(settings=settings, master_silence_s=2)
     say("connected")
