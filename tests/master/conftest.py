@@ -291,6 +291,18 @@ class Town:
         self.halted = None
         self._start()
 
+    def hold(self, *hosts: Any, seconds: float = 2.0) -> None:
+        """Let the hosts renew, and say that what they were granted is in force."""
+        end_s = self.boot_s + seconds
+        while self.boot_s < end_s:
+            for host in hosts:
+                granted = host.grants[-1].stamp if host.grants else 0
+                host.loose(Renew(stamp=int(self.boot_s * 1e6), granted=granted))
+                host.acknowledge()
+            self.boot_s += 0.5
+            self.unix_s += 0.5
+            self.tick()
+
     def handle(self, event: Input) -> None:
         effects = self.core.handle(event, self.now)
         ops = [effect.op for effect in effects if isinstance(effect, Persist)]

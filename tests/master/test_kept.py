@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from posthouse import limits
-from posthouse.messages import Renew, Start
+from posthouse.messages import Start
 from posthouse.spec import BackgroundWorker
 from posthouse.states import SHMEM_ACCESS, StopReason
 from posthouse_master.leases import LeasePolicy, lost_after_s
@@ -62,7 +62,7 @@ def test_a_crash_domain_lives_under_one_warden_and_who_says_nothing_yields(town:
 def test_who_may_move_is_not_kept_with_its_domain_where_leases_have_deadlines(towns: Any) -> None:
     town = towns.Town(towns.Policy(lease=LeasePolicy(lease_s=L)))
     host, client = town.host("a", fences=["process"]), town.client()
-    renew(town, host)
+    town.hold(host)
     client.register("pinned", host="a", flags=SHMEM_ACCESS)
     host.run()
     client.register("moves", flags=SHMEM_ACCESS)
@@ -70,26 +70,14 @@ def test_who_may_move_is_not_kept_with_its_domain_where_leases_have_deadlines(to
     assert "lives under its kept warden" in client.status("moves").reason
 
 
-def renew(town: Any, *hosts: Any, seconds: float = 2.0) -> None:
-    end_s = town.boot_s + seconds
-    while town.boot_s < end_s:
-        for host in hosts:
-            granted = host.grants[-1].stamp if host.grants else 0
-            host.loose(Renew(stamp=int(town.boot_s * 1e6), granted=granted))
-            host.acknowledge()
-        town.boot_s += 0.5
-        town.unix_s += 0.5
-        town.tick()
-
-
 def test_what_is_kept_outlives_its_hosts_lease(towns: Any) -> None:
     town = towns.Town(towns.Policy(lease=LeasePolicy(lease_s=L)))
     host, client = town.host("a", fences=["process"]), town.client()
     town.host("b", fences=["process"])
-    renew(town, host)
+    town.hold(host)
     client.register("pinned", host="a")
     start = host.run()
-    renew(town, seconds=lost_after_s(L) + limits.silence_s + 1)
+    town.hold(seconds=lost_after_s(L) + limits.silence_s + 1)
     status = town.client().status("pinned")
     assert (str(status.state), status.host, status.reachable) == ("started", "a", False)
     assert status.dead_for_sure_in_s is None

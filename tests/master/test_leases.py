@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from posthouse import limits
-from posthouse.messages import Done, Exited, Failed, ForgetHost, Renew, Start, Started, Stop
+from posthouse.messages import Done, Exited, Failed, ForgetHost, Start, Started, Stop
 from posthouse.states import EventKind
 from posthouse_master.effects import Interrupted, Room, Space
 from posthouse_master.leases import LeasePolicy, lost_after_s
@@ -24,19 +24,6 @@ def fleet(towns: Any) -> Any:
     return make
 
 
-def hold(town: Any, *hosts: Any, seconds: float = 2.0) -> None:
-    """Let the hosts renew, and say that what they were granted is in force."""
-    end_s = town.boot_s + seconds
-    while town.boot_s < end_s:
-        for host in hosts:
-            granted = host.grants[-1].stamp if host.grants else 0
-            host.loose(Renew(stamp=int(town.boot_s * 1e6), granted=granted))
-            host.acknowledge()
-        town.boot_s += 0.5
-        town.unix_s += 0.5
-        town.tick()
-
-
 def host_of(town: Any, name: str, **values: Any) -> Any:
     return town.host(name, fences=["process"], **values)
 
@@ -48,13 +35,13 @@ def kinds(town: Any) -> list[str]:
 def placed(town: Any) -> tuple[Any, Any, Any]:
     """Two hosts, and a worker that runs on the first one."""
     one, two = host_of(town, "a"), host_of(town, "b")
-    hold(town, one, two)
+    town.hold(one, two)
     town.client().register("w", restart_time=0)
     return one, two, one.run()
 
 
 def silence(town: Any, seconds: float, *alive: Any) -> None:
-    hold(town, *alive, seconds=seconds)
+    town.hold(*alive, seconds=seconds)
 
 
 def test_a_lost_hosts_workers_run_elsewhere_and_not_a_moment_before(fleet: Any) -> None:
@@ -81,7 +68,7 @@ def test_no_time_makes_a_host_lost_that_has_no_deadline(fleet: Any) -> None:
     one = host_of(town, "a")
     two = host_of(town, "b")
     one.renew()  # granted, and never told to be in force
-    hold(town, two)
+    town.hold(two)
     town.client().register("w", restart_time=0, host="a")
     one.run()
     silence(town, 5 * LOST_S, two)
@@ -97,7 +84,7 @@ def test_who_may_move_waits_until_the_lease_is_in_force(fleet: Any) -> None:
     town.client().register("w")
     assert not one.take(Start)
     assert "its lease is not in force yet" in town.client().status("w").reason
-    hold(town, one)
+    town.hold(one)
     one.run()
 
 
@@ -105,7 +92,7 @@ def test_who_may_move_waits_until_an_end_that_counts_no_more_is_forgotten(fleet:
     """Seed 80014 with leases: leases had no deadline any more, but the one that counted for the
     host had; a cut before the next grant, and the worker would have been started elsewhere."""
     town = fleet()
-    hold(town, host_of(town, "a"))
+    town.hold(host_of(town, "a"))
     town.policy = type(town.policy)(lease=LeasePolicy())
     town.crash()
     one = host_of(town, "a")
@@ -170,7 +157,7 @@ def test_a_planned_end_grants_a_longer_lease(fleet: Any) -> None:
     town.crash()
     begun_s = town.boot_s
     two = host_of(town, "b")
-    hold(town, two)
+    town.hold(two)
     assert town.disk.hosts["b"].lease_s == L  # it has said HELLO, and its fuse is set anew
     silence(town, 2 * LOST_S, two)
     assert not two.take(Start)
@@ -237,7 +224,7 @@ def test_a_return_in_time_moves_nothing(fleet: Any, running: bool) -> None:
     silence(town, LOST_S - 2.0, two)
     one = town.agent("a").open(settle=False, fences=["process"])
     one.settle(running=[one.running(start)] if running else [])
-    hold(town, one, two, seconds=3 * LOST_S)
+    town.hold(one, two, seconds=3 * LOST_S)
     assert "host_lost" not in kinds(town)
     assert len(one.take(Start) + two.take(Start)) == (0 if running else 1)
 
@@ -245,7 +232,7 @@ def test_a_return_in_time_moves_nothing(fleet: Any, running: bool) -> None:
 def test_many_at_once_are_not_moved_until_somebody_says_so(fleet: Any) -> None:
     town = fleet(mass_loss_wait_s=100.0)
     hosts = [host_of(town, name) for name in "abcde"]
-    hold(town, *hosts)
+    town.hold(*hosts)
     client = town.client()
     for number in range(5):
         client.register(f"w{number}", restart_time=0)
@@ -265,7 +252,7 @@ def test_whoever_knows_that_a_host_is_dead_says_so(fleet: Any) -> None:
     """Also where leases have no deadline, and of a worker that is pinned to it."""
     town = fleet(local_boot_id="boot-1")
     one, two = host_of(town, "a"), host_of(town, "b")
-    hold(town, one, two)
+    town.hold(one, two)
     client = town.client()
     client.register("w", restart_time=0)
     client.register("pinned", host="a", restart_time=0)
@@ -294,7 +281,7 @@ def test_whoever_knows_that_a_host_is_dead_says_so(fleet: Any) -> None:
 def test_one_of_three_is_no_mass(fleet: Any) -> None:
     town = fleet()
     hosts = [host_of(town, name) for name in "abc"]
-    hold(town, *hosts)
+    town.hold(*hosts)
     town.client().register("w", restart_time=0)
     hosts[0].run()
     silence(town, LOST_S + 1.0, *hosts[1:])
@@ -304,10 +291,10 @@ def test_one_of_three_is_no_mass(fleet: Any) -> None:
 def test_on_one_machine_leases_have_no_deadline_until_another_joins(fleet: Any) -> None:
     town = fleet(local_boot_id="here")
     one = host_of(town, "a", boot_id="here")
-    hold(town, one)
+    town.hold(one)
     assert (one.welcome.lease_s, one.grants[-1].lease_s) == (0.0, 0.0)
     two = host_of(town, "b", boot_id="there")
-    hold(town, one, two)
+    town.hold(one, two)
     assert (two.welcome.lease_s, one.grants[-1].lease_s) == (L, L)
     assert {row.name: row.lease_s for row in town.disk.hosts.values()} == {"a": L, "b": L}
 
@@ -315,7 +302,7 @@ def test_on_one_machine_leases_have_no_deadline_until_another_joins(fleet: Any) 
 def test_who_may_move_needs_a_fence_where_leases_have_deadlines(fleet: Any) -> None:
     town = fleet()
     bare = town.host("a")
-    hold(town, bare)
+    town.hold(bare)
     client = town.client()
     client.register("w")
     assert not bare.take(Start)
@@ -323,7 +310,7 @@ def test_who_may_move_needs_a_fence_where_leases_have_deadlines(fleet: Any) -> N
     client.register("pinned", host="a")
     bare.run()
     guarded = host_of(town, "b", allow_exec=True)
-    hold(town, guarded)
+    town.hold(guarded)
     guarded.run()
     client.register("program", main="posthouse.exec", main_arg=["/bin/true"])
     assert "no fence 'tree', which programs" in client.status("program").reason

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from posthouse.messages import Renew, Start
+from posthouse.messages import Start
 from posthouse.states import SHMEM_ACCESS
 from posthouse_master.leases import LeasePolicy, lost_after_s
 
@@ -19,21 +19,9 @@ def leased(towns: Any) -> Any:
     return towns.Town(towns.Policy(lease=LeasePolicy(lease_s=L)))
 
 
-def renew(town: Any, *hosts: Any, seconds: float = 2.0) -> None:
-    end_s = town.boot_s + seconds
-    while town.boot_s < end_s:
-        for host in hosts:
-            granted = host.grants[-1].stamp if host.grants else 0
-            host.loose(Renew(stamp=int(town.boot_s * 1e6), granted=granted))
-            host.acknowledge()
-        town.boot_s += 0.5
-        town.unix_s += 0.5
-        town.tick()
-
-
 def ready(town: Any, name: str = "a", **offer: Any) -> Any:
     host = town.host(name, allow_exec=True, users=["www"], **offer)
-    renew(town, host)
+    town.hold(host)
     return host
 
 
@@ -101,8 +89,8 @@ def test_a_lease_s_end_proves_nothing_of_what_no_tree_guards(towns: Any) -> None
         client.register(name, restart_time=0, **more)
         host.run()
     other = ready(town, "b", fences=BOTH, boot_id="there")
-    renew(town, host, other)
-    renew(town, other, seconds=lost_after_s(L) + 1.0)
+    town.hold(host, other)
+    town.hold(other, seconds=lost_after_s(L) + 1.0)
     assert wardens(other) == {"function": "fenced"}
     status = town.client().status("program")
     assert (status.host, status.dead_for_sure_in_s) == ("a", None)
