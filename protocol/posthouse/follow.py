@@ -49,7 +49,7 @@ def status_after(status: Status, event: Event) -> Status:
                 incarnation=event.incarnation or now.incarnation,
                 token=event.token,
                 revision=event.revision or now.revision,
-                reason=event.reason or f"starting on host {event.host}",
+                reason=event.reason or f"starting on {event.host}",
                 restart_in_s=None,
                 restart_at_unix_s=None,
             )
@@ -63,7 +63,7 @@ def status_after(status: Status, event: Event) -> Status:
                 token=event.token or now.token,
                 revision=event.revision or now.revision,
                 ready=False,
-                reason=event.reason,
+                reason=event.reason or f"running on {event.host or now.host}",
                 final=False,
                 restart_in_s=None,
                 restart_at_unix_s=None,

@@ -122,3 +122,10 @@ def test_a_stop_between_two_snapshots_is_not_overlooked(goal: Goal) -> None:
     assert waited(goal, before, before) is None
     failed_start = Status(state=NOT_YET)
     assert waited(goal, failed_start, failed_start) is None
+
+
+def test_where_it_starts_and_runs_is_said_as_the_master_says_it():
+    """`posthouse wait` prints the reason; whether it had to wait must make no difference."""
+    now = fold(Status(state=NOT_YET, name="w"), event("starting", host="b", token=1))
+    assert now.reason == "starting on b"
+    assert fold(now, event("started", host="b", pid=7)).reason == "running on b"
