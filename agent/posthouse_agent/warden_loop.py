@@ -319,10 +319,8 @@ class Warden:
                         return [*answers, refused]
                 case Fork() | Recall() | Renew():
                     answers += self._on_runtime(effect)
-                case Kill() | Arm():
+                case Kill() | PostmasterGone() | Arm():
                     answers += self._strike(effect)
-                case PostmasterGone(token=token):
-                    self._processes.tell_lost(token)
                 case Look() | Listen():
                     answers += self._look(effect)
                 case Reap(token=token):
@@ -337,9 +335,12 @@ class Warden:
                     self._status = status
         return answers
 
-    def _strike(self, effect: Kill | Arm) -> list[Event]:
+    def _strike(self, effect: Kill | PostmasterGone | Arm) -> list[Event]:
         if isinstance(effect, Kill):
             self._processes.kill(effect.token, effect.signal, handled=effect.handled)
+            return []
+        if isinstance(effect, PostmasterGone):
+            self._processes.tell_lost(effect.token)
             return []
         assert self._fuse is not None, "a warden without a fuse takes no lease"
         if isinstance(self._fuse, Line):
