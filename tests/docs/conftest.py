@@ -30,6 +30,8 @@ from posthouse_testing.sweep import sweep
 ROOT = Path(__file__).parents[2]
 TWO_MACHINES = "docs/how-to/two-machines.md"
 DEADLINE_S = 45.0  # for one step; others may be running on the machine
+# Under CI or BUILD_NUMBER pytest writes whole messages into its summary; a page shows a reader's terminal.
+_NOT_A_READERS = ("POSTHOUSE", "XDG", "CI", "BUILD_NUMBER", "GITHUB_", "PYTEST_", "FORCE_COLOR")
 READS = {
     "ps",
     "unclaimed",
@@ -185,7 +187,7 @@ class Player:
         if machine not in self.shells:
             home = self.folder / (machine or "home")
             home.mkdir(exist_ok=True)
-            env = {k: v for k, v in os.environ.items() if not k.startswith(("POSTHOUSE", "XDG"))}
+            env = {k: v for k, v in os.environ.items() if not k.startswith(_NOT_A_READERS)}
             env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}", "LANG": "C.UTF-8"}
             env |= {"NO_COLOR": "1", "TERM": "xterm", "COLUMNS": "140", "PYTHONUNBUFFERED": "1"}
             # Plugins that our pages have no use for, and that take a second to load.
