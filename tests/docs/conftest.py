@@ -30,7 +30,7 @@ from posthouse_testing.sweep import sweep
 ROOT = Path(__file__).parents[2]
 TWO_MACHINES = "docs/how-to/two-machines.md"
 DEADLINE_S = 45.0  # for one step; others may be running on the machine
-# Under CI or BUILD_NUMBER pytest writes whole messages into its summary; a page shows a reader's terminal.
+# Under CI or BUILD_NUMBER pytest's summary has whole messages; a page shows a reader's terminal.
 _NOT_A_READERS = ("POSTHOUSE", "XDG", "CI", "BUILD_NUMBER", "GITHUB_", "PYTEST_", "FORCE_COLOR")
 READS = {
     "ps",
