@@ -142,7 +142,8 @@ def report(kills: Kills, seconds: float) -> None:
         for what in ("processes", "rss_kib", "fds", "threads"):
             points = [(float(n), float(getattr(use[role], what))) for n, use in kills.samples]
             parts.append(f"{what} {getattr(first, what)} -> {getattr(last, what)}"
-                         f" ({slope(points) * 100:+.2f} per 100 kills)")  # fmt: skip
+                         f" ({slope(points) * 100:+.2f} per 100 kills,"
+                         f" {slope(points, 0.5) * 100:+.2f} in the second half)")  # fmt: skip
         print("  ".join(parts))
 
 
