@@ -182,6 +182,8 @@ def _order(start: Start, settings: AgentSettings, runtime: RuntimeSettings) -> S
         preload=list(runtime.preload),
         databases=_databases(start, settings),
         structs=[{"name": s.name, "size": s.size, "library": s.library} for s in start.structs],
+        source=start.source,
+        group=start.group,
     )
 
 

@@ -688,8 +688,8 @@ class AgentCore:
         if worker is None:
             return
         if isinstance(report, RecordOf):
-            place = {"slot": worker.slot, "generation": worker.generation}
-            self._tell(RecordTold(**place, token=worker.token, spec=report.spec))
+            told = {name: getattr(report, name) for name in ("token", "spec", "source", "group")}
+            self._tell(RecordTold(slot=worker.slot, generation=worker.generation, **told))
             return
         state = report.state[: limits.stuck_text_max]
         self._workers[report.token] = worker = msgspec.structs.replace(worker, stuck=state)

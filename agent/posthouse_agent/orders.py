@@ -219,10 +219,12 @@ class Leased:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOf:
-    """With which record the worker was started."""
+    """With which record the worker was started, and who had declared it."""
 
     token: int
     spec: dict[str, Any]
+    source: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

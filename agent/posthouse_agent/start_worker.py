@@ -31,6 +31,9 @@ class StartWorker:
     preload: list[str] = field(default_factory=list)
     # name, size, library of the structures that its crash domain has before the worker is there
     structs: list[dict[str, Any]] = field(default_factory=list)
+    # Who declared it, and with whom: only to be told again, after the master's registry was lost.
+    source: str = ""
+    group: str = ""
     # Name -> URL; "" -> the name of the maintenance database. Only of a worker with
     # DATABASE_CONNECTION: the URLs may hold passwords.
     databases: dict[str, str] = field(default_factory=dict, repr=False)

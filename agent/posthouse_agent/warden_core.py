@@ -284,7 +284,7 @@ class WardenCore:
             grace_s,
             output_bytes(order.spec),
             str(order.spec.get("name", "")),
-            orders.pack(RecordOf(token=token, spec=order.spec)),
+            orders.pack(_record_of(order)),
             _watchdog_s(order.spec),
             domain=crash_domain(order.spec),
         )
@@ -714,6 +714,10 @@ def _ended(gone: Orphan, *, known: bool = False) -> orders.Ended:
         stop=gone.stop,
         known=known,
     )
+
+
+def _record_of(order: StartWorker) -> RecordOf:
+    return RecordOf(token=order.token, spec=order.spec, source=order.source, group=order.group)
 
 
 def _failed(

@@ -180,7 +180,16 @@ class Commands:
         spec = BackgroundWorker.from_wire(process.record)
         self._admit.unique(spec)
         packed = _pack(spec.to_wire())
-        self._lifecycle.claim(turn, spec, packed, process.running, process.host, session.principal)
+        self._lifecycle.claim(
+            turn,
+            spec,
+            packed,
+            process.running,
+            process.host,
+            session.principal,
+            source=process.source,
+            group=process.group,
+        )
         self._unclaimed.release(turn, process)
         return Done(request=message.request)
 

@@ -27,7 +27,7 @@ from posthouse_master.starter import Starter
 from posthouse_master.store.base import DropGroup, GroupRow, PutGroup
 from posthouse_master.turn import Turn
 
-__all__ = ["Group", "Groups", "member_name"]
+__all__ = ["Group", "Groups", "is_member", "member_name"]
 
 _EVERY: Final = -1
 
@@ -62,6 +62,11 @@ def member_name(group: str, which: object) -> str:
     ('web:0', 'probe:b')
     """
     return f"{group}:{which}"
+
+
+def is_member(group: str, name: str) -> bool:
+    """Whether a worker of that name can be of the group."""
+    return bool(group) and name.startswith(member_name(group, ""))
 
 
 class Groups:
@@ -196,24 +201,33 @@ class Groups:
             if not self._fleet.fits(_member_wants(group), host):
                 continue
             spec = _member_on(group, host.name)
-            if self._registry.named(spec.name) is not None:
+            if self._registry.named(spec.name) is not None or spec.name in self._starter.withheld:
                 continue  # somebody has the name; asked again at the host's next session
             try:
                 self._admit.slots([spec])
             except NoFreeSlot as error:
                 turn.note("group.no_slot", group=group.name, host=host.name, reason=error.message)
                 continue
-            grown = replace(group, hosts=group.hosts | {host.name})
-            self._groups[group.name] = grown
-            self._persist(turn, grown)
-            self._register(turn, grown, spec)
+            self._register(turn, self._grow(turn, group, host.name), spec)
 
     def look(self, turn: Turn) -> None:
-        """After an input: a group ends with its last member."""
+        """After an input: a group ends with its last member, and a host whose member was claimed
+        has been given it."""
         for registration in list(self._registry.changed.values()):
-            name = registration.group
-            if not registration.live and name in self._groups and not self._registry.of_group(name):
-                self.drop(turn, name)
+            group = self._groups.get(registration.group)
+            if group is None:
+                continue
+            if not registration.live:
+                if not self._registry.of_group(group.name):
+                    self.drop(turn, group.name)
+            elif group.each_host and registration.pinned not in group.hosts:
+                self._grow(turn, group, registration.pinned)
+
+    def _grow(self, turn: Turn, group: Group, host: str) -> Group:
+        grown = replace(group, hosts=group.hosts | {host})
+        self._groups[group.name] = grown
+        self._persist(turn, grown)
+        return grown
 
     def _register(self, turn: Turn, group: Group, spec: BackgroundWorker) -> None:
         self._lifecycle.register(

@@ -167,6 +167,9 @@ class Lifecycle:
         running: Running,
         host: str,
         by: str,
+        *,
+        source: str = "",
+        group: str = "",
     ) -> None:
         """Make a process that a restored registry does not know a registration again, under its
         old handle. Raises NoFreeSlot."""
@@ -182,7 +185,9 @@ class Lifecycle:
             domain=domain_of(spec),
             registered_unix_s=turn.now.unix_s,
             by=by,
+            source=source,
             order=self._chronicle.next_sequence,
+            group=group,
             proven_revision=revision,
         )
         turn.persist(PutSlot(running.slot, self._registry.given(running.slot)))

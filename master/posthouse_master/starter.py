@@ -145,6 +145,8 @@ class Starter:
             spec=registration.wire,
             warden=registration.warden,
             structs=self._structs(registration.spec),
+            source=registration.source,
+            group=registration.group,
         )
         self._door.command(turn, session, start)
         host.choked = self._is_choked(host, session)

@@ -16,6 +16,7 @@ from posthouse import limits
 from posthouse.messages import GetRecord, RecordTold, Running, Stop
 from posthouse.signals import SIGNALS
 from posthouse.states import StopReason
+from posthouse_master.groups import is_member
 from posthouse_master.placement import Fleet, Host
 from posthouse_master.registry import Registry
 from posthouse_master.sessions import FrontDoor
@@ -34,6 +35,8 @@ class Process:
     host: str
     running: Running
     record: dict[str, Any] | None = None
+    source: str = ""
+    group: str = ""
 
 
 class Unclaimed:
@@ -84,7 +87,9 @@ class Unclaimed:
         """The record with which one of them was started."""
         process = self._all.get(message.token)
         if process is not None and process.host == host.name:
-            process.record = message.spec
+            process.record, process.source = message.spec, message.source
+            named = str(message.spec.get("name", ""))
+            process.group = message.group if is_member(message.group, named) else ""
 
     def gone(self, turn: Turn, host: str, token: int) -> bool:
         """Its process is gone. False if it is none of these."""

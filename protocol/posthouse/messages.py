@@ -258,12 +258,14 @@ class StopDone(Message, frozen=True, kw_only=True):
 
 
 class RecordTold(Message, frozen=True, kw_only=True):
-    """Answers GET_RECORD: the record of the START that led to this process."""
+    """Answers GET_RECORD: record, `source` and `group` of the START that led to this process."""
 
     slot: Int
     generation: Int
     token: Int
     spec: Spec
+    source: Word = ""
+    group: Word = ""
 
 
 class LogChunk(Message, frozen=True, kw_only=True):
@@ -319,7 +321,8 @@ class StructRequest(Record, frozen=True, kw_only=True):
 class Start(Message, frozen=True, kw_only=True):
     """Start a process for this registration. Legal under the current session and epoch, if `token`
     is higher than any this host has seen for the slot. `structs`: those of its crash domain, which
-    are there before the process is; only of a worker with SHMEM_ACCESS."""
+    are there before the process is; only of a worker with SHMEM_ACCESS. `source` and `group`: who
+    declared it and with whom; the host keeps them for RECORD_TOLD and has no other use for them."""
 
     registry: Hex32
     slot: Int
@@ -330,6 +333,8 @@ class Start(Message, frozen=True, kw_only=True):
     spec: Spec
     warden: Word = "fenced"
     structs: Annotated[list[StructRequest], Meta(max_length=limits.domain_structs_max)] = []
+    source: Word = ""
+    group: Word = ""
 
 
 class GetRecord(Message, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import posthouse
-from posthouse import BackgroundWorker, Cursor, CursorTooOld, EventKind, WorkerState
+from posthouse import BackgroundWorker, Cursor, CursorTooOld, EventKind, WorkerGroup, WorkerState
 from posthouse_cli.layout import Layout
 from posthouse_testing.cluster import Daemon, LocalCluster
 
@@ -201,6 +201,26 @@ def test_ten_workers_that_the_backup_does_not_know_run_on_and_are_claimed(house,
         new = client.handle("new-1")
         os.kill(pids["new-1"], 9)
         assert new.wait_for_shutdown(timeout=20).name == "new-1"
+
+
+def test_what_was_applied_since_the_backup_is_claimed_as_what_it_was(house, tmp_path):
+    """The host's warden has its source and its group, whatever becomes of master and agent."""
+    web = [WorkerGroup(idle("web"), replicas=2)]
+    with house.connect() as client:
+        copied(house, "backup", str(tmp_path / "b"))
+        client.apply(web, source="shop")
+        pids = {n: client.handle(n).wait_for_ready(timeout=20).pid for n in ("web:0", "web:1")}
+    house.agent("a").kill()
+    house.start_host("a")
+    restored(house, tmp_path / "b", "--hosts-complete")
+    deadline_s = time.monotonic() + 20
+    while house.run("claim", "--all").returncode != 0:
+        assert time.monotonic() < deadline_s, house.run("claim", "--all")
+    with house.connect() as client:
+        plan = client.apply(web, source="shop")
+        assert (plan.unchanged, plan.changes) == (2, ()), "its own, as it was declared"
+        assert {n: client.handle(n).status().pid for n in pids} == pids
+        assert {info.source for info in client.workers()} == {"shop"}
 
 
 def test_a_second_master_on_a_copy_of_the_registry_is_obeyed_by_no_host(house, tmp_path):

@@ -8,7 +8,10 @@ import pytest
 
 from posthouse import limits
 from posthouse.messages import (
+    Applied,
+    Apply,
     Claim,
+    Declared,
     Done,
     Exited,
     Failed,
@@ -17,13 +20,15 @@ from posthouse.messages import (
     Hold,
     ListHosts,
     ListUnclaimed,
+    ListWorkers,
     RecordTold,
     Release,
     Start,
+    Started,
     Stop,
 )
 from posthouse.spec import BackgroundWorker
-from posthouse.states import NEVER_RESTART, StopReason, WorkerState
+from posthouse.states import NEVER_RESTART, Every, StopReason, WorkerState
 from posthouse_master.store.base import first_number
 from posthouse_master.store.memory import MemoryDisk
 
@@ -245,10 +250,15 @@ def unclaimed_of(town, agent, starts, restore, backup):
     running = [agent.running(start, name=start.spec["name"]) for start in starts]
     host = back(town, *running)
     for ask in host.take(GetRecord):
-        spec = next(start.spec for start in starts if start.token == ask.token)
-        told = RecordTold(slot=ask.slot, generation=ask.generation, token=ask.token, spec=spec)
-        host.say(told)
+        start = next(start for start in starts if start.token == ask.token)
+        host.say(told_of(start))
     return host
+
+
+def told_of(start):
+    """What its host has of a process besides its inventory."""
+    kept = ("slot", "generation", "token", "spec", "source", "group")
+    return RecordTold(**{name: getattr(start, name) for name in kept})
 
 
 def test_what_is_not_known_is_listed_and_never_ended(town, client, restore):
@@ -286,6 +296,70 @@ def test_a_claim_brings_the_registration_back_under_its_old_handle(town, client,
     assert host.run().incarnation == 2
 
 
+def declare(client, *specs, source="shop"):
+    """`posthouse apply`: each is (record, replicas)."""
+    workers = [Declared(spec=spec.to_wire(), replicas=replicas) for spec, replicas in specs]
+    applied = client.ask(Apply, source=source, workers=workers)
+    assert isinstance(applied, Applied), applied
+    return applied
+
+
+def test_a_claim_gives_back_who_declared_it_and_its_group(town, client, restore):
+    """Its host was told with the START. Else the next apply is refused: another source has the
+    name."""
+    agent = town.host("b")
+    backup = copied(town.disk)
+    web = (BackgroundWorker(name="web", main="acme.jobs:main"), 2)
+    declare(client, web)
+    starts = agent.take(Start)
+    for start in starts:
+        agent.say(Started(worker=agent.running(start)))
+    assert len(starts) == 2
+    unclaimed_of(town, agent, starts, restore, backup)
+    client = town.client()
+    for start in starts:
+        assert isinstance(client.ask(Claim, token=start.token), Done)
+    workers = client.ask(ListWorkers, group="web").workers
+    assert [(w.spec["name"], w.source) for w in workers] == [("web:0", "shop"), ("web:1", "shop")]
+    applied = declare(client, web)
+    assert (applied.unchanged, applied.changes) == (2, [])
+    assert declare(client).pruned == 2, "they are its own: it ends what it no longer names"
+
+
+def test_a_host_that_names_a_group_which_a_worker_cannot_be_of_is_not_believed(
+    town, client, restore
+):
+    backup, agent, starts = lost(town, client, "x")
+    wrong = msgspec.structs.replace(starts[0], group="web", source="")
+    unclaimed_of(town, agent, [wrong], restore, backup)
+    client = town.client()
+    assert isinstance(client.ask(Claim, token=starts[0].token), Done)
+    assert not client.ask(ListWorkers, group="web").workers
+
+
+def test_a_host_is_not_given_a_member_of_a_group_that_it_runs_unclaimed(town, client, restore):
+    a = town.host("a")
+    probe = (BackgroundWorker(name="probe", main="acme.jobs:main"), Every.HOST)
+    declare(client, probe)
+    first = a.run()
+    backup = copied(town.disk)
+    b = town.host("b")
+    start = b.run()
+    assert start.spec["name"] == "probe:b"
+    restore(backup)
+    back(town, a.running(first, name="probe:a"), name="a")
+    b = back(town, b.running(start, name="probe:b"), name="b")
+    for ask in b.take(GetRecord):
+        assert ask.token == start.token
+        b.say(told_of(start))
+    client = town.client()
+    assert isinstance(client.ask(Claim, token=start.token), Done), "nobody has taken the name"
+    assert len(client.ask(ListWorkers, group="probe").workers) == 2
+    declare(client, probe)
+    town.pass_time(60)
+    assert not b.take(Start) and not b.take(Stop)
+
+
 def test_a_claim_is_refused_where_it_cannot_be(town, client, restore):
     backup, agent, starts = lost(town, client, "x")
     restore(backup)
@@ -295,8 +369,7 @@ def test_a_claim_is_refused_where_it_cannot_be(town, client, restore):
     refused = client.ask(Claim, token=token)
     assert isinstance(refused, Failed) and "has not told the record" in refused.message
     assert "no unclaimed process" in client.ask(Claim, token=token + 1).message
-    told = RecordTold(slot=0, generation=1, token=token, spec=starts[0].spec)
-    host.say(told)
+    host.say(told_of(starts[0]))
     client.register("x")
     refused = client.ask(Claim, token=token)
     assert (refused.code, "'x'" in refused.message) == ("already_registered", True)

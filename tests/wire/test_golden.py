@@ -359,6 +359,9 @@ MESSAGES: dict[str, Message] = {
     ),
     "stop_done": StopDone(slot=3, generation=1, token=77),
     "record_told": RecordTold(slot=3, generation=1, token=77, spec=SPEC),
+    "record_told.declared": RecordTold(
+        slot=3, generation=1, token=77, spec=SPEC, source="shop", group="web"
+    ),
     "get_record": GetRecord(slot=3, generation=1, token=77),
     "log_chunk": LogChunk(
         read=5, offset=4096, data=b"line\n", size=4101, lost=100, error="no such file"
@@ -373,6 +376,10 @@ MESSAGES: dict[str, Message] = {
     "start.memory": Start(
         registry=REGISTRY, slot=5, generation=1, incarnation=1, token=80, revision=1, spec=SPEC,
         structs=[StructRequest(name="counters", size=4096, library="acme.ingest")],
+    ),
+    "start.declared": Start(
+        registry=REGISTRY, slot=6, generation=1, incarnation=1, token=81, revision=1, spec=SPEC,
+        source="shop", group="web",
     ),
     "stop": Stop(
         registry=REGISTRY, slot=3, generation=1, token=77, reason=StopReason.TERMINATE, signal=15,
