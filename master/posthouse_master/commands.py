@@ -226,7 +226,7 @@ class Commands:
 
     def signal(self, turn: Turn, session: Session, message: SignalWorker) -> Done:
         registration, agent = self.process(message.ref)
-        registration.signalled = (registration.token, message.signal, session.principal)
+        self._lifecycle.signalled(registration, message.signal, session.principal)
         turn.note(
             "worker.signal", worker=registration.name, signal=message.signal, by=session.principal
         )

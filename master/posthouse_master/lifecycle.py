@@ -75,9 +75,8 @@ def _attributed(facts: ExitFacts, registration: Registration, stop: StopReason |
     request to end: it decides nothing, and is only told."""
     if stop is not None:
         return msgspec.structs.replace(facts, stop=stop, by=registration.stop_by)
-    token, number, by = registration.signalled
-    sent = token == registration.token and number == facts.signal
-    return msgspec.structs.replace(facts, stop=None, by=by if sent else "")
+    sent = registration.signal == facts.signal
+    return msgspec.structs.replace(facts, stop=None, by=registration.signal_by if sent else "")
 
 
 class _Ways(NamedTuple):
@@ -230,6 +229,8 @@ class Lifecycle:
             stopping=None,
             stop_by="",
             stop_grace_s=None,
+            signal=0,
+            signal_by="",
             restart_delay_s=None,
             reason=f"running on {host}, as it was before the restore",
             rule="",
@@ -450,6 +451,8 @@ class Lifecycle:
             stopping=None,
             stop_by=by if final and stop is StopReason.TERMINATE else "",  # whose word ended it
             stop_grace_s=None,
+            signal=0,
+            signal_by="",
             reason=decision.reason,
             rule=decision.rule,
             restart_delay_s=decision.delay_s if again else None,
@@ -501,6 +504,7 @@ class Lifecycle:
             Step.REVISE,
             barred=frozenset(),
             streak=0,
+            restart_delay_s=None,
             awaits_ready=registration.ready or (on_the_way and registration.awaits_ready),
             proven_revision=registration.proven_revision if waits else registration.revision,
         )
@@ -521,6 +525,11 @@ class Lifecycle:
             self._registry.changed[registration.key] = registration
 
     # --- stopping ---
+
+    def signalled(self, registration: Registration, number: int, by: str) -> None:
+        """Somebody has its process sent a signal: told with its end, if that is what ended it."""
+        registration.signal, registration.signal_by = number, by
+        self._registry.changed[registration.key] = registration
 
     def terminate(self, turn: Turn, registration: Registration, by: str) -> bool:
         """Unregister it, once its process, if any, is gone. False if there is nothing to do."""
@@ -578,6 +587,8 @@ class Lifecycle:
         if self._timers.due_of(("restart", registration.key)) is None:
             return False
         self._timers.cancel(("restart", registration.key))
+        registration.restart_delay_s = None  # nor does the next master wait
+        self._registry.changed[registration.key] = registration
         self._chronicle.record(turn, EventKind.RESTART_REQUESTED, registration, by=by)
         self._starter.offer(turn, registration)
         return True

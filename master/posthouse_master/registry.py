@@ -138,6 +138,8 @@ class Registration:
     stop_grace_s: float | None = None  # the shortest that its stop was asked for with
     reason: str = ""
     rule: str = ""
+    signal: int = 0  # the last one that somebody had sent to its process
+    signal_by: str = ""
     restart_delay_s: float | None = None  # None while WAITING: as soon as it can be placed
     starts: int = 0  # incarnations that ran
     failures: int = 0  # ends that nobody asked for, and starts that failed
@@ -152,8 +154,6 @@ class Registration:
     strays: int = 0
     # In memory only: what its host says of a process that KILL does not end.
     stuck: str = ""
-    # In memory only: (token, signal, by) of the last signal that somebody had sent to its process.
-    signalled: tuple[int, int, str] = (0, 0, "")
     # In memory only: hosts that said trying again is of no use, until their next session.
     barred: frozenset[str] = frozenset()
 

@@ -117,6 +117,8 @@ class StateRow:
     stop_grace_s: float | None = None  # asked for with the stop; None: its record's own
     reason: str = ""
     rule: str = ""
+    signal: int = 0  # the last one that somebody had sent to its process
+    signal_by: str = ""
     restart_delay_s: float | None = None
     starts: int = 0
     failures: int = 0
