@@ -123,12 +123,12 @@ class Registration:
     group: str = ""
     max_unavailable: int = 1
     registrant: str = ""  # the process that gets SIGUSR1, as vouch.text has it
-    domain: str = ""  # its crash domain; "" without SHMEM_ACCESS
     life: Life = Life.SUBMITTED
     host: str = ""  # where it is or was last
     warden: str = "fenced"
     incarnation: int = 0
     token: int = 0
+    domain: str = ""  # the crash domain of its newest process; "" without SHMEM_ACCESS
     pid: int | None = None
     pid_start: int | None = None
     started_unix_s: float | None = None
@@ -269,7 +269,6 @@ class Registry:
             name=spec.name,
             packed=spec.spec,
             pinned=str(record.get("host") or ""),
-            domain=_domain_in(record),
             registered_unix_s=spec.registered_unix_s,
             by=spec.by,
             source=spec.source,
@@ -280,6 +279,8 @@ class Registry:
         )
         for name in _STATE_FIELDS[2:]:
             setattr(registration, name, getattr(state, name))
+        if state.domain is None:  # written before that was kept
+            registration.domain = _domain_in(record)
         if not registration.proven_revision:  # written before there were revisions to roll out
             registration.ran_revision = registration.proven_revision = registration.revision
         slot = self._slot(spec.slot)
@@ -396,7 +397,6 @@ class Registry:
         if registration.pinned:
             self._load[registration.pinned] -= 1
         registration.packed, registration.pinned = packed, spec.host or ""
-        registration.domain = domain_of(spec)
         registration.revision += 1
         if registration.pinned:
             self._load[registration.pinned] += 1

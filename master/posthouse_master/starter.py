@@ -21,7 +21,7 @@ from posthouse_master.effects import Room
 from posthouse_master.pace import Pace
 from posthouse_master.phases import may_start
 from posthouse_master.placement import Fleet, Host, StartQueue, Wants, wants_of
-from posthouse_master.registry import Key, Registration, Registry, Step
+from posthouse_master.registry import Key, Registration, Registry, Step, domain_of
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
@@ -120,6 +120,7 @@ class Starter:
             warden=warden,
             incarnation=registration.incarnation + 1,
             token=self._registry.draw_token(),
+            domain=domain_of(registration.spec),
             pid=None,
             pid_start=None,
             started_unix_s=None,

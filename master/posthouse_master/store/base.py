@@ -108,6 +108,7 @@ class StateRow:
     warden: str = "fenced"
     incarnation: int = 0
     token: int = 0
+    domain: str | None = None  # the crash domain of its newest process; None: that of its record
     pid: int | None = None
     pid_start: int | None = None
     started_unix_s: float | None = None
