@@ -170,7 +170,7 @@ class AgentCore:
     @property
     def wake_s(self) -> float:
         """When Tick is due, in seconds of CLOCK_BOOTTIME; infinity if nothing is."""
-        times = [seat.wake_s for seat in self._wanted] if not self._left else []
+        times = [seat.due_s for seat in self._wanted] if not self._left else []
         if self._may_dial:
             times.append(self._dialler.wake_s)
         return min(times, default=float("inf"))
@@ -251,6 +251,9 @@ class AgentCore:
             return
         for seat in self._seats.values():
             self._effects += seat.tick(now.boot_s)
+            for start in seat.overdue(now.boot_s):
+                del self._starting[start.token]
+                self._start_failed(start, "start_timed_out", seat.closed_because, retry=True)
         if self._may_dial:
             greeting = self._dialler.greeting
             self._dialled(self._dialler.tick(now.boot_s), now)

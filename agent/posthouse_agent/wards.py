@@ -53,6 +53,7 @@ class WardenSeat:
         self.leaves = False  # it ends on purpose, and has told everything
         self.returns = False  # one that did so has yet to be replaced, in this session
         self._since_s = 0.0
+        self._awaited_s: float | None = None  # since when somebody has waited for it to be open
         self.wake_s = 0.0  # when to ask for it (again); infinity while that is under way or done
 
     def __repr__(self) -> str:
@@ -96,6 +97,33 @@ class WardenSeat:
             return []
         waiting, self.waiting = self.waiting, []
         return [Give(self.kind, start) for start in waiting]
+
+    def overdue(self, now_s: float) -> list[StartWorker]:
+        """Who has waited in vain, and is given to nobody any more."""
+        if not self.waiting:
+            self._awaited_s = None
+        elif self._awaited_s is None:
+            self._awaited_s = now_s
+        elif now_s >= self._awaited_s + limits.warden_wait_s:
+            overdue, self.waiting, self._awaited_s = self.waiting, [], None
+            return overdue
+        return []
+
+    @property
+    def closed_because(self) -> str:
+        """What they have waited for."""
+        if not self.complete:
+            return f"no {self.kind} warden was ready for {limits.warden_wait_s:g} s"
+        return (
+            f"the fuse of the {self.kind} warden has not set the host's lease for "
+            f"{limits.warden_wait_s:g} s: it is stopped, or the host has no time for it"
+        )
+
+    @property
+    def due_s(self) -> float:
+        """When `tick` or `overdue` may have something."""
+        awaited_s = float("inf") if self._awaited_s is None else self._awaited_s
+        return min(self.wake_s, awaited_s + limits.warden_wait_s)
 
     def want(self) -> None:
         """It is needed from now on."""

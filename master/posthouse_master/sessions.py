@@ -270,11 +270,14 @@ class FrontDoor:
         return True
 
     def command(self, turn: Turn, session: Session, message: Message) -> None:
-        """Send to an agent; what its link has no room for follows in order as room is made."""
-        if session.backlog or session.link.room <= 0:
+        """Send to an agent; what its link has no room for follows in order as room is made. If too
+        much of it waits, the session ends: the next inventory tells what is still to do."""
+        if not session.backlog and session.link.room > 0:
+            self.send(turn, session, message)
+        elif len(session.backlog) < limits.commands_waiting_max:
             session.backlog.append(message)
         else:
-            self.send(turn, session, message)
+            turn.broken.append((session.identity, "too many commands wait for it"))
 
     def answer(self, turn: Turn, session: Session, message: Message) -> None:
         """Send to a client. One that asks faster than it acknowledges gets its answers in order, as
@@ -298,6 +301,11 @@ class FrontDoor:
             return
         for frame in session.link.due(turn.now.boot_s):
             turn.send(session.peer, frame)
+        # Counted by what was sent in vain and not by the clock: while this master was stopped, or
+        # busy, nobody could acknowledge anything to it.
+        if session.link.repetitions > limits.repetitions_max:
+            why = f"heard, and acknowledges nothing: sent again {limits.repetitions_max} times"
+            turn.broken.append((identity, why))
         self.wind(session)
 
     def wind(self, session: Session) -> None:

@@ -49,6 +49,7 @@ class Link:
         self._outbox: deque[_Sent] = deque()
         self._outbox_bytes = 0
         self._progress_s = now_s  # when the outbox last became shorter, or began
+        self.repetitions = 0  # in a row, none of which has led to an acknowledgement
         self._repeated = 0  # the last number of the last repetition
         self._recover_to = 0  # numbers up to this were sent before that repetition began
         self._received = 0
@@ -136,6 +137,7 @@ class Link:
         frames = []
         if self._outbox and now_s >= self._progress_s + limits.resend_s:
             self._progress_s = now_s
+            self.repetitions += 1
             again = list(islice(self._outbox, _RESEND_BATCH))
             self._repeated = again[-1].sequence
             self._recover_to = max(self._recover_to, self.sent)
@@ -167,6 +169,7 @@ class Link:
         while self._outbox and self._outbox[0].sequence <= acknowledged:
             self._outbox_bytes -= len(self._outbox.popleft().body)
             self._progress_s = now_s
+            self.repetitions = 0
         # A whole repetition has arrived and more was sent before it: the receiver dropped that as
         # it came after a gap, so the next batch need not wait for another timeout.
         if self._outbox and acknowledged == self._repeated < self._recover_to:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from posthouse import limits
 from posthouse.messages import Grant, Hello, Renew, Start, StartFailed, Stop, StopDone
 from posthouse.states import StopReason
 from posthouse_agent import effects, orders
@@ -203,6 +204,49 @@ def test_a_start_that_waits_for_the_fuse_is_taken_back_by_its_stop(bench: Bench)
     tree_warden(bench)
     stop(bench, 1)
     bench.report(orders.Leased(stamp=stamp), "tree")
+    assert not given(bench)
+
+
+def live(bench: Bench, seconds: float) -> None:
+    """The session goes on: every renewal is granted, and no fuse answers."""
+    end_s = bench.now_s + seconds
+    while bench.now_s < end_s:
+        bench.tick(0.1)
+        for message in bench.deliver():
+            if isinstance(message, Renew):
+                grant = Grant(stamp=message.stamp, lease_s=30.0)
+                bench.feed(effects.Frame(bench.master.link.loose(grant)))
+
+
+def test_a_start_waits_for_a_fuse_that_is_stopped_so_long_and_then_has_failed(bench: Bench) -> None:
+    """It is never given to the warden afterwards: the master may have started it elsewhere."""
+    bench.attach()
+    stamp = granted(bench)
+    tree(bench, 1)
+    tree_warden(bench)
+    live(bench, limits.warden_wait_s - 1)
+    assert not bench.said(StartFailed)
+
+    live(bench, 2)
+    (failed,) = bench.said(StartFailed)
+    assert (failed.token, failed.code, failed.retry) == (1, "start_timed_out", True)
+    assert "the fuse of the tree warden has not set" in failed.reason
+    tree(bench, 2)  # tried again by the rules of its record
+    live(bench, limits.warden_wait_s - 1)
+    bench.report(orders.Leased(stamp=stamp), "tree")
+    assert given(bench) == [2]
+    assert len(bench.said(StartFailed)) == 1 and bench.core.session is not None
+
+
+def test_a_start_waits_no_longer_for_a_warden_that_does_not_come(bench: Bench) -> None:
+    bench.attach()
+    granted(bench)
+    kept(bench, 1)
+    live(bench, limits.warden_wait_s + 1)
+    (failed,) = bench.said(StartFailed)
+    assert failed.code == "start_timed_out"
+    assert "no kept warden was ready" in failed.reason
+    kept_warden(bench)
     assert not given(bench)
 
 

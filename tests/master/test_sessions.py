@@ -5,12 +5,14 @@ import pytest
 from posthouse import codec, limits
 from posthouse.codec import NO_SESSION, Envelope
 from posthouse.messages import (
+    Done,
     Goodbye,
     Hello,
     Inventory,
     ListHosts,
     Refused,
     Register,
+    ReloadRuntimes,
     Renew,
     RenewRuntimes,
     Start,
@@ -19,6 +21,7 @@ from posthouse.messages import (
     WardenRef,
     Welcome,
 )
+from posthouse.states import EventKind
 from posthouse_master.effects import (
     Interrupted,
     Malformed,
@@ -460,6 +463,56 @@ def test_a_peer_that_acknowledges_nothing_loses_its_session(town):
     assert number == bound
     assert [refused.code for refused in client.refused] == ["stale_session"]
     assert len(town.core.door) == 0
+
+
+def test_a_host_that_renews_and_acknowledges_nothing_is_told_as_down(town):
+    """Its agent's core is stuck; what it was asked to do is done once it says HELLO again."""
+    client, host = town.client(), town.host("b")
+    client.register("w")
+    start = host.run()
+    town.hold(host)
+    client.terminate("w")
+    for _ in range(int(limits.repetitions_max * limits.resend_s * 2) - 2):
+        town.pass_time(0.5, quiet=(host,))
+        host.renew()
+    assert host.grants and host.link is not None, "it may be slow"
+    for _ in range(6):
+        town.pass_time(0.5, quiet=(host,))
+        if host.link is not None:
+            host.renew()
+    refused = refusal(host)
+    assert refused.code == "stale_session" and "acknowledges nothing" in refused.message
+    down = town.log()[-1]
+    assert (down.kind, down.reason) == (EventKind.HOST_DOWN, refused.message)
+    assert not client.status("w").reachable
+    host.inbox.clear()
+    host.open(settle=False)
+    host.settle(running=[host.running(start)])
+    assert town.log()[-1].kind is EventKind.HOST_UP
+    host.obey_stop(start)
+    assert client.status("w").final
+
+
+def test_a_master_that_was_stopped_takes_nobody_for_one_that_acknowledges_nothing(town):
+    client, host = town.client(), town.host("b")
+    client.register("w")
+    town.boot_s += 2 * limits.repetitions_max * limits.resend_s
+    for late_s in range(40, 0, -1):  # all that it said meanwhile
+        host.loose(Renew(stamp=int((town.boot_s - late_s) * 1e6)))
+        town.tick()
+    assert host.run().incarnation == 1
+
+
+def test_the_commands_that_wait_for_a_host_are_bounded(town, monkeypatch):
+    monkeypatch.setattr(limits, "commands_waiting_max", 10)
+    client, host = town.client(), town.host("b")
+    town.hold(host)
+    kinds = limits.outbox_messages_max + 10
+    for _ in range(kinds):
+        assert isinstance(client.ask(ReloadRuntimes, host="b"), Done)
+    assert host.link is not None
+    client.ask(ReloadRuntimes, host="b")
+    assert "too many commands" in refusal(host).message
 
 
 def test_what_is_not_acknowledged_is_sent_again(town):
