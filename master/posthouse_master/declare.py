@@ -244,7 +244,8 @@ class Declarations:
             if self._stays_ended(declaration, holder, wanted):
                 return Step(name=name, action="finished", registration=holder)
             raise self._admit.ending(holder)
-        if holder.packed == wanted.packed and holder.group == wanted.group:
+        same = holder.packed == wanted.packed and holder.group == wanted.group
+        if same and not holder.ahead:
             return None
         return Step(
             name=name,

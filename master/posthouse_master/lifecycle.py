@@ -211,8 +211,15 @@ class Lifecycle:
         self._starter.withdraw(registration)
         self._timers.cancel(("start", registration.key))
         known: dict[str, Any]
+        reason = f"running on {host}, as it was before the restore"
+        revision = registration.revision
         if isinstance(word, Running):
             known = {name: getattr(word, name) for name in _OF_PROCESS}
+            revision = word.revision or revision
+            if revision > registration.revision:  # revised since the backup: nobody waits for it
+                known["proven_revision"] = max(revision, registration.proven_revision)
+                reason += f", with revision {revision}, which is lost"
+                reason += "; a restart or `posthouse apply` replaces it"
         else:
             facts = word.facts
             known = {"pid": facts.pid, "pid_start": None, "started_unix_s": facts.started_unix_s}
@@ -231,10 +238,10 @@ class Lifecycle:
             signal=0,
             signal_by="",
             restart_delay_s=None,
-            reason=f"running on {host}, as it was before the restore",
+            reason=reason,
             rule="",
             starts=max(registration.starts + 1, word.incarnation),
-            ran_revision=registration.revision,
+            ran_revision=revision,
             **known,
         )
         self._chronicle.record(turn, EventKind.STARTING, registration, reason=registration.reason)

@@ -189,7 +189,12 @@ class Registration:
     @property
     def outdated(self) -> bool:
         """Its process, if it comes to one, runs with the content of an older revision."""
-        return self.placed and self.ran_revision != self.revision
+        return self.placed and self.ran_revision < self.revision
+
+    @property
+    def ahead(self) -> bool:
+        """Its process runs with a revision that a restore has lost, whose content nobody knows."""
+        return self.placed and self.ran_revision > self.revision
 
     @property
     def live(self) -> bool:
@@ -391,13 +396,15 @@ class Registry:
         self.changed[registration.key] = registration
 
     def revise(self, registration: Registration, spec: BackgroundWorker, packed: bytes) -> None:
-        """Give it other content under the next revision, in its slot (its handle stays good)."""
+        """Give it other content under the next revision, in its slot (its handle stays good): the
+        next of all that a process of it was told, also in a history that was lost."""
         _remember(packed, spec)
         self._leave_host(registration)
         if registration.pinned:
             self._load[registration.pinned] -= 1
         registration.packed, registration.pinned = packed, spec.host or ""
-        registration.revision += 1
+        newest = (registration.revision, registration.ran_revision, registration.proven_revision)
+        registration.revision = max(newest) + 1
         if registration.pinned:
             self._load[registration.pinned] += 1
         self._enter_host(registration)

@@ -60,7 +60,8 @@ class Rollout:
     def _may_replace(self) -> bool:
         """Who is stopped must be able to start again."""
         starter = self._starter
-        return starter.phase is not Phase.STOPPING and starter.room is Room.AMPLE
+        may_start = starter.phase is not Phase.STOPPING and not starter.recovering
+        return may_start and starter.room is Room.AMPLE
 
     def note(self, registration: Registration, now_s: float) -> None:
         """Where a registration stands. Also for each one at the beginning of a term."""
@@ -87,6 +88,10 @@ class Rollout:
         """What a registration whose process is outdated waits for; "" if it is not."""
         if not _is_outdated(registration):
             return ""
+        if self._starter.recovering:
+            return (
+                f"revision {registration.revision} waits until all hosts are back after the restore"
+            )
         waits = [self._registry.get(*key) for key in self._busy.get(registration.source, ())]
         names = [other.name for other in waits[:_SHOWN] if other is not None]
         more = f" and {len(waits) - _SHOWN} others" if len(waits) > _SHOWN else ""
