@@ -4,6 +4,7 @@ import os
 import signal
 
 import psutil
+import pytest
 
 from posthouse import limits
 
@@ -48,3 +49,21 @@ def test_a_host_that_cannot_be_asked_has_no_load_and_the_others_are_asked(object
     finally:
         os.kill(agent, signal.SIGCONT)
         cluster.wait_for_hosts()
+
+
+def test_hosts_that_are_there_are_not_waited_for(objects):
+    for wanted in ("a,b", "b", "2", "0"):
+        assert [host["name"] for host in objects("hosts", "--wait", wanted)] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [("a,nowhere", "nowhere: not reachable yet; reachable: a, b"), ("3", "3 hosts: not reachable")],
+)
+def test_who_waits_in_vain_is_told_for_whom(posthouse, wanted, told):
+    ran = posthouse("hosts", "--wait", wanted, "--timeout", "0.2s", status=5)
+    assert told in ran.stderr and not ran.stdout
+
+
+def test_nobody_can_be_waited_for_without_a_name(posthouse):
+    assert "must be names" in posthouse("hosts", "--wait", "a,", status=2).stderr

@@ -289,3 +289,11 @@ def test_a_running_up_whose_folder_was_deleted_is_told_of(place):
     second = place.up("--hosts", "a")
     assert "whose files were deleted: process" in second.wait_for("posthouse:", PATIENCE_S)
     assert second.wait(PATIENCE_S) == 1
+
+
+def test_a_script_goes_on_when_the_hosts_are_there(place):
+    """It asks before there is a master, and lists both, not those that were the first."""
+    place.up("--hosts", "a,b")
+    rows = place.run("hosts", "--wait", "a,b").splitlines()
+    assert [row.split("\t")[:2] for row in rows] == [["a", "reachable"], ["b", "reachable"]]
+    place.run("run", "jobs:idle", "--on", "b", "--detach")

@@ -4,13 +4,16 @@ Owns: which facts each view shows. Must not know: how they are drawn (render) or
 Invariant: reading changes nothing.
 """
 
+import time
+
 import click
+from click.core import ParameterSource
 
 from posthouse import Handle, limits
-from posthouse.errors import NotRunning, RefusedError, TimedOut
+from posthouse.errors import NotRunning, RefusedError, TimedOut, UsageError
 from posthouse.records import HostInfo, Status
 from posthouse.states import Phase, WorkerState
-from posthouse_cli import shapes
+from posthouse_cli import progress, shapes
 from posthouse_cli.context import (
     Session,
     json_option,
@@ -25,6 +28,8 @@ from posthouse_cli.load import look_at
 __all__ = ["hosts", "pid", "ps", "stacks", "status"]
 
 _TAIL_LINES = 10
+_JOIN_S = 60.0  # for hosts to join, unless --timeout says otherwise
+_LOOK_S = 0.1  # between two looks whether a host has joined
 
 
 @click.command(epilog=shapes.keys_text(shapes.WORKER_KEYS))
@@ -62,17 +67,30 @@ def ps(
 
 
 @click.group(invoke_without_command=True, epilog=shapes.keys_text(shapes.HOST_KEYS))
+@click.option(
+    "--wait",
+    "wanted",
+    metavar="NAMES|N",
+    help="First wait, a minute or --timeout, until these hosts (as in a,b), or so many of any, are "
+    "reachable.",
+)
 @json_option
 @timeout_option("10s", "the master's answer")
 @verb
-def hosts(session: Session, as_json: bool, timeout: float | None) -> None:
+def hosts(session: Session, wanted: str | None, as_json: bool, timeout: float | None) -> None:
     """List the hosts that have ever joined, and what is in use of those that are reachable.
+
+    A host that is just starting joins a moment later: --wait is for scripts. Exit status 5 if
+    they are not there in time.
 
     CPU% is of all processors together, over a fifth of a second; LOAD the number of runnable
     processes, mean of a minute. In a pipe: tab-separated, without the header.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
+    if wanted is not None:
+        given = click.get_current_context().get_parameter_source("timeout")
+        _await(session, wanted, _JOIN_S if given is ParameterSource.DEFAULT else timeout)
     found = session.cluster.hosts(timeout=timeout)
     loads = look_at(session.cluster, found, timeout)
     if as_json:
@@ -83,6 +101,27 @@ def hosts(session: Session, as_json: bool, timeout: float | None) -> None:
         session.out.table(shapes.HOST_HEADER, rows)
         _tell_phase(session, timeout)
         _tell_unclaimed(found)
+
+
+def _await(session: Session, wanted: str, timeout: float | None) -> None:
+    """Until they are reachable. Raises TimedOut, which names who is not. It asks again and again:
+    of a host that is back after a restart of the master no event tells, as it was never away."""
+    names = set() if wanted.isdecimal() else {name.strip() for name in wanted.split(",")}
+    if "" in names:
+        raise UsageError(f"--wait is {wanted!r}: must be names, as in a,b, or a number")
+    count = int(wanted) if wanted.isdecimal() else len(names)
+    end_s = float("inf") if timeout is None else time.monotonic() + timeout
+    session.connect_s = timeout or session.connect_s  # the master may be starting, too
+    with progress.waiting(f"hosts: {wanted}"):
+        while True:
+            up = {host.name for host in session.cluster.hosts(timeout=timeout) if host.reachable}
+            if names <= up and len(up) >= count:
+                return
+            if time.monotonic() >= end_s:
+                here = ", ".join(sorted(up)) or "none"
+                who = ", ".join(sorted(names - up)) or f"{count} hosts"
+                raise TimedOut(f"{who}: not reachable yet; reachable: {here}")
+            time.sleep(_LOOK_S)
 
 
 def _tell_unclaimed(hosts: list[HostInfo]) -> None:
