@@ -26,6 +26,8 @@ import posthouse
 from posthouse import BackgroundWorker
 from posthouse_agent import cgroups
 
+pytestmark = pytest.mark.timeout(180)  # whole services, on a busy machine
+
 Service = Callable[[str], "Running"]
 FASTER = 60
 
