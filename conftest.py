@@ -1,0 +1,37 @@
+"""How a run of the tests is carried out: which process has which tests.
+
+Knows nothing of what is tested. Invariant: tests that share something run in one process, in their
+order: all of a file, but for the files in APART.
+"""
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
+
+# Files of long tests that share nothing with each other: each test goes where there is room. Units
+# of one test are given out last, when whole files would leave all processes but one with nothing.
+APART = (
+    "tests/docs/test_pages.py",
+    "tests/master/test_restored_at_random.py",
+    "tests/sim/test_determinism.py",
+    "tests/sim/test_mutants.py",
+)
+
+
+class ByFile(LoadFileScheduling):
+    """`--dist loadfile`, which knows what is apart, and keeps only one test waiting behind the one
+    that runs: the last ones would wait behind long ones while other processes have nothing."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return nodeid if file in APART else file
+
+    def _reschedule(self, node: Any) -> None:
+        if not self.workqueue or self._pending_of(self.assigned_work[node]) <= 1:
+            super()._reschedule(node)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile | None:
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
