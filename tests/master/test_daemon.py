@@ -226,9 +226,9 @@ def call() -> Iterator[Callable[..., Caller]]:
         caller.close()
 
 
-def register(name: str, request: bytes | None = None) -> Register:
+def register(name: str) -> Register:
     spec = BackgroundWorker(name=name, main="acme.jobs:main", restart_time=1)
-    return Register(request=request or os.urandom(16), spec=spec.to_wire())
+    return Register(request=os.urandom(16), spec=spec.to_wire())
 
 
 def host_hello(name: str = "b") -> dict[str, Any]:
