@@ -1,9 +1,13 @@
-"""How a run of the tests is carried out: which process has which tests.
+"""How a run of the tests is carried out: where its bytecode is, and which process has which tests.
 
 Knows nothing of what is tested. Invariant: tests that share something run in one process, in their
 order: all of a file, but for the files in APART.
 """
 
+import os
+import shutil
+import sys
+import tempfile
 from typing import Any
 
 import pytest
@@ -17,6 +21,20 @@ APART = (
     "tests/sim/test_determinism.py",
     "tests/sim/test_mutants.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A run begins a thousand interpreters. Under PYTHONDONTWRITEBYTECODE, which images of
+    containers set, each of them would compile all that it imports: half of a daemon's start. So
+    would each process of xdist all tests. What they compile is kept where pytest keeps its own."""
+    cache = getattr(config, "cache", None)
+    if sys.dont_write_bytecode and cache is not None:
+        kept = cache.mkdir("bytecode")
+        # Of the modules that tests write no path comes again.
+        shutil.rmtree(kept / tempfile.gettempdir().lstrip("/"), ignore_errors=True)
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(kept)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
 class ByFile(LoadFileScheduling):
