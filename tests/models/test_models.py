@@ -18,9 +18,11 @@ CHECK_S = 600
 _SEARCH = ("-E", "-m2000000", "-w24")  # a state in which nothing more happens is no error here
 _GUARD = re.compile(r"^ {5}([A-Z_]+) {2,}\S", re.MULTILINE)
 
+MISSING = [tool for tool in ("spin", "gcc") if shutil.which(tool) is None]
 pytestmark = pytest.mark.skipif(
-    not (shutil.which("spin") and shutil.which("gcc")),
-    reason="needs spin and gcc, which are not installed here",
+    bool(MISSING),
+    reason=f"no {' and no '.join(MISSING)} here to look at all states of a model with: "
+    "apt-get install spin gcc, then make models",
 )
 
 
