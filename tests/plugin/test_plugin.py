@@ -195,6 +195,7 @@ def example(pytester: pytest.Pytester) -> Path:
     return pytester.path
 
 
+@pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
 def test_the_example_finds_its_planted_double_run(pytester: pytest.Pytester, example: Path) -> None:
     others = ("-p", "no:xdist", "-p", "no:hypothesispytest", "-p", "no:anyio")
     result = pytester.runpytest_subprocess(*others, "--posthouse-seeds", "12")

@@ -22,6 +22,8 @@ from posthouse_master.store.sqlite import SqliteStore
 from posthouse_testing.sim.run import Failure, Simulation
 from posthouse_testing.sim.world import Knobs
 
+pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
+
 SHOWN = 24  # points of the default suite, spread over all of them
 
 

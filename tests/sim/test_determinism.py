@@ -15,6 +15,8 @@ from posthouse_testing.sim.run import Failure, Report, Simulation, simulate
 
 PROGRAM = """
 from posthouse_testing.sim.run import simulate
+
+pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
 for seed in range(100, 108):
     print(seed, simulate(seed).trace_hash)
 """

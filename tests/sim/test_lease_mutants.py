@@ -23,6 +23,8 @@ from posthouse_testing.sim.run import Failure, Simulation, simulate
 from posthouse_testing.sim.warden import WardenNode
 from posthouse_testing.sim.world import UNIX_EPOCH_S, Clock, Knobs
 
+pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
+
 CUTS = ("cable cut", "all hosts cut", "agent paused", "warden paused", "agent killed")
 MASTERS = ("cable cut", "master killed", "master interrupted", "agent paused", "warden paused")
 

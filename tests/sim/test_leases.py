@@ -1,7 +1,11 @@
 """Hosts that are cut off for longer than their lease: seeds, and what the simulator found there."""
 
+import pytest
+
 from posthouse_testing.sim.run import Simulation, simulate
 from posthouse_testing.sim.world import Knobs
+
+pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
 
 SEEDS = 30
 

@@ -46,6 +46,8 @@ from posthouse_testing.sim.master import MasterSeat
 from posthouse_testing.sim.run import Failure, Simulation, simulate
 from posthouse_testing.sim.world import Knobs
 
+pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
+
 Plant = Callable[[pytest.MonkeyPatch], None]
 MUTANTS: dict[str, tuple[Plant, frozenset[int], int, tuple[str, ...]]] = {}
 

@@ -6,6 +6,8 @@ import pytest
 
 from posthouse_testing.sim.run import Failure, simulate
 
+pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
+
 CHUNK = 20
 SEEDS = 200
 SEEDS_SLOW = int(os.environ.get("POSTHOUSE_SIM_SEEDS", "5000"))
