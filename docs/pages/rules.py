@@ -9,6 +9,7 @@ import ast
 import re
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,8 +139,13 @@ def ids_of(name: str) -> tuple[str, ...]:
     return tuple(match[1].upper().split("_")[1:]) if match else ()
 
 
-def named_tests() -> Iterator[Named]:
-    """All tests that speak for rules, by file and line."""
+@cache
+def named_tests() -> tuple[Named, ...]:
+    """All tests that speak for rules, by file and line. Read once: it takes a second."""
+    return tuple(_named_tests())
+
+
+def _named_tests() -> Iterator[Named]:
     for path in sorted(TESTS.rglob("test_*.py")):
         found = [
             node
