@@ -1,7 +1,7 @@
 """How a run of the tests is carried out: where its bytecode is, and which process has which tests.
 
 Knows nothing of what is tested. Invariant: tests that share something run in one process, in their
-order: all of a file, but for the files in APART.
+order: all of a file, but for the files in APART, and those in TOGETHER.
 """
 
 import os
@@ -21,6 +21,8 @@ APART = (
     "tests/sim/test_determinism.py",
     "tests/sim/test_mutants.py",
 )
+# The one reads what the other has kept; by itself it plays the whole demo again.
+TOGETHER = {"tests/docs/test_readme.py": "tests/demo/test_demo.py"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -38,12 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class ByFile(LoadFileScheduling):
-    """`--dist loadfile`, which knows what is apart, and keeps only one test waiting behind the one
-    that runs: the last ones would wait behind long ones while other processes have nothing."""
+    """`--dist loadfile`, but for what is apart or together. Only one test waits behind the one that
+    runs: the last ones would wait behind long ones while other processes have nothing."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return nodeid if file in APART else file
+        return nodeid if file in APART else TOGETHER.get(file, file)
 
     def _reschedule(self, node: Any) -> None:
         if not self.workqueue or self._pending_of(self.assigned_work[node]) <= 1:
