@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from posthouse.records import HandleRef, Status, WorkerInfo
+from posthouse.states import WorkerState
 from posthouse_cli import shapes
+from posthouse_cli.commands.apply import _is_late
 
 Declare = Callable[[str], str]
 
@@ -151,6 +154,16 @@ def test_waiting_says_who_is_late(posthouse, declare, source):
     ran = posthouse("apply", "-f", file, "--wait", "--timeout", "1s", status=5)
     assert f"{source} is not-yet-started" in ran.stderr
     assert "it has not the label none-has-it" in ran.stderr
+
+
+@pytest.mark.parametrize(("running", "late"), [(1, True), (2, False), (3, False)])
+def test_one_that_runs_a_revision_of_a_lost_history_is_not_waited_for(running, late):
+    """After a restore, by an apply with --no-prune that does not name it: nothing would replace it
+    now."""
+    handle = HandleRef(registry="ab" * 16, slot=0, generation=1)
+    status = Status(state=WorkerState.STARTED, handle=handle, revision=2, running_revision=running)
+    info = WorkerInfo(status=status, spec={"name": "w"}, source="shop")
+    assert _is_late(info, "shop") is late
 
 
 def test_the_example_file_is_accepted_as_it_is(objects):

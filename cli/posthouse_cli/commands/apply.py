@@ -165,4 +165,4 @@ def _is_late(info: WorkerInfo, source: str) -> bool:
     status = info.status
     if info.source != source or status.reason.startswith("held by"):
         return False
-    return status.state is not WorkerState.STARTED or status.running_revision != status.revision
+    return status.state is not WorkerState.STARTED or status.running_revision < status.revision
