@@ -13,10 +13,9 @@ from posthouse_testing.sim import batch
 from posthouse_testing.sim.__main__ import main
 from posthouse_testing.sim.run import Failure, Report, Simulation, simulate
 
+pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
 PROGRAM = """
 from posthouse_testing.sim.run import simulate
-
-pytestmark = pytest.mark.timeout(300)  # seconds of a processor, on a busy machine
 for seed in range(100, 108):
     print(seed, simulate(seed).trace_hash)
 """
