@@ -184,6 +184,7 @@ def _order(start: Start, settings: AgentSettings, runtime: RuntimeSettings) -> S
         structs=[{"name": s.name, "size": s.size, "library": s.library} for s in start.structs],
         source=start.source,
         group=start.group,
+        reserved=list(start.reserved),
     )
 
 

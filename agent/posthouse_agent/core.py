@@ -21,6 +21,9 @@ Races, and what settles them:
    and the exit follows them in the same sequence.
 4. A START comes before the session's first GRANT, which is not sequenced and may be lost. Where
    leases have deadlines it waits here: a warden is given no start before the lease it falls under.
+5. A kept worker ends, and the session with it: nobody knows whether the master has heard of that,
+   and has drawn the next incarnation. So this host, once it has been alone for a while, starts it
+   under the very token that the master would draw (plans.py).
 """
 
 from collections.abc import Callable
@@ -97,6 +100,7 @@ from posthouse_agent.orders import (
     ForkFailed,
     Leased,
     NoteReady,
+    Planned,
     RecordOf,
     RenewRuntime,
     Report,
@@ -107,11 +111,13 @@ from posthouse_agent.orders import (
     StopWorker,
     Stuck,
     TellRecord,
+    unpack,
 )
+from posthouse_agent.plans import Plans, start_of
 from posthouse_agent.reads import Reads
 from posthouse_agent.telling import Telling
 from posthouse_agent.view import HostView
-from posthouse_agent.wards import FENCED, KINDS, LEASED, WardenSeat
+from posthouse_agent.wards import FENCED, KEPT, KINDS, LEASED, WardenSeat
 
 __all__ = ["AgentCore"]
 
@@ -140,6 +146,8 @@ class AgentCore:
         self._exits: dict[int, tuple[str, Exit]] = {}  # by token: the warden's kind, and the exit
         self._starting: dict[int, str] = {}  # tokens of unanswered orders: the warden's kind
         self._stopping: dict[int, tuple[Stop, set[str]]] = {}  # unanswered, and by which wardens
+        self._plans = Plans(entropy)
+        self._alone_since_s: float | None = None  # without a session; None: there is one
         self._reads = Reads()
         self._telling = Telling()
         self._greeted: list[str] = []  # instances of the wardens that the last HELLO named
@@ -173,6 +181,8 @@ class AgentCore:
         times = [seat.due_s for seat in self._wanted] if not self._left else []
         if self._may_dial:
             times.append(self._dialler.wake_s)
+        if not self._left and self._alone_since_s is not None and self._seats[KEPT].open:
+            times.append(max(self._plans.wake_s, self._alone_since_s + limits.alone_s))
         return min(times, default=float("inf"))
 
     @property
@@ -247,13 +257,16 @@ class AgentCore:
         return effects
 
     def _advance(self, now: Instant) -> None:
+        if not self._sessions and self._alone_since_s is None:
+            self._alone_since_s = now.boot_s  # its life begins
         if self._left:
             return
         for seat in self._seats.values():
             self._effects += seat.tick(now.boot_s)
             for start in seat.overdue(now.boot_s):
                 del self._starting[start.token]
-                self._start_failed(start, "start_timed_out", seat.closed_because, retry=True)
+                why = seat.closed_because
+                self._start_failed(start, "start_timed_out", why, retry=True, now=now)
         if self._may_dial:
             greeting = self._dialler.greeting
             self._dialled(self._dialler.tick(now.boot_s), now)
@@ -262,7 +275,17 @@ class AgentCore:
         if self._tell_leased and self._dialler.open:
             self._effects.append(self._dialler.renew(now.boot_s))
         self._tell_leased = False
+        self._go_on(now)
         self._pump(now)
+
+    def _go_on(self, now: Instant) -> None:
+        """Race 5: kept workers whose time has come, if nobody else can start them."""
+        since_s = self._alone_since_s
+        if since_s is None or now.boot_s < since_s + limits.alone_s or not self._seats[KEPT].open:
+            return
+        for start, why in self._plans.due(now):
+            self._note("worker.restart", **_named(start), reason=f"without a master: {why}")
+            self._start(start, now)
 
     def _tell_unanswered(self, reason: str) -> None:
         """A HELLO leads to nothing. Told once a reason: dialling goes on every second or two."""
@@ -345,6 +368,8 @@ class AgentCore:
                     self._opened(welcome, now)
                 case dial.Lost(reason):
                     self._forget_session()
+                    if self._alone_since_s is None:  # else it was no master to obey
+                        self._alone_since_s = now.boot_s
                     self._lost = reason
                     self._note("session.lost", reason=reason)
                 case dial.Rejected(refused):
@@ -357,7 +382,7 @@ class AgentCore:
                         retry_after_s=refused.retry_after_s,
                     )
                 case dial.Granted():
-                    self._granted(effect)
+                    self._granted(effect, now)
                 case dial.Delivered(message):
                     self._command(message, now)
 
@@ -373,6 +398,7 @@ class AgentCore:
         self._registry, self._term, self._master = welcome.registry, term, welcome.master
         self._effects += [seat.remember(welcome) for seat in self._seats.values() if seat.remembers]
         self._sessions += 1
+        self._alone_since_s = None
         self._unanswered.clear()
         self._note(
             "session.opened",
@@ -388,7 +414,11 @@ class AgentCore:
             return
         pages = inventory.pages(
             self._workers.values(),
-            (worker for _, worker in self._exits.values()),
+            inventory.onward(
+                [worker for _, worker in self._exits.values()],
+                self._workers.values(),
+                self._plans.went_on,
+            ),
             max((seat.highest_token for seat in self._seats.values()), default=0),
         )
         self._telling.begin(pages)
@@ -397,7 +427,7 @@ class AgentCore:
             seat.in_force = 0
         self._waiting = [] if welcome.lease_s > 0 else None
 
-    def _granted(self, granted: dial.Granted) -> None:
+    def _granted(self, granted: dial.Granted, now: Instant) -> None:
         """The wardens that end with it hear of it; with what waited for it behind it."""
         self._granted_s = granted.stamp_s
         lease_us = int(min(granted.lease_s, limits.lease_s_max) * 1e6)
@@ -407,7 +437,7 @@ class AgentCore:
                 self._effects += seat.renew(*self._lease)
         waiting, self._waiting = self._waiting or [], None
         for start in waiting:
-            self._start(start)
+            self._start(start, now)
 
     def _end_session(self, reason: str, now: Instant) -> None:
         link = self._dialler.link
@@ -441,7 +471,8 @@ class AgentCore:
         confirmed: dict[str, list[int]] = {}
         told = self._telling.told
         for token in self._telling.acknowledged(self._dialler, now.boot_s):
-            kind, _ = self._exits.pop(token)
+            kind, worker = self._exits.pop(token)
+            self._plans.confirmed(worker.slot, token)
             confirmed.setdefault(kind, []).append(token)
         for kind, tokens in confirmed.items():
             for at in range(0, len(tokens), limits.page_items_max):
@@ -455,7 +486,7 @@ class AgentCore:
     def _command(self, message: Message, now: Instant) -> None:
         match message:
             case Start():
-                self._start(message)
+                self._start(message, now)
             case Stop():
                 self._stop(message)
             case Signal() | LatchCommand() | Notify() | GetRecord():
@@ -513,7 +544,7 @@ class AgentCore:
             self._note(f"{what}.unknown", token=token)
         return worker
 
-    def _start(self, start: Start) -> None:
+    def _start(self, start: Start, now: Instant) -> None:
         token = start.token
         if self._waiting is not None:
             self._waiting.append(start)
@@ -525,26 +556,34 @@ class AgentCore:
         if start.warden not in self._seats:
             known = ", ".join(self._seats)
             reason = f"host {self._settings.host} has no {start.warden!r} warden (it has: {known})"
-            self._refuse_start(start, admission.Refusal("no_such_warden", reason))
+            self._start_failed(start, "no_such_warden", reason, retry=False, now=now)
             return
         occupied = len(self._workers) + len(self._starting)
         verdict = admission.admit(start, self._settings, self._facts.user, occupied)
         if isinstance(verdict, admission.Refusal):
-            self._refuse_start(start, verdict)
+            refused = verdict
+            self._start_failed(start, refused.code, refused.reason, retry=refused.retry, now=now)
             return
         self._starting[token] = start.warden
+        self._plans.given(start)
         seat = self._seats[start.warden]
         seat.want()
         seat.waiting.append(verdict.order)
         self._effects += seat.admitted()
 
-    def _refuse_start(self, start: Start, refusal: admission.Refusal) -> None:
-        self._start_failed(start, refusal.code, refusal.reason, refusal.retry)
-
     def _start_failed(
-        self, of: Start | StartWorker | ForkFailed, code: str, reason: str, retry: bool
+        self,
+        of: Start | StartWorker | ForkFailed,
+        code: str,
+        reason: str,
+        *,
+        retry: bool,
+        now: Instant,
     ) -> None:
         self._note("start.failed", **_named(of), code=code, reason=reason)
+        if not self._dialler.open and self._plans.failed(of.slot, of.token, reason, code, now):
+            return
+        self._plans.taken_back(of.slot)  # from now on it is the master's again
         self._tell(
             StartFailed(
                 slot=of.slot,
@@ -567,6 +606,7 @@ class AgentCore:
         )
         if self._waiting:
             self._waiting = [start for start in self._waiting if start.token != stop.token]
+        self._plans.taken_back(stop.slot)
         worker = self._workers.get(stop.token)
         if worker is not None:
             self._workers[stop.token] = msgspec.structs.replace(worker, stopping=stop.reason)
@@ -601,20 +641,20 @@ class AgentCore:
             case Forked():
                 self._forked(kind, report)
             case ForkFailed():
-                self._fork_failed(report)
+                self._fork_failed(report, now)
             case Ended():
-                self._ended(kind, report)
+                self._ended(kind, report, now)
             case StopUnknown():
                 self._stop_unknown(kind, report)
             case Stuck() | RecordOf():
                 self._told_of(report)
-            case Leased() | SnapshotEnd() | Forget():
+            case Leased() | Planned() | SnapshotEnd() | Forget():
                 self._warden_said(seat, report, now)
         if isinstance(report, Forked | Ended):
             seat.highest_token = max(seat.highest_token, report.token)
 
     def _warden_said(
-        self, seat: WardenSeat, report: Leased | SnapshotEnd | Forget, now: Instant
+        self, seat: WardenSeat, report: Leased | Planned | SnapshotEnd | Forget, now: Instant
     ) -> None:
         """What concerns no single worker."""
         match report:
@@ -623,6 +663,8 @@ class AgentCore:
                 seat.in_force = max(seat.in_force, stamp)
                 self._tell_leased = not before and self._in_force > 0  # a first one is waited for
                 self._effects += seat.admitted()
+            case Planned(token=token, order=order):
+                self._planned(token, order, now)
             case SnapshotEnd(running=running, exits=exits):
                 seat.complete = True
                 if running or exits:
@@ -639,6 +681,20 @@ class AgentCore:
             case Forget():
                 seat.ends()
                 self._note("warden.ends", kind=seat.kind)
+
+    def _planned(self, token: int, packed: bytes, now: Instant) -> None:
+        """An earlier agent was given this one, with tokens for those that follow it."""
+        try:
+            order = unpack(packed)
+            start = start_of(order) if isinstance(order, StartWorker) else None
+        except ValueError as error:  # of a warden of another version
+            self._note("plan.unusable", token=token, reason=str(error))
+            return
+        if start is None or start.token != token:
+            return
+        self._plans.given(start)
+        if token in self._exits:
+            self._plans.ended(self._exits[token][1], now)
 
     def _recall(self, told: Attached | None) -> None:
         """What an earlier agent had learnt of masters binds this one, too, where there is something
@@ -659,12 +715,13 @@ class AgentCore:
             self._note("worker.started", **_named(forked), pid=forked.pid)
             self._tell(Started(worker=worker))
 
-    def _fork_failed(self, failed: ForkFailed) -> None:
+    def _fork_failed(self, failed: ForkFailed, now: Instant) -> None:
         if self._starting.pop(failed.token, None) is None:
             return  # ordered in a session that is over, by an agent that was killed
-        self._start_failed(failed, failed.code, failed.reason, failed.retry)
+        code, reason = failed.code, failed.reason
+        self._start_failed(failed, code, reason, retry=failed.retry, now=now)
 
-    def _ended(self, kind: str, ended: Ended) -> None:
+    def _ended(self, kind: str, ended: Ended, now: Instant) -> None:
         self._stopping.pop(ended.token, None)
         if ended.known and self._seats[kind].complete:
             # Said again in answer to a STOP. It may even be confirmed, with Confirm on its way.
@@ -683,6 +740,7 @@ class AgentCore:
             code=worker.facts.code,
             signal=worker.facts.signal,
         )
+        self._plans.ended(worker, now)
         self._tell(Exited(worker=worker), [ended.token])
 
     def _told_of(self, report: Stuck | RecordOf) -> None:
@@ -715,7 +773,8 @@ class AgentCore:
         seat.gone(now.boot_s)
         for start in refused:
             del self._starting[start.token]
-            self._start_failed(start, "no_warden", f"no {kind} warden: {reason}", retry=True)
+            why = f"no {kind} warden: {reason}"
+            self._start_failed(start, "no_warden", why, retry=True, now=now)
         if refused:
             return  # nothing of it is missed
         for token in [token for token, of in self._starting.items() if of == kind]:
@@ -727,6 +786,8 @@ class AgentCore:
             self._end_session(f"the {kind} warden is gone: {reason}", now)
 
     def _forget_warden(self, kind: str) -> None:
+        if kind == KEPT:
+            self._plans.forget(but=self._starting)  # those have waited for this very warden
         self._workers = {t: w for t, w in self._workers.items() if w.warden != kind}
         self._names = {t: name for t, name in self._names.items() if t in self._workers}
         self._exits = {t: entry for t, entry in self._exits.items() if entry[0] != kind}

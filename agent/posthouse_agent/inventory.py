@@ -5,7 +5,7 @@ sessions, when pages are sent. Invariant: every record given to `pages` is in ex
 no page exceeds limits.page_bytes_max bytes or limits.page_items_max entries.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from posthouse.records import ExitFacts
 from posthouse.states import StopReason
 from posthouse_agent.orders import Ended, Forked
 
-__all__ = ["exit_of", "facts_of", "pages", "running_of", "stop_reason"]
+__all__ = ["exit_of", "facts_of", "onward", "pages", "running_of", "stop_reason"]
 
 _HEAD_BYTES = 128  # field names and numbers of an INVENTORY around its entries
 _encoder = msgspec.msgpack.Encoder()
@@ -78,6 +78,26 @@ def stop_reason(text: str) -> StopReason | None:
     if not text:
         return None
     return StopReason(text) if text in set(StopReason) else StopReason.UNKNOWN
+
+
+def onward(
+    exits: Iterable[Exit], running: Iterable[Running], tried: Callable[[Exit], bool]
+) -> list[Exit]:
+    """The exits, with which of them this host went on from by itself: those that a process with a
+    higher token followed, and those after which one was `tried`. The master confirms an end before
+    it has the next one started, so whatever follows one of these was not the master's start."""
+    ended = list(exits)
+    newest: dict[tuple[int, int], int] = {}
+    entries: list[Running | Exit] = [*running, *ended]
+    for each in entries:
+        key = (each.slot, each.generation)
+        newest[key] = max(newest.get(key, 0), each.token)
+    return [
+        msgspec.structs.replace(each, went_on=True)
+        if newest[each.slot, each.generation] > each.token or tried(each)
+        else each
+        for each in ended
+    ]
 
 
 def pages(

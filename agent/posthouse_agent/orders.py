@@ -25,6 +25,7 @@ __all__ = [
     "Leased",
     "NoteReady",
     "Order",
+    "Planned",
     "RecordOf",
     "Remember",
     "RenewLease",
@@ -228,6 +229,15 @@ class RecordOf:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """Part of a snapshot, before its end: this token is that of a worker, or of an exit, which the
+    host may start again by itself. `order` is the StartWorker that led to it, packed."""
+
+    token: int
+    order: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopUnknown:
     token: int
     slot: int
@@ -264,6 +274,7 @@ Report = (
     | Stuck
     | Leased
     | RecordOf
+    | Planned
     | StopUnknown
     | SnapshotEnd
     | Forget
@@ -274,7 +285,7 @@ _CLASSES: dict[str, type[Any]] = {
     for cls in (
         *(Attach, StartWorker, StopWorker, SignalWorker, NoteReady, RenewRuntime, RenewLease),
         *(Confirm, Attached, Forked, ForkFailed, Ended, Stuck, Leased, StopUnknown, SnapshotEnd),
-        *(TellRecord, RecordOf, Forget, Remember),
+        *(TellRecord, RecordOf, Forget, Remember, Planned),
     )
 }
 

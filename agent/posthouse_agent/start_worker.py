@@ -37,6 +37,8 @@ class StartWorker:
     # Name -> URL; "" -> the name of the maintenance database. Only of a worker with
     # DATABASE_CONNECTION: the URLs may hold passwords.
     databases: dict[str, str] = field(default_factory=dict, repr=False)
+    # Tokens of the incarnations that the host may start after it by itself; of a kept worker.
+    reserved: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

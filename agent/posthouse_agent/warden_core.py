@@ -134,6 +134,9 @@ class WardenCore:
         self._holders: dict[int, int] = {}  # slot -> live token
         self._exits: dict[int, Orphan] = {}
         self._highest: dict[int, int] = {}
+        # Orders that came with reserved tokens, packed, by token: for an agent that comes later. In
+        # memory only: with this process they are void, as the master takes them to be.
+        self._plans: dict[int, bytes] = {}
         self._attached = False
         self._terminating = False
         self._ended = False
@@ -240,6 +243,8 @@ class WardenCore:
                 return [WriteJournal(ReadyNoted(token=token))]
             case Confirm(tokens=tokens):
                 done = [t for t in tokens if self._exits.pop(t, None) is not None]
+                for token in done:
+                    self._plans.pop(token, None)
                 return [WriteJournal(Confirmed(tokens=done))] if done else []
         return []  # Attach comes as AgentAttached
 
@@ -289,6 +294,8 @@ class WardenCore:
             domain=crash_domain(order.spec),
         )
         self._holders[order.slot] = token
+        if order.reserved:
+            self._plans[token] = orders.pack(order)
         made: list[MemoryEffect] = []
         if domain := self._live[token].domain:
             made = self._domains.request(domain, order.structs, now.boot_s)
@@ -338,6 +345,7 @@ class WardenCore:
 
     def _on_refused(self, refused: ForkRefused) -> list[Effect]:
         intent = self._live.pop(refused.token).intent
+        self._plans.pop(refused.token, None)
         del self._holders[intent.slot]
         report = _failed(intent, refused.code, refused.reason, retry=refused.retry)
         return [WriteJournal(NotForked(token=refused.token)), *self._tell(report)]
@@ -357,6 +365,7 @@ class WardenCore:
 
     def _stop(self, order: StopWorker, now: Instant) -> list[Effect]:
         token = order.token
+        self._take_back(order.slot)
         worker = self._live.get(token)
         if worker is not None and worker.pid:
             return self._end_worker(worker, order.reason, order.signal, order.grace_s, now)
@@ -367,6 +376,17 @@ class WardenCore:
             self._highest[order.slot] = token
             effects.append(WriteJournal(Mark(slot=order.slot, token=token)))
         return effects + self._tell(orders.StopUnknown(token=token, slot=order.slot))
+
+    def _take_back(self, slot: int) -> None:
+        """What was reserved for this slot is void: no later agent is told of it."""
+        mine = [token for token in self._plans if self._slot_of(token) == slot]
+        for token in mine:
+            del self._plans[token]
+
+    def _slot_of(self, token: int) -> int:
+        of = self._live.get(token) or self._exits.get(token)
+        assert of is not None, "a plan is of a worker or of an exit"
+        return of.intent.slot
 
     def _end_worker(
         self, worker: _Worker, reason: str, signal: int, grace_s: float, now: Instant
@@ -620,6 +640,8 @@ class WardenCore:
             effects += self._tell(_forked(worker, known=True), fds_of=worker.intent.token)
         for gone in self._exits.values():
             effects += self._tell(_ended(gone, known=True))
+        for token, order in self._plans.items():
+            effects += self._tell(orders.Planned(token=token, order=order))
         end = orders.SnapshotEnd(running=len(running), exits=len(self._exits))
         return effects + self._tell(end)
 

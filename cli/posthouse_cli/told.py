@@ -16,6 +16,7 @@ RULES: Final[Mapping[str, str]] = {
     "E2": "exit 1 asks to be started again after restart_time",
     "E3": "any other end is a crash of this worker alone: restarted after restart_time",
     "E6": "TERM from outside is no request of ours: counts as exit 1",
+    "E-ALONE": "its host goes on by itself while the master is away, with the next reserved token",
     "E-APPLY": "a new revision was applied: started again at once",
     "E-DRAIN": "its host is drained: started elsewhere, or when the host is back",
     "E-LEASE": "its host was cut off for a whole lease: it may run elsewhere now",

@@ -48,9 +48,10 @@ from posthouse.messages import (
 from posthouse.records import HostInfo, WorkerInfo
 from posthouse_master.eventlog import EventLog
 from posthouse_master.notify import Watch, Watchers
-from posthouse_master.placement import Fleet, wants_of
+from posthouse_master.placement import Fleet
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
+from posthouse_master.starter import wants_now
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 from posthouse_master.unclaimed import Unclaimed
@@ -182,7 +183,7 @@ class Answers:
             return Explained(
                 request=message.request, verdicts=[], reason=self._view.stale(found).reason
             )
-        wants = wants_of(found.spec, found.barred)
+        wants = wants_now(found)
         verdicts = []
         for name in sorted(self._fleet.hosts):
             if found.placed and found.host == name:

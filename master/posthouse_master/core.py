@@ -731,6 +731,8 @@ class MasterCore:
         self.fleet.offer_changed()
         for group in snapshot.groups:
             self.groups.restore(group)
+        if self.recovery.mode:
+            self.registry.redraw()
         turn = Turn(now)
         for registration in sorted(restored, key=lambda r: r.order):
             self.log.restore_trim(registration.stream, registration.trimmed_to)

@@ -33,7 +33,7 @@ from posthouse_master.effects import Room
 from posthouse_master.groups import Groups
 from posthouse_master.lifecycle import Lifecycle
 from posthouse_master.obligations import check_drawn, check_page, check_word
-from posthouse_master.placement import Fleet, Host, Offer
+from posthouse_master.placement import KEPT, Fleet, Host, Offer
 from posthouse_master.recovery import Recovery
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.said import check_exit, check_running, check_token
@@ -376,6 +376,21 @@ class Hosts:
             self._boot_known(turn, host)
             self._starter.serve(turn, host)
 
+    def _meant(self, turn: Turn, host: Host, word: Running | Exit) -> Registration | None:
+        """The registration that a host's word is about, brought up to what the host knows of it."""
+        found = self._believed(host.name, word)
+        return found or self._went_on(turn, host, word) or self._newer(turn, host, word)
+
+    def _went_on(self, turn: Turn, host: Host, word: Running | Exit) -> Registration | None:
+        """The registration of a token that the host has used by itself."""
+        registration = self._registry.get(word.slot, word.generation)
+        if registration is None or registration.host != host.name:
+            return None
+        if word.token not in registration.after:
+            return None
+        self._lifecycle.reach(turn, registration, word.token)
+        return registration
+
     def _newer(self, turn: Turn, host: Host, word: Running | Exit) -> Registration | None:
         """The registration that a restore has set back, brought up to what its host says of it."""
         registration = self._registry.get(word.slot, word.generation)
@@ -387,7 +402,16 @@ class Hosts:
     def _missing(
         self, turn: Turn, host: Host, registration: Registration, *, rebooted: bool
     ) -> None:
-        if registration.life is Life.STARTING and not rebooted:
+        starting = registration.life is Life.STARTING and not rebooted
+        lost = self._recovery.lost(registration.token)
+        if starting and registration.warden == KEPT and not lost:
+            # As long as an end before it is not confirmed, the host may come to it by itself.
+            if registration.stopping is not None:
+                self._lifecycle.send_stop(turn, registration)
+            else:
+                self._starter.resend(turn, registration, host)
+            return
+        if starting:
             # The wardens of one boot remember every START they obeyed.
             why = f"the START did not reach host {host.name}"
             self._lifecycle.never_reached(turn, registration, why)
@@ -446,7 +470,7 @@ class Hosts:
         return host
 
     def _running(self, turn: Turn, host: Host, running: Running, *, settling: bool) -> None:
-        registration = self._believed(host.name, running) or self._newer(turn, host, running)
+        registration = self._meant(turn, host, running)
         if registration is None:
             known = self._strays.holds(host.name, running.token)
             if not known and not self._unclaimed.hold(turn, host, running):
@@ -464,7 +488,7 @@ class Hosts:
     def _exited(self, turn: Turn, host: Host, ended: Exit) -> None:
         if host.inventory:
             host.inventory.pop(ended.token, None)  # it was listed as running a moment ago
-        registration = self._believed(host.name, ended) or self._newer(turn, host, ended)
+        registration = self._meant(turn, host, ended)
         if registration is not None:
             self._lifecycle.exited(turn, registration, ended)
         elif self._unclaimed.gone(turn, host.name, ended.token):

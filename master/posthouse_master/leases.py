@@ -251,7 +251,8 @@ class Leases:
                 f"host {host.name} is heard",
                 hint=f"end its agent and its wardens first, or `posthouse drain {host.name}`",
             )
-        count = len(self._registry.placed_on(host.name))
+        loose = self._registry.loose_on(host.name)  # without a process, but it may start one
+        count = len(self._registry.placed_on(host.name)) + len(loose)
         if count and not confirm_dead:
             raise RefusedError(
                 f"{count} workers may still run on host {host.name}",
@@ -260,6 +261,8 @@ class Leases:
             )
         reason = f"said to be dead by {by}"
         self._lose(turn, host, reason, fenced_only=False, by=by)
+        for registration in loose:
+            self._lifecycle.given_back(turn, registration)
         self._record(turn, EventKind.HOST_FORGOTTEN, host, reason, by=by)
         self._timers.cancel(("lease", host.name))
         self._timers.cancel(("host", host.name))

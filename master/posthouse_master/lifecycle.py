@@ -17,12 +17,12 @@ from posthouse import limits
 from posthouse.messages import Exit, Running, Stop
 from posthouse.pacing import Budget, next_streak
 from posthouse.records import Event, ExitFacts
-from posthouse.restart import Decision, Repeat, decide, decide_failed_start
+from posthouse.restart import Decision, Repeat, decide, decide_failed_start, takes_back
 from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Phase, StopReason
 from posthouse_master.chronicle import Chronicle, pack_facts
-from posthouse_master.placement import Fleet
+from posthouse_master.placement import KEPT, Fleet
 from posthouse_master.registry import Registration, Registry, Step, domain_of
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.starter import Starter
@@ -43,6 +43,7 @@ _OPERATORS: Final = frozenset(
 )
 _OF_PROCESS: Final = ("pid", "pid_start", "started_unix_s", "code", "warden")
 _OF_STOP: Final = ("stopping", "stop_by", "stop_grace_s")
+_MASTER: Final = "the master"
 _STRONGER_THAN_HOLD: Final = (StopReason.TERMINATE, StopReason.HOLD)
 _STRONGER_THAN_SHUTDOWN: Final = _STRONGER_THAN_HOLD  # what they ask for outlives the shutdown
 
@@ -112,6 +113,7 @@ class Lifecycle:
         self._chronicle = chronicle
         self._timers = timers
         self._draw = draw  # from 0 up to 1, for jitter
+        starter.take_back = self.take_back
         # Signal and grace of a shutdown, written by ShutdownWatch; None: the worker's own.
         self.shutdown_manner: tuple[str | None, float | None] = (None, None)
         # Ends of incarnations in this term, by what ended them.
@@ -242,6 +244,7 @@ class Lifecycle:
             rule="",
             starts=max(registration.starts + 1, word.incarnation),
             ran_revision=revision,
+            reserved=b"",
             **known,
         )
         self._chronicle.record(turn, EventKind.STARTING, registration, reason=registration.reason)
@@ -274,7 +277,10 @@ class Lifecycle:
     # --- what hosts report ---
 
     def started(self, turn: Turn, registration: Registration, running: Running) -> None:
-        """The process of the drawn token exists (M5, M12)."""
+        """The process of the drawn token exists (M5, M12). One that its host has started by itself
+        may have the content of before the last revision."""
+        if 0 < running.revision < registration.ran_revision:
+            registration.ran_revision = running.revision
         self._started(
             turn,
             registration,
@@ -321,13 +327,20 @@ class Lifecycle:
             turn.note("worker.unkillable", **self._fields(registration), state=state)
         registration.stuck = state
 
-    def exited(self, turn: Turn, registration: Registration, ended: Exit) -> None:
-        """The process is gone and reaped; the word of the host is judged by restart.decide."""
+    def exited(
+        self, turn: Turn, registration: Registration, ended: Exit, *, gone: bool = False
+    ) -> None:
+        """The process is gone and reaped; the word of the host is judged by restart.decide. `gone`:
+        with whatever the host might have started after it."""
         facts = ended.facts
         if registration.life is Life.STARTING:  # its STARTED was never heard
             self._started(turn, registration, facts.pid, None, facts.started_unix_s)
         if ended.ready:
             self.ready(turn, registration)
+        back = gone or takes_back(ended.stop)  # what was reserved for its host
+        if registration.reserved and not back and ended.went_on:
+            self._onward(turn, registration, facts, "its host went on by itself")
+            return
         # What an operator asked for is durable and stands whatever the host heard of it. Any other
         # stop counts only if the host had begun it: else the worker ended by itself before.
         stop = registration.stopping if registration.stopping in _OPERATORS else ended.stop
@@ -344,7 +357,15 @@ class Lifecycle:
             # The host's own end, or a shutdown that is over: nothing else would start it again.
             reason = f"stopped with its warden ({facts.describe()})"
             decision = Decision("restart", 0.0, "N6", reason)
+        asked = stop in _OPERATORS and decision.kind != "restart"
+        if registration.reserved and not back and asked and self._host_goes_on(registration, ended):
+            # It ended before its STOP came, so its host may have gone on since.
+            self._onward(turn, registration, facts, "its host is asked whether it went on")
+            self.send_stop(turn, registration)
+            return
         changes: dict[str, Any] = {"last_exit": pack_facts(facts)}
+        if back or decision.kind != "restart":
+            changes["reserved"] = b""
         if stop is None:
             changes["failures"] = registration.failures + (decision.kind != "unregister")
             changes["streak"] = streak
@@ -363,7 +384,7 @@ class Lifecycle:
             ),
             stop=registration.stopping,
         )
-        self.exited(turn, registration, ended)
+        self.exited(turn, registration, ended, gone=True)
 
     def start_failed(
         self, turn: Turn, registration: Registration, why: str, code: str, *, retry: bool
@@ -373,6 +394,10 @@ class Lifecycle:
         if code == "no_lease":
             # Its warden was stopped for so long that it has renewals to read, the newest one last.
             self.never_reached(turn, registration, why, limits.renew_s)
+            return
+        if code == "stale_token" and registration.warden == KEPT:
+            # Its host has used this one up while it was alone; the next is above all of those.
+            self.never_reached(turn, registration, why)
             return
         if code == "stopping":
             # Its warden is ending; the agent's next session is with another one.
@@ -388,6 +413,7 @@ class Lifecycle:
         changes: dict[str, Any] = {
             "failures": registration.failures + 1,
             "streak": registration.streak + 1,
+            "reserved": b"",
         }
         if not retry:
             changes["barred"] = self._starter.bar(registration)
@@ -402,13 +428,18 @@ class Lifecycle:
         **changes: Any,
     ) -> None:
         """Its START did not get to the host and never will: nobody's failure, so no delay of its
-        own."""
+        own. Nor does anything that its host might have started after it."""
+        changes["reserved"] = b""
         if registration.stopping is None:
             decision = Decision("restart", delay_s, "M5", why)
         else:
             decision = decide_failed_start(
                 registration.spec, why, registration.stopping, registration.stop_by
             )
+            if decision.kind == "unregister" and registration.rule == "E-ALONE":
+                # It waited for its restart, and its host has not gone on by itself.
+                told = f"terminated by {registration.stop_by} while it had no process"
+                decision = Decision("unregister", 0.0, "M13", told)
         self._settle(turn, registration, decision, registration.stopping, None, changes)
 
     def prove(self, registration: Registration) -> None:
@@ -423,9 +454,12 @@ class Lifecycle:
         stop: StopReason | None,
         facts: ExitFacts | None,
         changes: dict[str, Any],
+        *,
+        onward: bool = False,
     ) -> None:
-        """The incarnation has ended: its terminal row, then what becomes of the registration."""
-        if decision.kind == "restart" and stop is None:
+        """The incarnation has ended: its terminal row, then what becomes of the registration.
+        `onward`: its host starts the next one, or has done so."""
+        if decision.kind == "restart" and stop is None and not onward:
             healthy = changes.get("streak") == 1
             decision = self._paced(turn, registration, decision, healthy=healthy)
         self._timers.cancel(("start", registration.key))
@@ -476,11 +510,76 @@ class Lifecycle:
             self._chronicle.record(
                 turn, EventKind.HELD, registration, by=by, reason=decision.reason
             )
-        elif again:
+        elif again and not onward:
             self._starter.restart_in(turn, registration, decision.delay_s)
-        self._starter.freed(turn, host)
+        if not onward:
+            self._starter.freed(turn, host)
         if final and registration.pinned != host:  # revised while it ran: that slot was its, too
             self._starter.freed(turn, registration.pinned)
+
+    # --- what its host does by itself ---
+
+    def _host_goes_on(self, registration: Registration, ended: Exit) -> bool:
+        """What the host makes of this end, which has heard of no operator."""
+        return decide(registration.spec, ended.facts, ended.stop).kind == "restart"
+
+    def reach(self, turn: Turn, registration: Registration, token: int) -> None:
+        """Its host has gone on by itself, and speaks of the incarnation of this token: all of those
+        before it are over."""
+        while registration.token != token:
+            if registration.loose:
+                self._starter.presume(turn, registration)
+            elif registration.life is Life.RUNNING:
+                unseen = ExitFacts(
+                    cause="warden_died",
+                    pid=registration.pid,
+                    started_unix_s=registration.started_unix_s,
+                )
+                self._onward(turn, registration, unseen, "its host went on by itself")
+            else:
+                self._onward(turn, registration, None, "its host could not start it by itself")
+
+    def _onward(
+        self, turn: Turn, registration: Registration, facts: ExitFacts | None, told: str
+    ) -> None:
+        """This incarnation is over, and its host starts the next one, if any. What somebody asked
+        for meanwhile is asked of that one: its host has not heard of it."""
+        wish = {name: getattr(registration, name) for name in _OF_STOP}
+        reason = told if facts is None else f"{facts.describe()}; {told}"
+        changes: dict[str, Any] = {
+            "failures": registration.failures + 1,
+            "streak": next_streak(registration.streak, facts, registration.restart_delay_s or 0.0),
+        }
+        if facts is not None:
+            facts = _attributed(facts, registration, None)
+            changes["last_exit"] = pack_facts(facts)
+        decision = Decision("restart", 0.0, "E-ALONE", reason)
+        self._settle(turn, registration, decision, None, facts, changes, onward=True)
+        self._starter.presume(turn, registration, **wish)
+        if registration.stopping is not None:
+            self._chronicle.record(
+                turn,
+                EventKind.STOP_REQUESTED,
+                registration,
+                stop=registration.stopping,
+                by=registration.stop_by,
+                rule="M8",
+            )
+
+    def take_back(
+        self, turn: Turn, registration: Registration, reason: StopReason, by: str = _MASTER
+    ) -> None:
+        """Its host may start it by itself, and shall not any more: once it has said that nothing
+        of it runs, or has ended what does, the registration is as `reason` says."""
+        self._starter.presume(turn, registration)
+        self.stop(turn, registration, reason, by)
+
+    def given_back(self, turn: Turn, registration: Registration) -> None:
+        """Its host is gone for sure, and starts nothing any more."""
+        registration.reserved = b""
+        self._registry.changed[registration.key] = registration
+        if registration.key in self._starter.queue:
+            self._starter.offer(turn, registration)
 
     def _paced(
         self, turn: Turn, registration: Registration, decision: Decision, *, healthy: bool
@@ -544,6 +643,9 @@ class Lifecycle:
         if registration.placed:
             self.stop(turn, registration, StopReason.TERMINATE, by)
             return True
+        if registration.loose:
+            self.take_back(turn, registration, StopReason.TERMINATE, by)
+            return True
         rule = "M4" if registration.life is Life.SUBMITTED else "M13"
         reason = f"terminated by {by} while it had no process"
         self._starter.withdraw(registration)
@@ -558,6 +660,9 @@ class Lifecycle:
             return False
         if registration.placed:
             self.stop(turn, registration, StopReason.HOLD, by)
+            return True
+        if registration.loose:
+            self.take_back(turn, registration, StopReason.HOLD, by)
             return True
         self._starter.withdraw(registration)
         reason = f"held by {by}"

@@ -34,16 +34,20 @@ def check_drawn(drawn: int, tokens: Iterable[int]) -> None:
 def check_word(registry: Registry, host: str, word: Any) -> None:
     """A token is drawn for one incarnation on one host. Raises BadFrame."""
     registration = registry.get(word.slot, word.generation)
-    if registration is None or registration.token != word.token:
+    if registration is None:
+        return
+    drawn = (registration.token, *registration.after)
+    if word.token not in drawn:
         return
     if registration.host and registration.host != host:
         raise BadFrame(
             f"token {word.token} of {registration.name!r} was drawn for host "
             f"{registration.host}, not for {host}"
         )
-    incarnation = getattr(word, "incarnation", registration.incarnation)
-    if incarnation != registration.incarnation:
+    wanted = registration.incarnation + drawn.index(word.token)
+    incarnation = getattr(word, "incarnation", wanted)
+    if incarnation != wanted:
         raise BadFrame(
-            f"token {word.token} of {registration.name!r} is incarnation "
-            f"{registration.incarnation}, not {incarnation}"
+            f"token {word.token} of {registration.name!r} is incarnation {wanted}, "
+            f"not {incarnation}"
         )

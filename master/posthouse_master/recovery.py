@@ -48,6 +48,11 @@ class Recovery:
         """Whether it is a process of the lost history, in which the registration went on."""
         return registration.live and registration.token < token <= self._first
 
+    def lost(self, token: int) -> bool:
+        """Whether it is of the time before a restore: the history that was lost may have been told
+        that its start failed."""
+        return token <= self._first
+
     def doubt(self, registration: Registration, *, rebooted: bool) -> bool:
         """The host that has it in the registry does not run it. True if that says nothing yet."""
         if self.mode:

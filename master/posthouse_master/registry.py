@@ -10,7 +10,7 @@ does not have.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -27,7 +27,15 @@ from posthouse.states import SHMEM_ACCESS, StopReason
 from posthouse_master.eventlog import stream_of
 from posthouse_master.store.base import Life, SpecRow, StateRow
 
-__all__ = ["TRANSITIONS", "Key", "Registration", "Registry", "Step", "domain_of"]
+__all__ = [
+    "TRANSITIONS",
+    "Key",
+    "Registration",
+    "Registry",
+    "Step",
+    "domain_of",
+    "packed_tokens",
+]
 
 Key = tuple[int, int]  # (slot, generation)
 _HOLDERS_SHOWN: Final = 5  # names in a refusal: enough to see a pattern
@@ -86,6 +94,8 @@ _DOMAIN: Final = BackgroundWorker(name="x", main="x:x").crash_domain  # where a 
 _PLACED = (Life.STARTING, Life.RUNNING)
 
 _unpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
+_unpack_tokens = msgspec.msgpack.Decoder(tuple[int, ...]).decode
+_pack_tokens = msgspec.msgpack.Encoder().encode
 
 
 _specs: dict[bytes, BackgroundWorker] = {}  # of what was used lately: a pure function's results
@@ -150,6 +160,7 @@ class Registration:
     awaits_ready: bool = False
     code: str = ""
     last_exit: bytes = b""
+    reserved: bytes = b""  # packed `after`
     # In memory only: processes of it that should not be; no START before all are known to be gone.
     strays: int = 0
     # In memory only: what its host says of a process that KILL does not end.
@@ -185,6 +196,17 @@ class Registration:
     def placed(self) -> bool:
         """A process of it exists, may exist, or may come into being."""
         return self.life in _PLACED
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """The tokens that its host may use by itself for the incarnations that follow; nothing may
+        be started elsewhere before it has given them back."""
+        return _unpack_tokens(self.reserved) if self.reserved else ()
+
+    @property
+    def loose(self) -> bool:
+        """It has no process that is known, and its host may start one by itself."""
+        return bool(self.reserved) and self.live and not self.placed
 
     @property
     def outdated(self) -> bool:
@@ -297,6 +319,15 @@ class Registry:
             self._shelve(registration)
         return registration
 
+    def redraw(self) -> None:
+        """It is a copy that was put back: a host may have used the tokens that it has reserved for
+        a process to come. Nothing else may use them again."""
+        for registration in (slot.live for slot in self._slots):
+            if registration is not None and registration.loose:
+                tokens = [self.draw_token() for _ in registration.after]
+                registration.reserved = packed_tokens(tokens)
+                self.changed[registration.key] = registration
+
     def restored(self) -> None:
         """All are back: find the free slots."""
         self._free = [index for index, slot in enumerate(self._slots) if slot.live is None]
@@ -377,6 +408,11 @@ class Registry:
     def draw_token(self) -> int:
         self.token += 1
         return self.token
+
+    def loose_on(self, host: str) -> list[Registration]:
+        """Those without a process that this host may start by itself."""
+        found = (slot.live for slot in self._slots)
+        return [each for each in found if each and each.loose and each.host == host]
 
     # --- changing ---
 
@@ -619,6 +655,11 @@ class Registry:
     def _hint(self, ref: str) -> str:
         near = get_close_matches(ref, islice(self._live_names, _NAMES_COMPARED), n=1)
         return f"did you mean {near[0]!r}?" if near else "`posthouse ps` lists the workers"
+
+
+def packed_tokens(tokens: Sequence[int]) -> bytes:
+    """As `Registration.reserved` has them."""
+    return _pack_tokens(tokens) if tokens else b""
 
 
 def domain_of(spec: BackgroundWorker) -> str:

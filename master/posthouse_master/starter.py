@@ -6,28 +6,36 @@ who cannot be started where. Must not know: how a process ends and what becomes 
 
 Invariant: an incarnation has one STARTING row, written with its token before its START leaves, and
 a new token is drawn only when no process of an older one can exist. Who has waited longest for a
-host goes first.
+host goes first. What a host may start by itself is started nowhere else.
 """
 
 from collections import Counter
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 from posthouse import limits
 from posthouse.messages import Start, StructRequest
 from posthouse.spec import BackgroundWorker
-from posthouse.states import SHMEM_ACCESS, EventKind, Phase
+from posthouse.states import NEVER_RESTART, SHMEM_ACCESS, EventKind, Phase, StopReason
 from posthouse_master.chronicle import Chronicle
 from posthouse_master.effects import Room
 from posthouse_master.pace import Pace
 from posthouse_master.phases import may_start
-from posthouse_master.placement import Fleet, Host, StartQueue, Wants, wants_of
-from posthouse_master.registry import Key, Registration, Registry, Step, domain_of
+from posthouse_master.placement import KEPT, Fleet, Host, StartQueue, Wants, keeps, wants_of
+from posthouse_master.registry import (
+    Key,
+    Registration,
+    Registry,
+    Step,
+    domain_of,
+    packed_tokens,
+)
 from posthouse_master.sessions import FrontDoor, Session, TimerKey
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
 from posthouse_master.turn import Turn
 
-__all__ = ["Starter"]
+__all__ = ["Starter", "wants_now"]
 
 _START_ROOM: Final = 128  # messages a link keeps free for stops and signals while it is given work
 
@@ -59,13 +67,17 @@ class Starter:
         self._chronicle = chronicle
         self._timers = timers
         self._barred: dict[str, set[Key]] = {}  # by host: who cannot be started there
+        # Written by Lifecycle: have its host give back the tokens that it has for this one.
+        self.take_back: Callable[[Turn, Registration, StopReason], None]
 
     def offer(self, turn: Turn, registration: Registration) -> None:
         """It may run as far as it is concerned: start it, or let it wait in line."""
         if registration.strays:
             return  # asked again when the last of them is known to be gone
-        wants = wants_of(registration.spec, registration.barred)
-        wants = wants._replace(failing=registration.streak > 1)
+        if registration.loose and not _stays(registration):
+            self.take_back(turn, registration, StopReason.APPLY)
+            return
+        wants = wants_now(registration)._replace(failing=registration.streak > 1)
         self.queue.add(registration.key, wants, turn.now.boot_s)
         host = self._fleet.choose(wants)
         if host is not None:
@@ -86,7 +98,7 @@ class Starter:
                 continue
             if not registration.pinned and self._fleet.free(host) <= 0:
                 continue  # one that names the host may still follow: its slot is its own
-            if not self._fleet.warden(wants_of(registration.spec), host):
+            if not self._fleet.warden(wants_now(registration), host):
                 continue  # one that was started just now has settled where their domain lives
             self._start(turn, registration, host)
 
@@ -98,7 +110,7 @@ class Starter:
             return
         if self.recovering or registration.name in self.withheld:
             return
-        wants = wants_of(registration.spec, registration.barred)
+        wants = wants_now(registration)
         host = self._fleet.choose(wants) if may_start(self.phase, wants.start_time) else None
         if host is not None:
             self._start(turn, registration, host)
@@ -111,6 +123,13 @@ class Starter:
         warden = self._fleet.warden(wants_of(registration.spec), host)
         assert session is not None
         assert warden, "placement lets nobody start where its crash domain lives under another"
+        if registration.loose and warden != KEPT:
+            self.take_back(turn, registration, StopReason.RESTART)
+            return
+        token, *after = registration.after or (self._registry.draw_token(),)
+        if warden == KEPT and registration.spec.restart_time != NEVER_RESTART:
+            missing = limits.reserved_tokens_max - len(after)
+            after += [self._registry.draw_token() for _ in range(missing)]
         self.queue.discard(registration.key)
         self._timers.cancel(("restart", registration.key))
         self._registry.move(
@@ -119,8 +138,9 @@ class Starter:
             host=host.name,
             warden=warden,
             incarnation=registration.incarnation + 1,
-            token=self._registry.draw_token(),
             domain=domain_of(registration.spec),
+            token=token,
+            reserved=packed_tokens(after),
             pid=None,
             pid_start=None,
             started_unix_s=None,
@@ -136,6 +156,56 @@ class Starter:
         )
         self.pace.started(registration, turn.now.boot_s)
         self._chronicle.record(turn, EventKind.STARTING, registration, rule=registration.rule)
+        self._send(turn, registration, session)
+        host.choked = self._is_choked(host, session)
+
+    def presume(self, turn: Turn, registration: Registration, **wish: Any) -> None:
+        """Its host may start the next incarnation by itself, or has done so: from here on that one
+        counts as being started. `wish`: the stop that it was asked for, which stands."""
+        assert registration.loose
+        token, *after = registration.after
+        self.withdraw(registration)
+        self._registry.move(
+            registration,
+            Step.START,
+            incarnation=registration.incarnation + 1,
+            token=token,
+            reserved=packed_tokens(after),
+            pid=None,
+            pid_start=None,
+            started_unix_s=None,
+            code="",
+            ready=False,
+            reason=f"host {registration.host} may start it by itself",
+            rule="E-ALONE",
+            restart_delay_s=None,
+            **wish,
+        )
+        self._chronicle.record(
+            turn,
+            EventKind.STARTING,
+            registration,
+            rule=registration.rule,
+            reason=registration.reason,
+        )
+
+    def resend(self, turn: Turn, registration: Registration, host: Host) -> None:
+        """START once more, under the same token: the host does not know it, or the host's plan may
+        come to it yet. Whatever it does, it runs this token once. To a host that has gone again it
+        is said in the next session."""
+        session = self._door.get(host.session) if host.settled else None
+        if session is None:
+            return
+        if registration.outdated:
+            self._registry.move(
+                registration,
+                Step.REVISE,
+                ran_revision=registration.revision,
+                domain=domain_of(registration.spec),
+            )
+        self._send(turn, registration, session)
+
+    def _send(self, turn: Turn, registration: Registration, session: Session) -> None:
         start = Start(
             registry=self._registry.identity,
             slot=registration.slot,
@@ -148,9 +218,9 @@ class Starter:
             structs=self._structs(registration.spec),
             source=registration.source,
             group=registration.group,
+            reserved=list(registration.after),
         )
         self._door.command(turn, session, start)
-        host.choked = self._is_choked(host, session)
         due_s = turn.now.boot_s + limits.start_attempt_s
         self._timers.set(("start", registration.key), due_s)
 
@@ -217,3 +287,15 @@ class Starter:
             registration.barred -= {host}
             if key in self.queue:
                 self.offer(turn, registration)
+
+
+def wants_now(registration: Registration) -> Wants:
+    """What placement looks at. A host that may start it by itself is the only one for it."""
+    wants = wants_of(registration.spec, registration.barred)
+    return wants._replace(host=registration.host) if registration.loose else wants
+
+
+def _stays(registration: Registration) -> bool:
+    """Whether its next incarnation may be the one that its host would start by itself."""
+    spec = registration.spec
+    return keeps(spec) and spec.host in (None, registration.host)

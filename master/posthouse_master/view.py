@@ -21,11 +21,11 @@ from posthouse_master.effects import Room
 from posthouse_master.eventlog import EventLog
 from posthouse_master.leases import ends_with_lease
 from posthouse_master.phases import may_start
-from posthouse_master.placement import Fleet, Host, wants_of
+from posthouse_master.placement import Fleet, Host
 from posthouse_master.registry import Registration, Registry
 from posthouse_master.rollout import Rollout
 from posthouse_master.sessions import FrontDoor, TimerKey
-from posthouse_master.starter import Starter
+from posthouse_master.starter import Starter, wants_now
 from posthouse_master.static import StaticRegistrations
 from posthouse_master.store.base import Life
 from posthouse_master.timers import Timers
@@ -197,7 +197,7 @@ class View:
         spec = registration.spec
         if not may_start(phase, spec.start_time):
             return self._gate(spec)
-        return self._fleet.why_waiting(wants_of(spec, registration.barred))
+        return self._fleet.why_waiting(wants_now(registration))
 
     def _gate(self, spec: BackgroundWorker) -> str:
         """What its start_time waits for; "" if the phase lets it start (or a shutdown decides)."""

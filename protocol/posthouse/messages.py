@@ -192,7 +192,8 @@ class Running(Record, frozen=True, kw_only=True):
 
 
 class Exit(Record, frozen=True, kw_only=True):
-    """One ended worker process whose end the master has not confirmed yet."""
+    """One ended worker process whose end the master has not confirmed yet. `went_on`: its host has
+    used a reserved token to start the next one by itself."""
 
     registry: Hex32
     slot: Int
@@ -202,6 +203,7 @@ class Exit(Record, frozen=True, kw_only=True):
     facts: ExitFacts
     ready: bool = False
     stop: StopReason | None = None
+    went_on: bool = False
 
 
 class Inventory(Message, frozen=True, kw_only=True):
@@ -322,7 +324,10 @@ class Start(Message, frozen=True, kw_only=True):
     """Start a process for this registration. Legal under the current session and epoch, if `token`
     is higher than any this host has seen for the slot. `structs`: those of its crash domain, which
     are there before the process is; only of a worker with SHMEM_ACCESS. `source` and `group`: who
-    declared it and with whom; the host keeps them for RECORD_TOLD and has no other use for them."""
+    declared it and with whom; the host keeps them for RECORD_TOLD and has no other use for them.
+    `reserved`: the tokens of the incarnations that follow, in order. While it has no session the
+    host may start those by itself, as the worker's own restart policy says; a STOP of this slot
+    takes them back, and so does the acknowledgement of the end that they would follow."""
 
     registry: Hex32
     slot: Int
@@ -335,6 +340,7 @@ class Start(Message, frozen=True, kw_only=True):
     structs: Annotated[list[StructRequest], Meta(max_length=limits.domain_structs_max)] = []
     source: Word = ""
     group: Word = ""
+    reserved: Annotated[list[Int], Meta(max_length=limits.reserved_tokens_max)] = []
 
 
 class GetRecord(Message, frozen=True, kw_only=True):

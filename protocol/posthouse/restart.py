@@ -16,7 +16,7 @@ from posthouse.signals import SIGNALS
 from posthouse.spec import BackgroundWorker
 from posthouse.states import NEVER_RESTART, StopReason
 
-__all__ = ["Decision", "Repeat", "decide", "decide_failed_start"]
+__all__ = ["Decision", "Repeat", "decide", "decide_failed_start", "takes_back"]
 
 _UNSEEN = ("warden_died", "host_rebooted", "host_lost")  # nobody saw it: not the worker's doing
 
@@ -121,6 +121,12 @@ def _began_reset(spec: BackgroundWorker, facts: ExitFacts, how: str, repeat: Rep
     if facts.domain_resets > 1:
         return _again(spec, "C2", f"{told}; {_AGAIN}", repeat)
     return Decision("restart", 0.0, "C2", told)
+
+
+def takes_back(stop: StopReason | None) -> bool:
+    """Whether a host whose process ended by this stop starts none by itself after it. The reset of
+    a crash domain is the host's own."""
+    return stop not in (None, StopReason.DOMAIN_RESET)
 
 
 def decide_failed_start(

@@ -50,6 +50,7 @@ class Machine:
         self.running: dict[int, Start] = {}
         self.exits: dict[int, Any] = {}
         self.highest = 0
+        self.used: dict[int, int] = {}  # by slot, the highest token
         self.agent: Any = None
 
     @property
@@ -76,8 +77,9 @@ class Machine:
             message = self.agent.inbox.pop(0)
             match message:
                 case Start():
-                    assert message.token > self.highest, "tokens rise on every host"
-                    self.highest = message.token
+                    assert message.token > self.used.get(message.slot, 0), "tokens rise by slot"
+                    self.used[message.slot] = message.token
+                    self.highest = max(self.highest, message.token)
                     self.running[message.token] = message
                     self.play.never_two()
                     self.agent.say(Started(worker=self.process(message)))

@@ -354,7 +354,7 @@ MESSAGES: dict[str, Message] = {
     "exited.lost": Exited(
         worker=Exit(
             registry=REGISTRY, slot=3, generation=1, incarnation=2, token=77,
-            facts=ExitFacts(cause="warden_died"),
+            facts=ExitFacts(cause="warden_died"), went_on=True,
         )
     ),
     "stop_done": StopDone(slot=3, generation=1, token=77),
@@ -371,7 +371,7 @@ MESSAGES: dict[str, Message] = {
     ),
     "start.full": Start(
         registry=REGISTRY, slot=4, generation=9, incarnation=1, token=79, revision=3,
-        spec=FULL_SPEC, warden="kept",
+        spec=FULL_SPEC, warden="kept", reserved=[81, 82, 90],
     ),
     "start.memory": Start(
         registry=REGISTRY, slot=5, generation=1, incarnation=1, token=80, revision=1, spec=SPEC,

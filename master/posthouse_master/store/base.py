@@ -130,6 +130,8 @@ class StateRow:
     awaits_ready: bool = False  # the process that a rollout replaces had said ready
     code: str = ""  # revision of what the newest process's runtime had loaded
     last_exit: bytes = b""
+    # packed: tokens, oldest first, that its host may use for what follows the newest incarnation
+    reserved: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ __all__: list[str] = []
 
 OPENING = "Opening as an agent"
 INVENTORY = "The inventory"
+RESERVED = "Reserved tokens"
 NEVER = "What a host must never say"
 LIFE = ("registered", "starting", "started")
 
@@ -261,16 +262,68 @@ def boot(kit: Kit) -> None:
     expect(rows[3]["exit"].get("cause") == "host_rebooted", "host_rebooted", rows[3])
 
 
-@case("inventory-lost-start", INVENTORY, "A START that never arrived is drawn anew", host=True)
-def lost_start(kit: Kit) -> None:
+@case("reserved", RESERVED, "A kept worker's next START uses the next reserved token", host=True)
+def reserved(kit: Kit) -> None:
     host, client = kit.host(), kit.client()
-    made = kit.register(client)
+    kit.register(client, on_partition="keep")
+    first = host.start()
+    tokens = first.get("reserved", [])
+    expect(bool(tokens) and tokens == sorted(set(tokens)), "rising reserved tokens", tokens)
+    expect(tokens[0] > first["token"], "reserved tokens above its own", first)
+    host.exit(first["token"], **FAILED_1)
+    second = host.start()
+    got = (second["token"], second["incarnation"])
+    expect(got == (tokens[0], first["incarnation"] + 1), f"token {tokens[0]}", got)
+    expect(second["reserved"][:-1] == tokens[1:], "the others as they were", second["reserved"])
+
+
+@case("reserved-went-on", RESERVED, "What a host did by itself is told by incarnation", host=True)
+def went_on(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client, on_partition="keep")
+    order = host.start()
+    kit.follow(client, made["ref"])
+    kit.rows(client, "registered", "starting", "started")
+    next_ = order | {"token": order["reserved"][0], "incarnation": order["incarnation"] + 1}
+    host.ended(order["token"], **FAILED_1)["went_on"] = True
+    host.appears(next_)
+    host.join()
+    rows = kit.rows(client, "exited", "starting", "started")
+    got = [row["incarnation"] for row in rows]
+    wanted = [order["incarnation"], next_["incarnation"], next_["incarnation"]]
+    expect(got == wanted, f"incarnations {wanted}", got)
+    no_start(kit)
+
+
+@case(
+    "inventory-lost-start", INVENTORY, "A kept worker's lost START comes again as it was", host=True
+)
+def said_again(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client, on_partition="keep")
     lost = host.ordered()
     host.join()
-    order = host.start()  # fails unless its token is higher
-    expect(order["incarnation"] >= lost["incarnation"], "another incarnation", order)
+    order = host.peer.next(wire.START)
+    same = ("token", "incarnation", "reserved")
+    expect(all(order[n] == lost[n] for n in same), "the same token", order)
+    host.started(order)
     status = kit.status(client, made["ref"])
     expect(status["state"] == "started", "started", status)
+
+
+@case("reserved-stop", RESERVED, "A kept worker that waits is asked for before it ends", host=True)
+def asked_for(kit: Kit) -> None:
+    host, client = kit.host(), kit.client()
+    made = kit.register(client, on_partition="keep", restart_time=30.0)
+    order = host.start()
+    host.exit(order["token"], **FAILED_1)
+    client.ask(wire.TERMINATE, wire.DONE, ref=made["ref"])
+    stop = host.stopped(order["reserved"][0], "terminate")
+    expect(not kit.status(client, made["ref"]).get("final", False), "not final yet", stop)
+    host.has_none(stop)
+    status = kit.status(client, made["ref"])
+    expect(status.get("final", False), "final", status)
+    no_start(kit)
 
 
 @case("inventory-tokens", "Tokens", "Tokens go on beyond every one that a host has seen", host=True)

@@ -99,6 +99,7 @@ class Host:
         self.running: dict[int, dict[str, Any]] = {}
         self.exits: dict[int, dict[str, Any]] = {}
         self.highest_token = highest_token
+        self.used: dict[int, int] = {}  # by slot: the highest token
         self.name = ""
         self._joined = wire.NOBODY  # the session whose inventory was told by `join`
 
@@ -127,9 +128,11 @@ class Host:
     def ordered(self) -> dict[str, Any]:
         """The next message, which must be START; nothing is answered yet."""
         order = self.peer.next(wire.START)
-        highest = self.highest_token
-        expect(order["token"] > highest, f"START with a token above {highest}", order["token"])
-        self.highest_token = order["token"]
+        slot, token = order["slot"], order["token"]
+        highest = self.used.get(slot, 0) if order.get("reserved") else self.highest_token
+        expect(token > highest, f"START with a token above {highest}", token)
+        self.used[slot] = token
+        self.highest_token = max(self.highest_token, token)
         return order
 
     def start(self) -> dict[str, Any]:
@@ -140,11 +143,15 @@ class Host:
 
     def started(self, order: dict[str, Any]) -> None:
         """STARTED, acknowledged."""
+        self.peer.send(wire.STARTED, worker=self.appears(order))
+        self.peer.settled()
+
+    def appears(self, order: dict[str, Any]) -> dict[str, Any]:
+        """A process is there: its Running, not told yet."""
         worker = _identity(order, "incarnation", "revision")
         worker |= {"pid": 1000 + order["token"] % 30000, "pid_start": 1, "started_unix_s": 1.0}
         self.running[order["token"]] = worker
-        self.peer.send(wire.STARTED, worker=worker)
-        self.peer.settled()
+        return worker
 
     def stopped(self, token: int, reason: str) -> dict[str, Any]:
         """The next message, which must be STOP of this token for this reason."""
@@ -153,6 +160,11 @@ class Host:
             (stop["token"], stop["reason"]) == (token, reason), f"STOP of {token}: {reason}", stop
         )
         return stop
+
+    def has_none(self, stop: dict[str, Any]) -> None:
+        """STOP_DONE, acknowledged."""
+        self.peer.send(wire.STOP_DONE, **{n: stop[n] for n in ("slot", "generation", "token")})
+        self.peer.settled()
 
     def ended(self, token: int, stop: str = "", **facts: Any) -> dict[str, Any]:
         """A process is gone: its Exit, not told yet."""

@@ -212,8 +212,10 @@ def terminate(kit: Kit) -> None:
 def terminate_delay(kit: Kit) -> None:
     host, client = kit.host(), kit.client()
     made = kit.register(client, restart_time=0.3)
-    host.exit(host.start()["token"], **FAILED_1)
+    order = host.start()
+    host.exit(order["token"], **FAILED_1)
     client.ask(wire.TERMINATE, wire.DONE, ref=made["ref"])
+    host.has_none(host.stopped(order["reserved"][0], "terminate"))
     status = kit.status(client, made["ref"])
     expect(final(status) == ("stopped", True), "stopped and final", status)
     no_start(kit, 0.4)
@@ -309,8 +311,10 @@ def hold(kit: Kit) -> None:
 def hold_delay(kit: Kit) -> None:
     host, client = kit.host(), kit.client()
     made = kit.register(client, restart_time=0.2)
-    host.exit(host.start()["token"], **FAILED_1)
+    order = host.start()
+    host.exit(order["token"], **FAILED_1)
     client.ask(wire.HOLD, wire.DONE, ref=made["ref"])
+    host.has_none(host.stopped(order["reserved"][0], "hold"))
     no_start(kit, 0.3)
     failed(client, "refused", wire.RESTART, ref=made["ref"])
     client.ask(wire.RELEASE, wire.DONE, ref=made["ref"])

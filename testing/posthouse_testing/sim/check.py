@@ -47,6 +47,7 @@ from posthouse.messages import (
 from posthouse.records import Event, Status
 from posthouse.states import EventKind, StopReason
 from posthouse_agent import orders
+from posthouse_agent.wards import KEPT
 from posthouse_master.store.base import Life
 from posthouse_testing.sim.fold import fold
 from posthouse_testing.sim.host import Machine, Sessions
@@ -80,7 +81,7 @@ class Checker:
     ledger: Ledger
     living: dict[Key, Process] = field(default_factory=dict)
     last: dict[Key, Process] = field(default_factory=dict)
-    starts_sent: dict[int, bytes] = field(default_factory=dict)  # token -> session
+    starts_sent: dict[int, list[bytes]] = field(default_factory=dict)  # token -> sessions
     wardens: dict[int, str] = field(default_factory=dict)  # token -> kind that is to start it
     missing_to: dict[tuple[bytes, int], int] = field(default_factory=dict)  # by watch
     excused: dict[tuple[bytes, int], dict[str, int]] = field(default_factory=dict)  # by watch
@@ -124,8 +125,11 @@ class Checker:
         run = self.ledger.runs[key].get(start.incarnation)
         if run is None or run.token != start.token or state is None:
             self.fail(3, f"START of {key} token {start.token} before it is durable")
-        if self.starts_sent.setdefault(start.token, session) != session:
+        said = self.starts_sent.setdefault(start.token, [])
+        # A kept worker's host may come to this token by itself: nobody else can be given it.
+        if said and said[-1] != session and start.warden != KEPT:
             self.fail(6, f"START of {key} token {start.token} is sent again in a new session")
+        said.append(session)
 
     def _stop(self, stop: Stop) -> None:
         """What a registry does not know since it was restored ends on an operator's word only."""
@@ -138,7 +142,17 @@ class Checker:
         """An agent gives an order to its warden: the master must have said so in this session."""
         match order:
             case orders.StartWorker(token=token):
-                said = [self.starts_sent[token]] if token in self.starts_sent else []
+                said = self.starts_sent.get(token, [])
+                if not any(session in said for session in sessions) and self.ledger.reserves.alone(
+                    machine.name,
+                    order,
+                    self.last.get((order.slot, order.generation)),
+                    self.world.now_s,
+                    open_=sessions[-1] is not None,
+                ):
+                    self.world.figures["starts of hosts without a master"] += 1
+                    self.wardens[token] = KEPT
+                    return
             case orders.StopWorker(token=token):
                 said = self.stops_sent.get(token, [])
             case _:
@@ -170,7 +184,8 @@ class Checker:
         state = self.ledger.states.get(key) or self.ledger.dropped.get(key)
         if state is None or state.life is Life.RETIRED:
             self.fail(11, f"{machine.name} forks {key}, which is unregistered")
-        if order.token != state.token or state.host != machine.name:
+        may = self.ledger.reserves.may_fork(machine.name, order, state)
+        if (order.token != state.token or state.host != machine.name) and not may:
             self.fail(
                 3,
                 f"{machine.name} forks {key} token {order.token}; durable is token "
@@ -221,7 +236,8 @@ class Checker:
                 pass  # every warden is asked
             case orders.Ended(token=token):
                 self._gone(token, f"warden of {machine.name} reports the end of", reaped=True)
-            case orders.ForkFailed(token=token):
+            case orders.ForkFailed(token=token) if self.wardens.get(token) != KEPT:
+                # That of a kept one may be ordered again, as long as the log does not say so.
                 self.ledger.barred.setdefault(token, f"its start on {machine.name} failed")
             case orders.StopUnknown(token=token):
                 self._gone(token, f"warden of {machine.name} does not know", reaped=False)

@@ -143,6 +143,8 @@ class Declarations:
         """A state is written, the last of the turn that changed it."""
         if old is not None and new.proven_revision > old.proven_revision:
             self._proven(key, old, new)
+        if old is not None and new.token == old.token and new.ran_revision > old.ran_revision:
+            self._away.setdefault(key)  # its START did not arrive, and goes out with new content
         held = new.life is Life.HELD or (old is not None and old.life is Life.HELD)
         if held and key in self._away:  # an operator has it, so others do not wait for it
             del self._away[key]

@@ -250,6 +250,7 @@ class Machine:
             slot=order.slot,
             generation=order.generation,
             incarnation=order.incarnation,
+            revision=order.revision,
             spec=order.spec,
             pid=self.next_pid(),
             pid_start=self._pid_starts,

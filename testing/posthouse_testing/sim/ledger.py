@@ -44,6 +44,7 @@ from posthouse_master.store.base import (
     first_number,
 )
 from posthouse_master.store.memory import MemoryDisk
+from posthouse_testing.sim.alone import ALONE, Reserves, reserved_in
 from posthouse_testing.sim.declared import Declarations
 from posthouse_testing.sim.fold import Fold
 from posthouse_testing.sim.process import Process
@@ -98,6 +99,7 @@ class Ledger:
     finished: dict[Key, Event] = field(default_factory=dict)  # UNREGISTERED rows
     barred: dict[int, str] = field(default_factory=dict)  # tokens never to be forked: why
     newest_token: int = 0
+    reserves: Reserves = field(default_factory=Reserves)
     # Of histories that a restore has lost: what was drawn, and who was there.
     lost: dict[int, Key] = field(default_factory=dict)
     lost_keys: dict[Key, None] = field(default_factory=dict)
@@ -121,6 +123,9 @@ class Ledger:
         known = {run.token for runs in history["runs"].values() for run in runs.values()}
         for key, runs in self.runs.items():
             self.lost |= {run.token: key for run in runs.values() if run.token not in known}
+        known.update(token for row in history["states"].values() for token in reserved_in(row))
+        for key, row in self.states.items():
+            self.lost |= {token: key for token in reserved_in(row) if token not in known}
         gone = [*self.specs, *self.dropped]
         self.lost_keys |= dict.fromkeys(
             key for key in gone if key not in history["specs"] and key not in history["dropped"]
@@ -224,8 +229,14 @@ class Ledger:
                 self.fail(11, f"{key} was unregistered and is {row.life} again")
             asked = row.stopping is old.stopping or row.life is Life.RETIRED
             kept = row.token in self.lost and asked  # a newer process was found, and has to end
+            kept = kept or row.token in reserved_in(old)  # its host may have come to that by itself
             if old.stopping is StopReason.TERMINATE and row.token != old.token and not kept:
                 self.fail(11, f"{key} gets a new token after terminate")
+        if self.counters.recovery and row.token == (old.token if old is not None else 0):
+            # Drawn anew: the host may have used the old ones in the history that was lost.
+            gone = set(reserved_in(old)) - set(reserved_in(row))
+            self.lost |= dict.fromkeys(gone, key)
+        self.newest_token = max(self.newest_token, self.reserves.put(key, old, row))
         self.declared.state(key, old, row)
         self.states[key] = row
 
@@ -284,6 +295,8 @@ class Ledger:
             slots[state.slot] = key
             # A restored registry finds what its hosts had been given before, beside its own.
             given = state.token > first_number(self.timeline)
+            # What a host does by itself it does within its own bound.
+            given = given and state.rule != ALONE
             if given and state.life in (Life.STARTING, Life.RUNNING):
                 placed[state.host] += 1
             wire = self.wires[key]
@@ -356,15 +369,19 @@ class Ledger:
         if event.token in self.lost:
             self._adopted(key, event)
             return
-        if self.terminated(key):
+        alone = event.rule == ALONE
+        if self.terminated(key) and not alone:
             self.fail(11, f"{key} is started after terminate")
         host = self.hosts.get(event.host)
-        if host is not None and host.draining:
+        if host is not None and host.draining and not alone:
             self.fail(13, f"{key} is started on {event.host}, which is drained")
-        if event.token <= self.newest_token:
+        reserved = self.reserves.starts(key, event)
+        if alone and not reserved:
+            self.fail(3, f"{key} may be started by {event.host} with token {event.token}: why?")
+        if event.token <= (runs[newest].token if reserved and newest else self.newest_token):
             self.fail(3, f"{key} is given token {event.token} after {self.newest_token}")
-        self.newest_token = event.token
-        revision = self.specs[key].revision
+        self.newest_token = max(self.newest_token, event.token)
+        revision = self.states[key].ran_revision if alone else self.specs[key].revision
         runs[event.incarnation] = Run(event.token, starting=event.sequence, revision=revision)
 
     def _adopted(self, key: Key, event: Event) -> None:
@@ -389,6 +406,8 @@ class Ledger:
         if run.started:
             self.fail(7, f"{line_of(event)}: started twice")
         run.started = event.sequence
+        if process is not None:
+            run.revision = process.revision  # its START may have gone out once more, or never
         # A process that its warden did not live to write down was started all the same.
         if process is not None and event.pid not in (None, process.pid):
             self.fail(7, f"{line_of(event)}: the process has pid {process.pid}")
@@ -451,6 +470,8 @@ class Ledger:
 
     def _decision(self, key: Key, event: Event) -> None:
         """E1, E2, E3: exit 0, NEVER_RESTART and terminate unregister; nothing else does."""
+        if event.rule == ALONE and not event.final:
+            return  # its host goes on, whatever was asked for meanwhile
         facts = event.exit or ExitFacts()
         never = self.wires[key].get("restart_time", 5.0) == NEVER_RESTART
         if event.stop is StopReason.TERMINATE or self.terminated(key):
@@ -511,7 +532,7 @@ _HISTORY = (
     "folds",
     "finished",
     "newest_token",
-)
+)  # reserves stay: a token is reserved once, in whatever history
 
 
 def _copied(value: Any) -> Any:

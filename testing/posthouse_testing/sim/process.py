@@ -28,6 +28,7 @@ class Process:
     slot: int
     generation: int
     incarnation: int
+    revision: int
     spec: dict[str, Any]
     pid: int
     pid_start: int
