@@ -22,6 +22,7 @@ __all__ = [
     "MakeSegment",
     "MemoryEffect",
     "crash_domain",
+    "refusal",
 ]
 
 _ROLES: Final = ("sender", "receiver")
@@ -183,7 +184,7 @@ class Domains:
         domain, effects = self._domain(name, boot_s)
         if domain is None:
             text = f"this host has {len(self._domains)} crash domains (limit {limits.domains_max})"
-            return [*effects, _error(token, message, "too_many_segments", text)]
+            return [*effects, refusal(token, message, "too_many_segments", text)]
         if domain.cause:
             if token in domain.members:
                 return effects  # it is being ended
@@ -202,7 +203,7 @@ class Domains:
 
     def _wait(self, domain: _Domain, token: int, message: dict[str, Any]) -> list[MemoryEffect]:
         if sum(1 for waiting, _ in domain.waiting if waiting == token) >= limits.memory_asks_max:
-            return [_error(token, message, "refused", "too many unanswered questions")]
+            return [refusal(token, message, "refused", "too many unanswered questions")]
         domain.waiting.append((token, message))
         return []
 
@@ -226,7 +227,7 @@ class Domains:
                 case op:
                     raise _Refused("unsupported", f"this warden does not know {str(op)[:64]!r}")
         except _Refused as refused:
-            return [_error(token, message, refused.code, str(refused))]
+            return [refusal(token, message, refused.code, str(refused))]
 
     def _locks(self, domain: _Domain, token: int, message: dict[str, Any]) -> list[MemoryEffect]:
         effects: list[MemoryEffect] = []
@@ -465,5 +466,6 @@ def _reply(message: dict[str, Any]) -> dict[str, Any]:
     return {"op": "reply", "id": number if isinstance(number, int) else 0}
 
 
-def _error(token: int, message: dict[str, Any], code: str, text: str) -> AnswerMemory:
+def refusal(token: int, message: dict[str, Any], code: str, text: str) -> AnswerMemory:
+    """The answer that there is no memory, and why."""
     return AnswerMemory(token, _reply(message) | {"error": {"code": code, "message": text}})

@@ -14,7 +14,7 @@ from posthouse.ids import Instant
 from posthouse.signals import SIGNALS
 from posthouse.states import StopReason
 from posthouse_agent import orders
-from posthouse_agent.domains import Domains, MemoryEffect, crash_domain
+from posthouse_agent.domains import Domains, MemoryEffect, crash_domain, refusal
 from posthouse_agent.orders import (
     Confirm,
     NoteReady,
@@ -125,6 +125,7 @@ class WardenCore:
         self._tenure = Tenure()
         self._master = Remember()
         self._domains = Domains(entropy)  # of handles; without it no worker asks for memory
+        self._spoilt: set[str] = set()  # domains that a death spoilt while this warden ends
         self._run_as = run_as
         self._instance = instance
         self._kind = kind
@@ -567,6 +568,9 @@ class WardenCore:
         if isinstance(event, MemoryFailed):
             return [*self._domains.failed(worker.domain, event.number)]
         name, message = worker.domain, event.message
+        if name in self._spoilt:
+            text = f"the warden ends, and a member of crash domain {name} has died badly"
+            return [refusal(event.token, message, "stopping", text)]
         return [*self._domains.asked(event.token, name, message, now.boot_s)]
 
     def _resets(
@@ -575,11 +579,14 @@ class WardenCore:
         """Who must end because a member of their domain died as it did. Whether its memory can be
         trusted is told by how it died, not by who asked for that: it was killed, or left with
         another code than 0 or 1, or with a lock held."""
-        if not w.domain or token not in self._domains.members(w.domain) or self._terminating:
+        if not w.domain or token not in self._domains.members(w.domain):
             return frozenset()
         lock_held = facts.get("lock_held") is True
         clean = facts.get("code") in (0, 1) and not lock_held
         if clean or self._domains.facts(w.domain):
+            return frozenset()
+        if self._terminating:
+            self._spoilt.add(w.domain)  # all are ended anyway, each with the grace that it has
             return frozenset()
         signal, code = facts.get("signal"), facts.get("code")
         how = f"ended by signal {signal}" if signal is not None else f"exited with code {code}"

@@ -10,7 +10,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from posthouse import limits
 from posthouse.ids import Instant
+from posthouse.states import SHMEM_ACCESS
 from posthouse_agent import orders
+from posthouse_agent.domains import AnswerMemory
 from posthouse_agent.orders import (
     Attach,
     Attached,
@@ -44,6 +46,7 @@ from posthouse_agent.warden_effects import (
     Intent,
     Kill,
     Look,
+    MemoryAsked,
     NotForked,
     Ordered,
     ProcessEnded,
@@ -535,3 +538,25 @@ def test_the_fuse_is_not_taken_out_behind_a_renewal_that_it_has_not_answered(cor
     assert core.handle(Armed(0, 0.0), Instant(70, 70)) == []
     _, refused = core.handle(Ordered(start(1, 0)), Instant(71, 71))
     assert refused.report.code == "no_lease"
+
+
+def asks(number=1):
+    return {"op": "named", "id": number, "key": "struct:s", "size": 64}
+
+
+def test_a_warden_that_ends_gives_nobody_what_a_death_has_spoilt(core):
+    """Its workers have their graces, so one may ask for memory that another, killed, had mapped."""
+    for token in (1, 2, 3):
+        domain = "d" if token < 3 else "other"
+        fork(core, token, slot=token, flags=SHMEM_ACCESS, crash_domain=domain)
+    core.handle(MemoryAsked(1, asks()), Instant(0, 9))
+    core.handle(Terminating(), Instant(0, 9))
+    killed = ProcessEnded(token=1, facts={"cause": "signaled", "signal": 9, "pid": 101})
+    assert not [e for e in core.handle(killed, Instant(0, 9)) if isinstance(e, Kill)], "each has its own grace"
+    (answer,) = core.handle(MemoryAsked(2, asks(7)), Instant(0, 9))
+    assert answer.token == 2
+    assert not answer.gives
+    assert answer.message["error"]["code"] == "stopping"
+    assert "crash domain d" in answer.message["error"]["message"]
+    others = [e for e in core.handle(MemoryAsked(3, asks()), Instant(0, 9)) if isinstance(e, AnswerMemory)]
+    assert others[0].gives
