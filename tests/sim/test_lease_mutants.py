@@ -95,10 +95,10 @@ def old_renewal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is granted late is granted from then on: the stamp is looked at by nobody."""
     true = AgentCore._granted
 
-    def granted(self: Any, granted: Any) -> None:
+    def granted(self: Any, granted: Any, now: Any) -> None:
         newest = self._granted_s or 0.0
         later = max(newest, granted.stamp_s) + 3.0
-        true(self, dial.Granted(later, granted.lease_s, int(later * 1e6)))
+        true(self, dial.Granted(later, granted.lease_s, int(later * 1e6)), now)
 
     monkeypatch.setattr(AgentCore, "_granted", granted)
 

@@ -143,8 +143,8 @@ def every_reset_restarts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def exit_is_confirmed_before_the_master_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     true = AgentCore._ended
 
-    def ended(self: Any, kind: str, report: Any) -> None:
-        true(self, kind, report)
+    def ended(self: Any, kind: str, report: Any, now: Any) -> None:
+        true(self, kind, report, now)
         self._effects.append(Give(kind, orders.Confirm(tokens=[report.token])))
 
     monkeypatch.setattr(AgentCore, "_ended", ended)
