@@ -152,8 +152,14 @@ def test_an_agent_that_is_pid_1_is_a_small_init(
         init.kill(signal.SIGTERM)
         assert container.daemon.wait(30) == 0
         assert not container.processes()
-        told = list(client.events(after=cursor, follow=False))
-        exits = [e for e in told if e.kind is EventKind.EXITED]
+
+        def ends() -> list[
+            Any
+        ]:  # the agent has said its last word; its master may have yet to read it
+            told = list(client.events(after=cursor, follow=False))
+            return [e for e in told if e.kind is EventKind.EXITED]
+
+        exits = eventually(lambda: len(found := ends()) == 3 and found)
         assert sorted(e.name for e in exits) == ["guarded", "pinned", "w"]
         for exited in exits:
             assert exited.stop is not None

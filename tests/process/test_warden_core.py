@@ -552,11 +552,15 @@ def test_a_warden_that_ends_gives_nobody_what_a_death_has_spoilt(core):
     core.handle(MemoryAsked(1, asks()), Instant(0, 9))
     core.handle(Terminating(), Instant(0, 9))
     killed = ProcessEnded(token=1, facts={"cause": "signaled", "signal": 9, "pid": 101})
-    assert not [e for e in core.handle(killed, Instant(0, 9)) if isinstance(e, Kill)], "each has its own grace"
+    assert not [e for e in core.handle(killed, Instant(0, 9)) if isinstance(e, Kill)], (
+        "each has its own grace"
+    )
     (answer,) = core.handle(MemoryAsked(2, asks(7)), Instant(0, 9))
     assert answer.token == 2
     assert not answer.gives
     assert answer.message["error"]["code"] == "stopping"
     assert "crash domain d" in answer.message["error"]["message"]
-    others = [e for e in core.handle(MemoryAsked(3, asks()), Instant(0, 9)) if isinstance(e, AnswerMemory)]
+    others = [
+        e for e in core.handle(MemoryAsked(3, asks()), Instant(0, 9)) if isinstance(e, AnswerMemory)
+    ]
     assert others[0].gives

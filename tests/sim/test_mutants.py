@@ -88,7 +88,7 @@ def exit_is_reaped_before_it_is_written_down(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(WardenCore, "_on_end", on_end)
 
 
-@mutant(7, 17, within=50, only=("warden killed between effects", "worker killed"))
+@mutant(3, 7, 17, within=50, only=("warden killed between effects", "worker killed"))
 def intent_is_written_after_the_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     true = WardenCore._start
 
@@ -232,9 +232,9 @@ def never_restart_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
 def terminate_is_lost_when_it_races_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Lifecycle.exited
 
-    def exited(self: Any, turn: Any, registration: Any, ended: Any) -> None:
+    def exited(self: Any, turn: Any, registration: Any, ended: Any, **named: Any) -> None:
         registration.stopping = None
-        true(self, turn, registration, ended)
+        true(self, turn, registration, ended, **named)
 
     monkeypatch.setattr(Lifecycle, "exited", exited)
 
@@ -317,7 +317,7 @@ def host_is_given_more_than_its_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Fleet, "free", lambda *_: 1)
 
 
-@mutant(7, 17, 20, within=100, only=("host rebooted", "warden killed"))
+@mutant(3, 7, 17, 20, within=100, only=("host rebooted", "warden killed"))
 def reboot_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     true = Hosts._missing
 
