@@ -194,7 +194,8 @@ class Checker:
         last = self.last.get(key)
         if last is None:
             return
-        if last.incarnation >= order.incarnation and last.token not in self.ledger.lost:
+        again = last.incarnation >= order.incarnation and last.token not in self.ledger.lost
+        if again and not self.ledger.untold(last):
             self.fail(3, f"{key} incarnation {order.incarnation} after {last.incarnation}")
         self._not_too_soon(key, last)
 

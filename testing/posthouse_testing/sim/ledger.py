@@ -499,6 +499,15 @@ class Ledger:
             (r for r in rows if r.kind is EventKind.EXITED and r.token == process.token), None
         )
 
+    def untold(self, process: Process) -> bool:
+        """Whether its host has started it by itself and lost its power before anybody was told of
+        it: then nobody ever is, and its incarnation, not its token, is counted once more."""
+        with_power = process.orphaned or process.cause == "reboot"
+        if not with_power or process.token not in self.reserves.owners:
+            return False
+        runs = self.runs[process.slot, process.generation]
+        return all(run.token != process.token for run in runs.values())
+
     def newest(self, stream: str) -> int:
         """The newest row of a stream ("": of the log)."""
         rows = self.streams.get(stream, []) if stream else self.events
