@@ -254,14 +254,7 @@ class Lifecycle:
             self.ready(turn, registration)
         if terminated:  # STOP follows, once the host is settled
             self._registry.move(registration, Step.STOP, **wish)
-            self._chronicle.record(
-                turn,
-                EventKind.STOP_REQUESTED,
-                registration,
-                stop=registration.stopping,
-                by=registration.stop_by,
-                rule="M8",
-            )
+            self._asked(turn, registration)
 
     def resume(self, turn: Turn, registration: Registration) -> None:
         """After the master's own restart: a delay runs again in full, because nobody knows how
@@ -557,14 +550,18 @@ class Lifecycle:
         self._settle(turn, registration, decision, None, facts, changes, onward=True)
         self._starter.presume(turn, registration, **wish)
         if registration.stopping is not None:
-            self._chronicle.record(
-                turn,
-                EventKind.STOP_REQUESTED,
-                registration,
-                stop=registration.stopping,
-                by=registration.stop_by,
-                rule="M8",
-            )
+            self._asked(turn, registration)
+
+    def _asked(self, turn: Turn, registration: Registration) -> None:
+        """The row of a stop that was asked for before, and stands for its newest process, too."""
+        self._chronicle.record(
+            turn,
+            EventKind.STOP_REQUESTED,
+            registration,
+            stop=registration.stopping,
+            by=registration.stop_by,
+            rule="M8",
+        )
 
     def take_back(
         self, turn: Turn, registration: Registration, reason: StopReason, by: str = _MASTER

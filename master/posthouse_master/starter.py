@@ -37,6 +37,13 @@ from posthouse_master.turn import Turn
 
 __all__ = ["Starter", "wants_now"]
 
+_NO_PROCESS: Final[dict[str, Any]] = {
+    "pid": None,
+    "pid_start": None,
+    "started_unix_s": None,
+    "code": "",
+    "ready": False,
+}
 _START_ROOM: Final = 128  # messages a link keeps free for stops and signals while it is given work
 
 
@@ -141,11 +148,7 @@ class Starter:
             domain=domain_of(registration.spec),
             token=token,
             reserved=packed_tokens(after),
-            pid=None,
-            pid_start=None,
-            started_unix_s=None,
-            code="",
-            ready=False,
+            **_NO_PROCESS,
             stopping=None,
             stop_by="",
             stop_grace_s=None,
@@ -171,11 +174,7 @@ class Starter:
             incarnation=registration.incarnation + 1,
             token=token,
             reserved=packed_tokens(after),
-            pid=None,
-            pid_start=None,
-            started_unix_s=None,
-            code="",
-            ready=False,
+            **_NO_PROCESS,
             reason=f"host {registration.host} may start it by itself",
             rule="E-ALONE",
             restart_delay_s=None,

@@ -187,15 +187,20 @@ def test_an_end_that_was_heard_before_the_cut_is_told_once(
     assert not host.take(Start), "its delay is over, and it runs"
 
 
-def test_a_start_that_was_lost_is_the_one_that_its_host_has_made(
-    town: Any, client: Any, host: Any
-) -> None:
-    """Both drew the same incarnation, each without the other: it is one."""
+def lose_a_start(town: Any, client: Any, host: Any) -> tuple[Start, Start]:
+    """The first START of a worker, whose end is known, and the second, which never arrives."""
     client.register("w", host="a", restart_time=1)
     start = host.run()
     host.end(start, code=1)
     town.pass_time(1.1)
-    lost = host.one(Start)
+    return start, host.one(Start)
+
+
+def test_a_start_that_was_lost_is_the_one_that_its_host_has_made(
+    town: Any, client: Any, host: Any
+) -> None:
+    """Both drew the same incarnation, each without the other: it is one."""
+    start, lost = lose_a_start(town, client, host)
     host = town.host("a", settle=False)
     host.settle([running(host, start, 1)], [exit_of(host, start, 0, went_on=True, code=1)])
     assert not host.take(Start)
@@ -208,11 +213,7 @@ def test_a_start_that_was_lost_is_said_again_under_its_token(
     town: Any, client: Any, host: Any
 ) -> None:
     """The host has yet to hear that the end before it is known, so it may come to it by itself."""
-    client.register("w", host="a", restart_time=1)
-    start = host.run()
-    host.end(start, code=1)
-    town.pass_time(1.1)
-    lost = host.one(Start)
+    start, lost = lose_a_start(town, client, host)
     host = town.host("a", settle=False)
     host.settle([], [exit_of(host, start, 0, went_on=False, code=1)])
     again = host.run()
