@@ -44,6 +44,7 @@ _OPERATORS: Final = frozenset(
 _OF_PROCESS: Final = ("pid", "pid_start", "started_unix_s", "code", "warden")
 _OF_STOP: Final = ("stopping", "stop_by", "stop_grace_s")
 _MASTER: Final = "the master"
+_WARDEN_GONE: Final = ("warden_died", "host_rebooted")  # causes of ends that it told after that
 _STRONGER_THAN_HOLD: Final = (StopReason.TERMINATE, StopReason.HOLD)
 _STRONGER_THAN_SHUTDOWN: Final = _STRONGER_THAN_HOLD  # what they ask for outlives the shutdown
 
@@ -330,7 +331,9 @@ class Lifecycle:
             self._started(turn, registration, facts.pid, None, facts.started_unix_s)
         if ended.ready:
             self.ready(turn, registration)
-        back = gone or takes_back(ended.stop)  # what was reserved for its host
+        # What was reserved for its host: a warden that did not live to see an end has no plans.
+        gone = gone or (facts.cause in _WARDEN_GONE and not ended.went_on)
+        back = gone or takes_back(ended.stop)
         if registration.reserved and not back and ended.went_on:
             self._onward(turn, registration, facts, "its host went on by itself")
             return

@@ -307,6 +307,20 @@ def declare(client: Any, host: str, **values: Any) -> None:
     assert isinstance(client.ask(Apply, source="shop", workers=[worker]), Applied)
 
 
+@pytest.mark.parametrize("cause", ["warden_died", "host_rebooted"])
+def test_an_end_that_its_warden_did_not_see_ends_what_was_reserved(
+    town: Any, client: Any, host: Any, cause: str
+) -> None:
+    """The host may have used those tokens, and have lost every trace of that with its power."""
+    client.register("w", host="a", restart_time=0)
+    start = host.run()
+    host = town.host("a", settle=False, boot_id="boot-2")
+    host.settle([], [exit_of(host, start, 0, went_on=False, cause=cause)])
+    again = host.run()
+    assert again.incarnation == 2
+    assert again.token > start.reserved[-1]
+
+
 def test_nothing_is_started_elsewhere_that_its_host_may_start(town: Any, client: Any) -> None:
     """The worker is to move while it waits, and the host that had it is cut off."""
     a, b = town.host("a"), town.host("b")

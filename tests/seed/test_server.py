@@ -184,7 +184,7 @@ def test_a_crash_restarts_at_once_whom_it_took_down(register, said, until) -> No
     """The server reinitializes: restart_time is not waited for."""
     fields = {"flags": SHMEM_ACCESS, "crash_domain": "reset", "restart_time": 1000}
     crashed, other = (register("adds", 1, **fields) for _ in range(2))
-    said(crashed), said(other)
+    said(crashed, 1), said(other, 1)  # both of its lines: what follows is of the next one
     os.kill(crashed.status().pid, signal.SIGKILL)
     for handle in (crashed, other):
         status = until(handle, lambda now: now.incarnation == 2 and now.pid is not None)
