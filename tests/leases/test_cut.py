@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.leases.conftest import WORKERS
 
@@ -30,6 +31,13 @@ def held_by(site: Any, host: str) -> bool:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def holder_of(site: Any, host: str) -> int:
+    """The worker's process, by who is its parent: nobody can be asked."""
+    children = psutil.Process(site.warden_pid(host, "kept")).children()
+    (pid,) = [child.pid for child in children if "holder" in " ".join(child.cmdline())]
+    return int(pid)
 
 
 def no_overlap(site: Any) -> None:
@@ -126,3 +134,39 @@ def test_a_program_and_its_daemon_run_on_the_other_host_and_never_on_both(
         eventually(lambda: site.heard() == set(site.hosts), site)
         assert handle.status().host == other
     no_overlap(site)
+
+
+def test_a_cut_host_goes_on_with_its_kept_worker_and_its_history_is_merged(site, eventually):
+    """It is killed while its host is cut off, and started again by the host alone, under tokens
+    that were reserved for that; when the cable is back all of it is told."""
+    site = site()
+    with site.connect() as cluster:
+        host = site.hosts[0]
+        handle = cluster.register(worker_of(site, host=host))
+        first = handle.wait_for_startup(timeout=30)
+        eventually(lambda: held_by(site, host), site)
+        site.cut(host)
+        tokens = [first.token]
+        for _ in range(2):
+            os.kill(holder_of(site, host), signal.SIGKILL)
+            eventually(lambda: site.beats()[-1][1] not in tokens, site)
+            tokens.append(site.beats()[-1][1])
+        assert tokens == sorted(set(tokens))
+        eventually(lambda: not handle.status().reachable, site)
+        assert handle.status().incarnation == 1, "nobody has told"
+        site.heal(host)
+        last = eventually(
+            lambda: (s := handle.status()).incarnation == 3 and s.reachable and s, site
+        )
+        assert (last.token, last.pid) == (tokens[-1], holder_of(site, host))
+        no_overlap(site)
+        rows = list(handle.events(follow=False))
+        for number, token in enumerate(tokens, 1):
+            mine = [row for row in rows if row.incarnation == number]
+            assert {row.token for row in mine} == {token}
+            kinds = [row.kind for row in mine]
+            assert kinds.count(EventKind.STARTED) == 1
+            assert kinds.count(EventKind.EXITED) == (number < 3)
+        ends = [row for row in rows if row.kind is EventKind.EXITED]
+        assert [row.rule for row in ends] == ["E-ALONE", "E-ALONE"]
+        assert all(row.exit.signal == signal.SIGKILL for row in ends)
