@@ -23,6 +23,7 @@ from posthouse.records import Event
 from posthouse.spec import BackgroundWorker
 from posthouse.states import EventKind, Every, StopReason
 from posthouse_master.store.base import Life, RequestRow, SpecRow, StateRow
+from posthouse_testing.sim.alone import ALONE
 from posthouse_testing.sim.process import Process
 from posthouse_testing.sim.world import Violation, World
 
@@ -135,7 +136,7 @@ class Declarations:
                 if key not in self._away:
                     self._away[key] = None
                     self._pending.append((key, ledger.specs[key].max_unavailable))
-            case EventKind.STARTING if key in ledger.states:
+            case EventKind.STARTING if key in ledger.states and row.rule != ALONE:
                 if ledger.specs[key].revision > ledger.states[key].proven_revision:
                     self._away.setdefault(key)
 
