@@ -189,7 +189,8 @@ def _rows_of_requests() -> list[Row]:
         Row(
             "terminate while cut, of one that dies meanwhile",
             f"{cut}\nkill w\ngone w\nask terminate w\nasked\n{heal}",
-            ends={"w": "SIGKILL|terminate"},
+            # Its host may go on by itself, until it hears of that; it is asked whether it has.
+            ends={"w": "SIGKILL( start_failed| terminate)?|terminate"},
             workers="w@a v@a",
         ),
         Row(
