@@ -779,8 +779,9 @@ class AgentCore:
             return  # nothing of it is missed
         for token in [token for token, of in self._starting.items() if of == kind]:
             del self._starting[token]
-        if in_order and others:
-            # It has told everything, and another one may have to say how its workers end.
+        if in_order and (others or self._exits):
+            # It has told everything, which has yet to be heard; and another one may have to say
+            # how its workers end. A socket that is closed now may take the last words along.
             seat.returns = True
         elif self._dialler.open:
             self._end_session(f"the {kind} warden is gone: {reason}", now)

@@ -807,3 +807,24 @@ def test_code_of_a_worker_is_told_to_the_master(bench: Bench, make_forked: Make)
     bench.deliver()
     (started,) = bench.said(Started)
     assert started.worker.code == "5f0d2c9a41be"
+
+
+def test_the_session_outlives_a_warden_whose_last_words_are_not_acknowledged(
+    bench: Any, make_ended: Any
+) -> None:
+    """It ends on purpose: what it told is on its way, and would go with the connection."""
+    bench.attach()
+    bench.open()
+    bench.acknowledge()
+    running = bench.started(5)
+    bench.report(replace(make_ended(running), stop="shutdown"))
+    bench.report(orders.Forget())
+    bench.warden_gone()
+    assert bench.core.session is not None
+    bench.deliver()
+    bench.acknowledge()
+    assert bench.master.exits_told() == [5]
+    assert not bench.core.unconfirmed
+    bench.tick()
+    bench.attach(instance="22" * 16)
+    assert bench.core.session is None, "the next inventory is the new one's"

@@ -55,6 +55,7 @@ class Declarations:
     _away: dict["Key", None] = field(default_factory=dict)  # taken away last at the end
     _awaits_ready: dict["Key", None] = field(default_factory=dict)
     _pending: list[tuple["Key", int]] = field(default_factory=list)
+    _alone: dict["Key", None] = field(default_factory=dict)  # its host may start it, or has
 
     def fail(self, number: int, text: str) -> NoReturn:
         raise Violation(number, text)
@@ -133,10 +134,16 @@ class Declarations:
                     self._awaits_ready.pop(key, None)
             case EventKind.STOP_REQUESTED if row.stop is StopReason.APPLY:
                 self.world.figures["processes replaced by a rollout"] += 1
-                if key not in self._away:
+                asked_for = ledger.folds[key].life is Life.STARTING and key in self._alone
+                if asked_for:  # it waited, and its host is asked whether it has gone on by itself
+                    self._away.setdefault(key)
+                elif key not in self._away:
                     self._away[key] = None
                     self._pending.append((key, ledger.specs[key].max_unavailable))
-            case EventKind.STARTING if key in ledger.states and row.rule != ALONE:
+            case EventKind.STARTING if row.rule == ALONE:
+                self._alone[key] = None
+            case EventKind.STARTING if key in ledger.states:
+                self._alone.pop(key, None)
                 if ledger.specs[key].revision > ledger.states[key].proven_revision:
                     self._away.setdefault(key)
 
