@@ -171,6 +171,10 @@ class _Shell:
             while not self._end:
                 self._round()
             systemd.stopping()
+            # Wardens that were told to end before us have told how their workers ended: TERM may
+            # have come while that lies in their sockets.
+            for kind, connection in list(self._wardens.items()):
+                self._talk_with(kind, connection)
             self._feed(Leave(self._end))
             self._say_notes()
             self._talk.say("agent.ended", reason=self._end)

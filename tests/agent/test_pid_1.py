@@ -153,9 +153,8 @@ def test_an_agent_that_is_pid_1_is_a_small_init(
         assert container.daemon.wait(30) == 0
         assert not container.processes()
 
-        def ends() -> list[
-            Any
-        ]:  # the agent has said its last word; its master may have yet to read it
+        def ends() -> list[Any]:
+            """The agent has said its last word; its master may have yet to read it."""
             told = list(client.events(after=cursor, follow=False))
             return [e for e in told if e.kind is EventKind.EXITED]
 
