@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from posthouse import limits
+from posthouse.errors import InvalidField
 from posthouse.ids import Instant
 from posthouse.messages import Exit, Start, StructRequest
 from posthouse.pacing import Budget, Spent, next_streak
@@ -164,6 +165,7 @@ def start_of(order: StartWorker) -> Start:
         for each in order.structs
     ]
     try:
+        BackgroundWorker.from_wire(order.spec)  # this version may have other rules
         return Start(
             registry=order.registry,
             slot=order.slot,
@@ -178,5 +180,5 @@ def start_of(order: StartWorker) -> Start:
             source=order.source,
             group=order.group,
         )
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, InvalidField) as error:
         raise ValueError(str(error)) from None

@@ -176,6 +176,9 @@ def test_it_is_told_again_to_a_later_agent(plans: Plans) -> None:
     unnamed = dataclasses.replace(order, structs=[{"size": 4096}])
     with pytest.raises(ValueError, match="name"):
         start_of(unnamed)
+    later = dataclasses.replace(order, spec=order.spec | {"restart_time": "soon"})
+    with pytest.raises(ValueError, match="restart_time"):
+        start_of(later)
 
 
 def test_the_inventory_says_after_which_ends_the_host_went_on(plans: Plans) -> None:
