@@ -17,8 +17,13 @@ from posthouse.errors import PosthouseError
 START = Cursor(0, 0)
 
 
+_saying = threading.Lock()
+
+
 def say(*words: object) -> None:
-    print(*words, flush=True)
+    # print() writes word by word: two threads would tell one line made of both.
+    with _saying:
+        print(*words, flush=True)
 
 
 def asked(cluster: Any, what: str, name: str) -> Any:
